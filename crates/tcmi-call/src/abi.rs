@@ -1,0 +1,183 @@
+//! The agent blob's interface: what whoever injects it writes into its memory,
+//! and what its entry points expect in registers.
+//!
+//! The blob is position-independent. Its image begins with a [`BlobHeader`] that
+//! names the entry points by offset. One private region in the target process:
+//! the image (code made read-execute, the rest read-write), one [`ProcArea`], then
+//! one [`ThreadArea`] for each thread. Registers at entry: rsp as said below,
+//! everything else free; the direction flag clear.
+
+use crate::frame::CALL_BUFFER_INLINE_BYTES;
+use crate::record::DirectionKeys;
+
+pub const BLOB_MAGIC: u64 = u64::from_le_bytes(*b"TCMIAGT1");
+
+/// First bytes of the image.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct BlobHeader {
+    pub magic: u64,
+    /// [`BatchOp`]s one after the other; see [`Batch`]. rdi = &Batch, rsp = a stack.
+    /// Written without touching the FPU.
+    pub batch: u64,
+    /// The shadow thread's loop. rdi = &ThreadArea, gs base = the same, rsp = top of its stack,
+    /// all signals blocked by the caller. Never returns.
+    pub serve: u64,
+    /// Signal handler (SA_SIGINFO) of the shadow. Finds its ThreadArea by gs base.
+    pub on_signal: u64,
+    /// SA_RESTORER: mov eax, 15; syscall.
+    pub restorer: u64,
+    /// The helper thread in a guest: rdi = &StewardArea. Never returns. Uses no stack.
+    pub steward: u64,
+    /// Address of the `syscall` instruction's *next* byte in the steward: what seccomp shows as
+    /// instruction_pointer for the steward's calls.
+    pub steward_syscall_end: u64,
+    /// In `serve`: first byte of the forwarded call's window (the test for signals) and
+    /// the byte after its `syscall` instruction. A thread stopped with
+    /// `window_start <= rip <= window_end` and a restart code in rax is in a forwarded call.
+    pub window_start: u64,
+    pub window_end: u64,
+    /// One `syscall; int3` pair for single remote calls.
+    pub syscall_insn: u64,
+    pub image_bytes: u64,
+}
+
+/// One system call of a batch.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BatchOp {
+    pub nr: u64,
+    pub args: [u64; 6],
+    /// Filled in: the kernel's return value.
+    pub ret: i64,
+    /// Bits of [`batch_flags`].
+    pub flags: u64,
+}
+
+pub mod batch_flags {
+    /// Stop the batch when this call returns an error.
+    pub const STOP_ON_ERROR: u64 = 1;
+}
+
+/// A batch and the way out of it.
+///
+/// After the last call (or the first failed one with STOP_ON_ERROR) the agent
+/// writes `done`, then sends itself `done_signal` (tgkill), which stops it for
+/// its tracer; the tracer sets registers and goes on. If tgkill *returns*, the
+/// tracer is dead: the agent restores `mask` and the registers in `regs` and
+/// jumps back to the program, using 8 bytes below the program's red zone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Batch {
+    pub ops: u64,
+    pub count: u64,
+    /// Filled in: calls made.
+    pub done: u64,
+    pub tgid: u64,
+    pub tid: u64,
+    pub done_signal: u64,
+    /// Signal mask to go back with when the tracer is dead.
+    pub mask: u64,
+    pub regs: UserRegs,
+}
+
+/// `struct user_regs_struct` of x86-64.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UserRegs {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub orig_rax: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub eflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub ds: u64,
+    pub es: u64,
+    pub fs: u64,
+    pub gs: u64,
+}
+
+/// One stream as the agent sees it: ChaCha20-Poly1305 in both directions.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct AgentStream {
+    /// Descriptor in the shadow, or -1.
+    pub fd: i32,
+    pub pad: u32,
+    pub tx: DirectionKeys,
+    pub rx: DirectionKeys,
+}
+
+/// Shared by the threads of one shadow.
+#[repr(C, align(64))]
+pub struct ProcArea {
+    /// Descriptors `reserved_first..=reserved_last` are tcmi's own.
+    pub reserved_first: i32,
+    pub reserved_last: i32,
+    pub tgid: i32,
+    /// Futex lock of `events` and `signal_seq`.
+    pub event_lock: u32,
+    /// Signals sent so far.
+    pub signal_seq: u32,
+    /// Forwarded calls begun so far, over all threads. 0 means the guest has had no
+    /// effect on the world: the original may still be resumed.
+    pub calls_begun: u64,
+    pub blob: u64,
+    pub events: AgentStream,
+}
+
+pub const THREAD_STACK_BYTES: usize = 32 * 1024;
+
+/// One shadow thread.
+#[repr(C, align(64))]
+pub struct ThreadArea {
+    /// Address of this structure (gs:[0]).
+    pub me: u64,
+    pub proc_area: u64,
+    pub tid: i32,
+    /// 1 while a forwarded call is being executed or about to be, else 0.
+    pub in_call: u32,
+    /// Set by the signal handler; `serve` looks at it before the call.
+    pub interrupted: u32,
+    /// Set to 1 by the keeper, with the thread stopped in the window, after it put -EINTR
+    /// into rax: the reply carries CANCELLED.
+    pub cancelled: u32,
+    pub calls: AgentStream,
+    pub stack: [u8; THREAD_STACK_BYTES],
+    /// Received and sent records, and the call's buffer.
+    pub record: [u8; 2 * RECORD_ROOM],
+    pub buffer: [u8; CALL_BUFFER_INLINE_BYTES],
+}
+const RECORD_ROOM: usize = 17 * 1024;
+
+/// The steward: executes calls in the guest on behalf of the monitor. Lives in a
+/// page shared (memfd) between the guest and the monitor.
+#[repr(C, align(64))]
+pub struct StewardArea {
+    /// Futex (shared). The monitor writes ops and count, then bumps it and wakes; the
+    /// steward executes, then sets `answered = request` and wakes that.
+    pub request: u32,
+    pub answered: u32,
+    pub count: u32,
+    pub pad: u32,
+    pub ops: [BatchOp; 16],
+    /// Room for what the ops point to.
+    pub data: [u8; 2048],
+}

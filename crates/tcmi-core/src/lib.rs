@@ -1,0 +1,3 @@
+//! Words of the project that every other part shares. No I/O.
+
+pub mod limits;

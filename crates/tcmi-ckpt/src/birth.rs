@@ -78,7 +78,7 @@ impl Newborn {
         taken.extend(mm.vmas.iter().map(|v| (v.start, v.end)));
         taken.extend([mm.vvar, mm.vdso, mm.reserved]);
         let len = Agent::room(blob);
-        let base = gap(&mut taken, len).ok_or(Error::Image("no room for the agent"))?;
+        let base = gap(&taken, len).ok_or(Error::Image("no room for the agent"))?;
         taken.push((base, base + len));
         let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
@@ -88,7 +88,7 @@ impl Newborn {
         self.agent = Agent::write_at(host, base, len, blob, libc::SIGURG)?;
         let seal = self.agent.seal_args(blob);
         call(self.frozen.leader_mut(), vdso_call, "mprotect", libc::SYS_mprotect, seal)?;
-        self.empty(&special, (base, base + len), mm, &mut taken)
+        self.empty(&special, (base, base + len), mm, &taken)
     }
 
     fn empty(
@@ -96,7 +96,7 @@ impl Newborn {
         special: &[&Mapping],
         agent: (u64, u64),
         mm: &AddressSpace,
-        taken: &mut Vec<(u64, u64)>,
+        taken: &[(u64, u64)],
     ) -> Result<()> {
         let first = special[0].start;
         let end = special.last().map_or(first, |m| m.end);
@@ -111,7 +111,14 @@ impl Newborn {
         if has_vdso && (end - first) != mm.vdso.1 - mm.vvar.0 {
             return Err(Error::unsupported("this node's kernel has another vDSO"));
         }
+        let rseq = self.frozen.leader().stopped()?.rseq()?;
         let mut b = self.leader();
+        if let Some(q) = rseq {
+            // The kernel writes there on every way to user mode, and kills where it cannot.
+            const UNREGISTER: u64 = 1;
+            let args = [q.ptr, q.size as u64, UNREGISTER, q.signature as u64, 0, 0];
+            b.push("rseq", libc::SYS_rseq, args)?;
+        }
         let mut at = 0;
         for (start, stop) in kept.into_iter().chain([(USER_END, USER_END)]) {
             if start > at {
@@ -120,7 +127,8 @@ impl Newborn {
             at = stop;
         }
         let move_to = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
-        for hop in if has_vdso { [(first, via), (via, mm.vvar.0)].as_slice() } else { &[] } {
+        let hops = [(first, via), (via, mm.vvar.0)];
+        for hop in hops.iter().filter(|_| has_vdso) {
             for m in special {
                 let (from, len) = (hop.0 + (m.start - first), m.len());
                 let args = [from, len, len, move_to, hop.1 + (m.start - first), 0];

@@ -16,6 +16,9 @@ pub enum Error {
     /// A system call made inside the process failed.
     #[error("{what} in the process: {}", std::io::Error::from_raw_os_error(*errno))]
     Remote { what: &'static str, errno: i32 },
+    /// Our own code faulted in the process.
+    #[error("the agent took signal {signal} at {rip:#x}, address {address:#x}")]
+    Fault { signal: i32, rip: u64, address: u64 },
     /// More threads kept appearing than rescans are allowed.
     #[error("the process creates threads faster than they can be stopped")]
     ThreadStorm,

@@ -83,20 +83,22 @@ fn part_at_end(a: &Vma) -> Vma {
     part(a, a.end, a.end)
 }
 
-/// A gap of `len` bytes in none of `taken`, from high addresses down.
-pub fn gap(taken: &mut Vec<(u64, u64)>, len: u64) -> Option<u64> {
+/// A gap of `len` bytes in none of `taken` (which may overlap), from high addresses down, with
+/// room around it.
+pub fn gap(taken: &[(u64, u64)], len: u64) -> Option<u64> {
     const TOP: u64 = 0x7fff_0000_0000;
     const LOWEST: u64 = 0x10_0000;
     const GUARD: u64 = 1 << 20;
-    taken.sort_unstable();
+    let mut by_end: Vec<(u64, u64)> = taken.to_vec();
+    by_end.sort_unstable_by_key(|&(_, end)| std::cmp::Reverse(end));
     let mut top = TOP;
-    for &(start, end) in taken.iter().rev() {
-        if end.saturating_add(GUARD) < top && top - end - GUARD >= len + GUARD {
+    for (start, end) in by_end.into_iter().chain([(0, LOWEST)]) {
+        if top.saturating_sub(end) >= len + 2 * GUARD {
             return Some(top - len - GUARD);
         }
         top = top.min(start);
     }
-    (top >= LOWEST + len + 2 * GUARD).then(|| top - len - GUARD)
+    None
 }
 
 #[cfg(test)]
@@ -175,9 +177,13 @@ mod tests {
 
     #[test]
     fn gaps_avoid_what_is_taken() {
-        let mut taken = vec![(0x7ffe_0000_0000, 0x7fff_0000_0000), (0x40_0000, 0x50_0000)];
-        let at = gap(&mut taken, 0x10_0000).expect("there is room");
+        let taken = [
+            (0x7ffe_0000_0000, 0x7fff_0000_0000),
+            (0x7ff0_0000_0000, 0x7ffe_1000_0000),
+            (0x7ff0_1000_0000, 0x7ff0_2000_0000),
+        ];
+        let at = gap(&taken, 0x10_0000).expect("there is room");
         assert!(taken.iter().all(|&(s, e)| at + 0x10_0000 <= s || at >= e));
-        assert_eq!(gap(&mut vec![(0, 0x7fff_0000_0000)], 4096), None);
+        assert_eq!(gap(&[(0, 0x7fff_0000_0000)], 4096), None);
     }
 }

@@ -307,10 +307,9 @@ fn create_timer(b: &mut Batcher, t: &PosixTimer, can_choose: bool) -> Result<()>
 
 /// A thread's own state but for registers and mask. To be called with the batch in that thread.
 pub fn set_thread(b: &mut Batcher, t: &ThreadImage) -> Result<()> {
-    if t.robust.0 != 0 {
-        let args = [t.robust.0, t.robust.1, 0, 0, 0, 0];
-        b.push("set_robust_list", libc::SYS_set_robust_list, args)?;
-    }
+    const ROBUST_HEAD_BYTES: u64 = 24;
+    let args = [t.robust.0, ROBUST_HEAD_BYTES, 0, 0, 0, 0];
+    b.push("set_robust_list", libc::SYS_set_robust_list, args)?;
     b.push("set_tid_address", libc::SYS_set_tid_address, [t.clear_tid, 0, 0, 0, 0, 0])?;
     let (sp, flags, size) = t.altstack;
     let at = b.data(bytes_of(&[sp, flags as u32 as u64, size]))?;

@@ -67,11 +67,21 @@ fn to_stop(mut t: Running, want: Stop) -> Result<Stopped> {
         match t.wait()? {
             Waited::Ended(_) => return Err(Error::Ended),
             Waited::Stopped(s, stop) if stop == want => return Ok(s),
+            Waited::Stopped(s, Stop::Signal(sig)) if is_fault(sig) => {
+                let mut addr = [0; 8];
+                addr.copy_from_slice(&s.siginfo()?[16..24]);
+                let address = u64::from_le_bytes(addr);
+                return Err(Error::Fault { signal: sig, rip: s.regs()?.rip, address });
+            }
             // Blocked signals are not delivered; what still comes is job control.
             Waited::Stopped(s, _) if matches!(want, Stop::Syscall) => t = s.to_syscall()?,
             Waited::Stopped(s, _) => t = s.cont(0)?,
         }
     }
+}
+
+fn is_fault(sig: i32) -> bool {
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS].contains(&sig)
 }
 
 /// Room for a batch's operations and what they point to.
@@ -179,7 +189,7 @@ impl Agent {
     pub fn write_at(pid: i32, base: u64, len: u64, blob: &Blob, done_signal: i32) -> Result<Self> {
         memory::write(pid, base, &blob.image_for(base))?;
         let scratch = base + page_up(blob.total_bytes() as u64);
-        Ok(Self { base, len, scratch, blob: blob.header(), done_signal })
+        Ok(Self { base, len, scratch, blob: *blob.header(), done_signal })
     }
     /// Arguments of the mprotect that makes the code executable.
     pub fn seal_args(&self, blob: &Blob) -> [u64; 6] {

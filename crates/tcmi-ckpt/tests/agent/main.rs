@@ -1,0 +1,6 @@
+//! The agent blob in processes of its own: a forked child that is all shadow, or all
+//! steward, or frozen under ptrace.
+
+mod calls;
+mod peer;
+mod shadow;

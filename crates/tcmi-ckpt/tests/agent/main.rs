@@ -2,5 +2,7 @@
 //! steward, or frozen under ptrace.
 
 mod calls;
+mod ends;
 mod peer;
 mod shadow;
+mod signals;

@@ -217,7 +217,10 @@ impl Shadow {
         calls.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
         events.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
         let (calls, events) = (Peer::new(0, calls), Peer::new(1, events));
-        Self { child, calls, events, shared, proc_at, thread_at }
+        let shadow = Self { child, calls, events, shared, proc_at, thread_at };
+        // Before it waits for requests it may still be without handlers.
+        shadow.wait_asleep();
+        shadow
     }
 
     pub fn thread_word(&self, offset: usize) -> &AtomicU32 {
@@ -246,6 +249,14 @@ impl Shadow {
     pub fn wait_asleep(&self) {
         wait_asleep(self.child.pid);
     }
+}
+
+/// Burns time, up to some 20 us, differently each round.
+pub fn spin_at_random(random: &mut u32) {
+    *random ^= *random << 13;
+    *random ^= *random >> 17;
+    *random ^= *random << 5;
+    (0..*random % 2000).for_each(|_| std::hint::spin_loop());
 }
 
 pub fn wait_until(done: impl Fn() -> bool) {

@@ -40,7 +40,8 @@ impl Broken {
 /// Closes the stream and leaves the thread to the keeper. Signals still reach their handler.
 pub fn wait_for_keeper(area: *mut ThreadArea, why: Broken) -> ! {
     // SAFETY: `area` is this thread's for as long as it lives.
-    let (fd, state) = unsafe { (&mut (*area).calls.fd, AtomicU32::from_ptr(&raw mut (*area).broken)) };
+    let (fd, state) =
+        unsafe { (&mut (*area).calls.fd, AtomicU32::from_ptr(&raw mut (*area).broken)) };
     // SAFETY: the descriptor is the agent's own; an error leaves nothing else to do with it.
     unsafe { syscall(__NR_close, [*fd as u64, 0, 0, 0, 0, 0]) };
     *fd = -1;

@@ -103,10 +103,7 @@ fn take_tables(shadow: &mut Shadow, fixups: usize, outs: usize) -> Result<(), Br
         let area = shadow.area;
         (
             core::slice::from_raw_parts_mut((&raw mut (*area).fixups).cast(), fixups * 4),
-            core::slice::from_raw_parts_mut(
-                (&raw mut (*area).outs).cast(),
-                outs * OutRange::BYTES,
-            ),
+            core::slice::from_raw_parts_mut((&raw mut (*area).outs).cast(), outs * OutRange::BYTES),
         )
     };
     shadow.take(fixups)?;

@@ -6,9 +6,9 @@ use crate::signal::blob_on_signal;
 use crate::sys::syscall;
 use linux_raw_sys::errno::EINVAL;
 use linux_raw_sys::general::{
-    __NR_exit, __NR_exit_group, __NR_prctl, __NR_prlimit64, __NR_rt_sigaction,
-    __NR_rt_sigprocmask, __NR_tgkill, RLIMIT_CORE, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_RESTORER,
-    SA_SIGINFO, SIG_UNBLOCK, SIGCHLD, SIGCONT, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH,
+    __NR_exit, __NR_exit_group, __NR_prctl, __NR_prlimit64, __NR_rt_sigaction, __NR_rt_sigprocmask,
+    __NR_tgkill, RLIMIT_CORE, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_RESTORER, SA_SIGINFO, SIG_UNBLOCK,
+    SIGCHLD, SIGCONT, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH,
 };
 use linux_raw_sys::prctl::PR_SET_DUMPABLE;
 use tcmi_call::frame::{CallHeader, disposition, kind};
@@ -94,10 +94,7 @@ fn die_of(shadow: &Shadow, signo: u64) -> ! {
 
 /// True if SIG_DFL at home has the effect of SIG_DFL in the guest, or none.
 fn default_serves(signo: u64) -> bool {
-    matches!(
-        signo as u32,
-        SIGCHLD | SIGURG | SIGWINCH | SIGCONT | SIGTSTP | SIGTTIN | SIGTTOU
-    )
+    matches!(signo as u32, SIGCHLD | SIGURG | SIGWINCH | SIGCONT | SIGTSTP | SIGTTIN | SIGTTOU)
 }
 
 fn set_disposition(signo: u64, how: u64, guest_flags: u64) -> i64 {

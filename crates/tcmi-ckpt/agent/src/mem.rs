@@ -93,14 +93,7 @@ pub unsafe extern "C" fn memmove(_to: *mut u8, _from: *const u8, _n: usize) -> *
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 pub unsafe extern "C" fn memset(_to: *mut u8, _byte: i32, _n: usize) -> *mut u8 {
-    naked_asm!(
-        "mov r8, rdi",
-        "mov eax, esi",
-        "mov rcx, rdx",
-        "rep stosb",
-        "mov rax, r8",
-        "ret",
-    )
+    naked_asm!("mov r8, rdi", "mov eax, esi", "mov rcx, rdx", "rep stosb", "mov rax, r8", "ret",)
 }
 
 /// # Safety

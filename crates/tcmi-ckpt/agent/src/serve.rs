@@ -39,7 +39,9 @@ unsafe extern "C" fn serve(area: *mut ThreadArea) -> ! {
     };
     let none = 0u64;
     // SAFETY: reads the 8 bytes of an empty set; the handlers are installed by now.
-    unsafe { syscall(__NR_rt_sigprocmask, [SIG_SETMASK.into(), (&raw const none) as u64, 0, 8, 0, 0]) };
+    unsafe {
+        syscall(__NR_rt_sigprocmask, [SIG_SETMASK.into(), (&raw const none) as u64, 0, 8, 0, 0])
+    };
     loop {
         if let Err(why) = shadow.serve_one() {
             wait_for_keeper(area, why);

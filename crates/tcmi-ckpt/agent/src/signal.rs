@@ -72,8 +72,7 @@ pub unsafe extern "C" fn blob_on_signal(signo: i32, info: *const SigInfo, contex
 
 /// True for a fault of the agent's own code: to return from it would repeat it for ever.
 fn is_fault(info: &SigInfo) -> bool {
-    let by_instruction =
-        matches!(info.signo as u32, SIGSEGV | SIGBUS | SIGILL | SIGFPE | SIGTRAP);
+    let by_instruction = matches!(info.signo as u32, SIGSEGV | SIGBUS | SIGILL | SIGFPE | SIGTRAP);
     by_instruction && info.code > 0 && (info.code != SI_KERNEL || info.signo as u32 == SIGSEGV)
 }
 

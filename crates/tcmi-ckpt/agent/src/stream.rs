@@ -105,7 +105,8 @@ impl<'a> Incoming<'a> {
         while self.raw.len() < n {
             let idle = self.raw.is_empty();
             let room = &mut self.room[self.raw.end..];
-            let got = if idle { wait_for_bytes(stream.fd, room) } else { sys::read(stream.fd, room) };
+            let got =
+                if idle { wait_for_bytes(stream.fd, room) } else { sys::read(stream.fd, room) };
             match got {
                 0 => return Err(Broken::Closed),
                 1.. => self.raw.end += got as usize,

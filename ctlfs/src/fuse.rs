@@ -14,8 +14,8 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite,
-    Request, TimeOrNow, WriteFlags,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request,
+    TimeOrNow, WriteFlags,
 };
 use nix::libc;
 use tcmi_core::command::{Command, Form};
@@ -103,10 +103,8 @@ impl Tree {
 
     fn list(&self, dir: &Place) -> Result<Vec<(FileType, String)>, Errno> {
         self.owner(dir)?;
-        let mut names = vec![
-            (FileType::Directory, ".".to_owned()),
-            (FileType::Directory, "..".to_owned()),
-        ];
+        let mut names =
+            vec![(FileType::Directory, ".".to_owned()), (FileType::Directory, "..".to_owned())];
         for entry in tree::children(dir.entry) {
             let kind = file_type(entry.kind);
             if entry.wildcard().is_none() {
@@ -212,12 +210,7 @@ impl Tree {
     }
 }
 
-fn keep_answer(
-    answers: &LastAnswers,
-    file: &OpenFile,
-    uid: u32,
-    result: &Result<Answer, Errno>,
-) {
+fn keep_answer(answers: &LastAnswers, file: &OpenFile, uid: u32, result: &Result<Answer, Errno>) {
     match result {
         Ok(Answer::Text(text)) => {
             let text: Arc<str> = Arc::from(text.as_str());
@@ -346,9 +339,7 @@ impl Filesystem for Tree {
         reply: ReplyAttr,
     ) {
         let attr = self.place(ino).and_then(|place| match (size, mode, uid, gid) {
-            (Some(0), None, None, None) if place.entry.write.is_some() => {
-                self.attr(ino.0, &place)
-            }
+            (Some(0), None, None, None) if place.entry.write.is_some() => self.attr(ino.0, &place),
             (Some(_), None, None, None) => Err(Errno::Invalid),
             _ => Err(Errno::NotPermitted),
         });
@@ -494,16 +485,7 @@ impl Filesystem for Tree {
         reply.error(fuser::Errno::EPERM);
     }
 
-    fn mknod(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: u32,
-        _: u32,
-        _: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
         reply.error(fuser::Errno::EPERM);
     }
 

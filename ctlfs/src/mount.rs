@@ -65,7 +65,9 @@ impl Server {
             Err(Errno::EPERM) => {}
             Err(errno) => return Err(errno.into()),
         }
-        session.umount_and_join()
+        // Without its own unmount, which would fail now.
+        let BackgroundSession { guard, .. } = session;
+        guard.join().map_err(|_| io::Error::other("a request thread panicked"))?
     }
 }
 

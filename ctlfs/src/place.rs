@@ -121,8 +121,16 @@ mod tests {
     #[test]
     fn what_no_pattern_matches_is_nowhere() {
         for path in [
-            "x", "ccn/nodes/03", "ccn/nodes/{N}", "ccn/nodes/desk/state", "ccn/mig/migproc/0",
-            "ccn/mig/migproc/desk", "ccn/mig/migproc/-1", "ccn/mig/move", "policy", "pen/restart",
+            "x",
+            "ccn/nodes/03",
+            "ccn/nodes/{N}",
+            "ccn/nodes/desk/state",
+            "ccn/mig/migproc/0",
+            "ccn/mig/migproc/desk",
+            "ccn/mig/migproc/-1",
+            "ccn/mig/move",
+            "policy",
+            "pen/restart",
         ] {
             assert!(walk(path).is_none(), "{path}");
         }

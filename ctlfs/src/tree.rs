@@ -262,8 +262,7 @@ mod tests {
             if entry.item != Item::Fixed {
                 assert!(kinds.insert((entry.item, entry.role)), "{:?} twice", entry.item);
             }
-            let parents =
-                TREE.iter().filter(|dir| dir.kind == Kind::Dir && entry.is_child_of(dir));
+            let parents = TREE.iter().filter(|dir| dir.kind == Kind::Dir && entry.is_child_of(dir));
             assert_eq!(parents.count(), usize::from(!entry.path.is_empty()), "{}", entry.path);
         }
         assert_eq!(root().item, Item::Root);

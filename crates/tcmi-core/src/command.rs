@@ -345,10 +345,7 @@ mod tests {
             parse(Form::PidMaybeNode, "12 3"),
             Command::Explain { pid: pid(12), node: Some(NodeRef::Number(3)) }
         );
-        assert_eq!(
-            parse(Form::PidMaybeNode, "12"),
-            Command::Explain { pid: pid(12), node: None }
-        );
+        assert_eq!(parse(Form::PidMaybeNode, "12"), Command::Explain { pid: pid(12), node: None });
         assert_eq!(parse(Form::Pid, "2147483647"), Command::MigrateHome(pid(i32::MAX)));
         assert_eq!(parse(Form::One, "1\n"), Command::Go);
     }
@@ -381,9 +378,9 @@ mod tests {
 
     #[test]
     fn numbers_are_canonical_and_fit() {
-        for text in [
-            "0", "-1", "+1", "01", "1.0", "1e3", "0x10", "2147483648", "18446744073709551616", "x",
-        ] {
+        for text in
+            ["0", "-1", "+1", "01", "1.0", "1e3", "0x10", "2147483648", "18446744073709551616", "x"]
+        {
             assert!(Command::parse(Form::Pid, text.as_bytes()).is_err(), "{text}");
             let with_node = format!("{text} desk");
             assert!(Command::parse(Form::PidNode, with_node.as_bytes()).is_err(), "{text}");
@@ -396,8 +393,18 @@ mod tests {
     #[test]
     fn addresses_are_whole() {
         for text in [
-            "tcp:", "tcp:1.2.3.4", "udp:1.2.3.4:5", "tcp::5", "tcp:1.2.3.4:65536", "tcp:::1:5",
-            "tcp:[::1:5", "tcp:[x]:5", "tcp:-h:5", "tcp:a..b:5", "tcp:a b:5", "1.2.3.4:5",
+            "tcp:",
+            "tcp:1.2.3.4",
+            "udp:1.2.3.4:5",
+            "tcp::5",
+            "tcp:1.2.3.4:65536",
+            "tcp:::1:5",
+            "tcp:[::1:5",
+            "tcp:[x]:5",
+            "tcp:-h:5",
+            "tcp:a..b:5",
+            "tcp:a b:5",
+            "1.2.3.4:5",
         ] {
             assert!(Command::parse(Form::Address, text.as_bytes()).is_err(), "{text}");
         }

@@ -110,9 +110,8 @@ mod tests {
     #[test]
     fn a_process_goes_out_and_back() {
         use State::*;
-        let way = [
-            Preparing, Freezing, Transferring, Committing, Emigrated, Returning, Running, Gone,
-        ];
+        let way =
+            [Preparing, Freezing, Transferring, Committing, Emigrated, Returning, Running, Gone];
         let end = way.into_iter().try_fold(Running, State::to);
         assert_eq!(end, Ok(Gone));
     }
@@ -128,10 +127,7 @@ mod tests {
     #[test]
     fn nothing_runs_at_home_again_without_a_return() {
         use State::*;
-        assert_eq!(
-            Emigrated.to(Running),
-            Err(IllegalTransition { from: Emigrated, to: Running })
-        );
+        assert_eq!(Emigrated.to(Running), Err(IllegalTransition { from: Emigrated, to: Running }));
         assert_eq!(Failed.to(Running), Err(IllegalTransition { from: Failed, to: Running }));
         for state in State::ALL {
             assert!(Gone.to(state).is_err(), "{state} after gone");

@@ -5,3 +5,4 @@ pub mod command;
 pub mod error;
 pub mod lifecycle;
 pub mod limits;
+pub mod stats;

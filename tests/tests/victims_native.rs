@@ -18,7 +18,7 @@ fn main() {
         .map(|kind| {
             let name = format!("native::{}", kind.name());
             let lacking = kind.lacking();
-            Trial::test(name, move || Ok(stays_at_home(&kind)?))
+            Trial::test(name, move || Ok(stays_at_home(&kind).map_err(|e| format!("{e:#}"))?))
                 .with_ignored_flag(lacking.is_some())
                 .with_kind(lacking.unwrap_or_default())
         })

@@ -63,7 +63,13 @@ impl BareRoot {
         const NONE: Option<&CStr> = None;
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(NONE, c"/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
-        mount(Some(c"tmpfs"), self.root.as_c_str(), Some(c"tmpfs"), MsFlags::empty(), Some(c"mode=755"))?;
+        mount(
+            Some(c"tmpfs"),
+            self.root.as_c_str(),
+            Some(c"tmpfs"),
+            MsFlags::empty(),
+            Some(c"mode=755"),
+        )?;
         for step in &self.steps {
             step.run()?;
         }
@@ -81,10 +87,12 @@ impl Step {
         const NONE: Option<&CStr> = None;
         match self {
             Step::Directory(path) => mkdir(path.as_c_str(), Mode::from_bits_truncate(0o755)),
-            Step::File(path) => {
-                open(path.as_c_str(), OFlag::O_CREAT | OFlag::O_WRONLY, Mode::from_bits_truncate(0o644))
-                    .map(drop)
-            }
+            Step::File(path) => open(
+                path.as_c_str(),
+                OFlag::O_CREAT | OFlag::O_WRONLY,
+                Mode::from_bits_truncate(0o644),
+            )
+            .map(drop),
             Step::Bind { from, to } => {
                 mount(Some(from.as_c_str()), to.as_c_str(), NONE, MsFlags::MS_BIND, NONE)
             }

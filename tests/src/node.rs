@@ -104,6 +104,11 @@ impl Node {
         &self.launch.name
     }
 
+    /// What was added to its environment.
+    pub fn environment(&self) -> &[(String, String)] {
+        &self.launch.environment
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -147,7 +152,9 @@ impl Node {
             // Nobody listens any more when the time was up.
             answer.send(done).ok();
         });
-        answered.recv_timeout(CONTROL_TIMEOUT).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        answered
+            .recv_timeout(CONTROL_TIMEOUT)
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// As `echo VALUE > FILE`.
@@ -268,7 +275,9 @@ fn spawn(launch: &Launch, scratch: &Scratch) -> Result<Child> {
         .stderr(log);
     let bare_root = match launch.root {
         Root::Normal => None,
-        Root::Bare => Some(BareRoot::plan(&scratch.join("root"), &program, &scratch.join("state"))?),
+        Root::Bare => {
+            Some(BareRoot::plan(&scratch.join("root"), &program, &scratch.join("state"))?)
+        }
     };
     // SAFETY: the closure only makes system calls, on memory that was allocated before the fork.
     unsafe {

@@ -89,12 +89,15 @@ impl Inputs {
         vec![
             program("python3", &["python3", &self.path("pi.py"), "pi.txt", "180"]),
             program("perl", &["perl", "-e", PERL]),
-            program("xz", &["xz", "-T1", "-5", "-k", "-c", &lines]),
+            program("xz", &["xz", "-T1", "-0", "-k", "-c", &lines]),
             program("bash", &["bash", "-c", BASH]),
             program("sqlite3", &["sqlite3", ":memory:", SQLITE]),
             Program {
                 measures: true,
-                ..program("openssl", &["openssl", "speed", "-seconds", "2", "-bytes", "1024", "sha256", "md5"])
+                ..program(
+                    "openssl",
+                    &["openssl", "speed", "-seconds", "2", "-bytes", "1024", "sha256", "md5"],
+                )
             },
             found("find", find.into_iter().chain(printing).collect()),
             found("grep", grep),
@@ -158,7 +161,9 @@ impl Program {
     /// The real program behind a name that may be a script (a version chooser).
     pub fn resolve(mut self) -> Result<Self> {
         if self.argv[0] == "python3" {
-            let asked = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output()?;
+            let asked = Command::new("python3")
+                .args(["-c", "import sys; print(sys.executable)"])
+                .output()?;
             self.argv[0] = String::from_utf8(asked.stdout)?.trim().to_owned();
         }
         Ok(self)

@@ -10,8 +10,8 @@ pub struct Scratch(PathBuf);
 impl Scratch {
     pub fn new(purpose: &str) -> io::Result<Self> {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir()
-            .join(format!("tcmi-{purpose}-{}-{number}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("tcmi-{purpose}-{}-{number}", std::process::id()));
         std::fs::create_dir(&path)?;
         Ok(Self(path))
     }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -49,14 +49,60 @@ const BLOCKING_CALLS: &[(&str, Wake)] = &[
 ];
 
 const PLAIN: &[&str] = &[
-    "alarm", "altstack", "avx2", "avx512", "brk", "brk-no-pie", "brk-static", "brk-static-pie",
-    "calls", "clock", "dispositions", "filemap", "files", "fpu", "gap", "guard", "identity",
-    "itimers", "jit", "memory", "memory-no-pie", "memory-static", "memory-static-pie", "nolibc",
-    "pending", "personality", "prctl", "ptimers", "ptimers-no-pie", "ptimers-static",
-    "ptimers-static-pie", "receiver", "regs", "regs-no-pie", "regs-static", "regs-static-pie",
-    "restart", "robust", "rseq", "rust-threads", "sparse", "stack", "threads", "threads-no-pie",
-    "threads-static", "threads-static-pie", "tls", "tls-no-pie", "tls-static", "tls-static-pie",
-    "vdso", "vdso-no-pie", "vdso-static", "vdso-static-pie",
+    "alarm",
+    "altstack",
+    "avx2",
+    "avx512",
+    "brk",
+    "brk-no-pie",
+    "brk-static",
+    "brk-static-pie",
+    "calls",
+    "clock",
+    "dispositions",
+    "filemap",
+    "files",
+    "fpu",
+    "gap",
+    "guard",
+    "identity",
+    "itimers",
+    "jit",
+    "memory",
+    "memory-no-pie",
+    "memory-static",
+    "memory-static-pie",
+    "nolibc",
+    "pending",
+    "personality",
+    "prctl",
+    "ptimers",
+    "ptimers-no-pie",
+    "ptimers-static",
+    "ptimers-static-pie",
+    "receiver",
+    "regs",
+    "regs-no-pie",
+    "regs-static",
+    "regs-static-pie",
+    "restart",
+    "robust",
+    "rseq",
+    "rust-threads",
+    "sparse",
+    "stack",
+    "threads",
+    "threads-no-pie",
+    "threads-static",
+    "threads-static-pie",
+    "tls",
+    "tls-no-pie",
+    "tls-static",
+    "tls-static-pie",
+    "vdso",
+    "vdso-no-pie",
+    "vdso-static",
+    "vdso-static-pie",
 ];
 
 impl VictimKind {
@@ -85,7 +131,10 @@ impl VictimKind {
     }
 
     pub fn name(&self) -> String {
-        std::iter::once(self.program).chain(self.args.iter().map(String::as_str)).collect::<Vec<_>>().join("_")
+        std::iter::once(self.program)
+            .chain(self.args.iter().map(String::as_str))
+            .collect::<Vec<_>>()
+            .join("_")
     }
 
     /// Why this machine cannot run it.
@@ -240,4 +289,16 @@ impl Drop for Victim {
             }
         }
     }
+}
+
+/// The file of victims/counter.c: Err if a step was lost, doubled or torn. Ok: how many there are.
+pub fn expect_counted(file: &Path) -> Result<u64> {
+    let text = std::fs::read_to_string(file)?;
+    ensure!(text.is_empty() || text.ends_with('\n'), "the last line is torn");
+    let mut expected = 0;
+    for line in text.lines() {
+        expected += 1;
+        ensure!(line == expected.to_string(), "line {expected} is {line:?}");
+    }
+    Ok(expected)
 }

@@ -4,8 +4,8 @@ use crate::peer::{Peer, agent_stream};
 use std::arch::asm;
 use std::io;
 use std::mem::offset_of;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::ptr::{null_mut, write_bytes};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -194,8 +194,8 @@ impl Shadow {
         let (shared, blob) = Shared::with_blob(room);
         let proc_at = blob.total_bytes();
         let thread_at = proc_at + round_up(size_of::<ProcArea>());
-        let (calls, agent_calls) = UnixStream::pair().unwrap();
-        let (events, agent_events) = UnixStream::pair().unwrap();
+        let (calls, agent_calls) = tcp_pair();
+        let (events, agent_events) = tcp_pair();
         // SAFETY: zeroed pages of our own, large enough for both areas, whose fields are
         // integers.
         let area = unsafe {
@@ -257,6 +257,17 @@ pub fn spin_at_random(random: &mut u32) {
     *random ^= *random >> 17;
     *random ^= *random << 5;
     (0..*random % 2000).for_each(|_| std::hint::spin_loop());
+}
+
+/// Two ends of one connection.
+pub fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    for end in [&near, &far] {
+        end.set_nodelay(true).unwrap();
+    }
+    (near, far)
 }
 
 pub fn wait_until(done: impl Fn() -> bool) {

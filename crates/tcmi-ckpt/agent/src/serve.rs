@@ -52,9 +52,11 @@ unsafe extern "C" fn serve(area: *mut ThreadArea) -> ! {
 impl Shadow<'_> {
     fn serve_one(&mut self) -> Result<(), Broken> {
         let header = self.take_header()?;
-        // SAFETY: only this thread writes it; the keeper may read it.
-        unsafe { AtomicU32::from_ptr(&raw mut (*self.area).nr) }
-            .store(header.nr.into(), Ordering::Relaxed);
+        // SAFETY: this thread's own words; its signal handler and the keeper read them.
+        unsafe {
+            (&raw mut (*self.area).nr).write_volatile(header.nr.into());
+            (&raw mut (*self.area).seq).write_volatile(header.seq);
+        }
         match header.kind {
             kind::CALL => call::serve(self, &header),
             kind::EXIT_THREAD | kind::EXIT_GROUP | kind::EXIT_SIGNAL | kind::DISPOSITION => {

@@ -133,6 +133,7 @@ pub struct Shadow {
     pub calls: Peer,
     pub events: Peer,
     shared: Shared,
+    header: BlobHeader,
     proc_at: usize,
     thread_at: usize,
 }
@@ -217,7 +218,8 @@ impl Shadow {
         calls.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
         events.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
         let (calls, events) = (Peer::new(0, calls), Peer::new(1, events));
-        let shadow = Self { child, calls, events, shared, proc_at, thread_at };
+        let header = *blob.header();
+        let shadow = Self { child, calls, events, shared, header, proc_at, thread_at };
         // Before it waits for requests it may still be without handlers.
         shadow.wait_asleep();
         shadow
@@ -225,6 +227,11 @@ impl Shadow {
 
     pub fn thread_word(&self, offset: usize) -> &AtomicU32 {
         self.shared.word(self.thread_at + offset)
+    }
+
+    /// Where something that the blob's header names is in the child.
+    pub fn address(&self, offset: impl Fn(&BlobHeader) -> u64) -> u64 {
+        self.shared.base as u64 + offset(&self.header)
     }
 
     pub fn calls_begun(&self) -> u32 {

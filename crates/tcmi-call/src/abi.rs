@@ -21,7 +21,9 @@ pub struct BlobHeader {
     /// Written without touching the FPU.
     pub batch: u64,
     /// The shadow thread's loop. rdi = &ThreadArea, gs base = the same, rsp = top of its stack,
-    /// all signals blocked by the caller. Never returns.
+    /// all signals blocked by the caller and unblocked by it at once, so the handlers must be
+    /// installed. Never returns. To be entered anew after `broken`, with that
+    /// set to 0 and new `calls`.
     pub serve: u64,
     /// Signal handler (SA_SIGINFO) of the shadow. Finds its ThreadArea by gs base.
     pub on_signal: u64,
@@ -69,6 +71,9 @@ pub mod batch_flags {
 /// its tracer; the tracer sets registers and goes on. If tgkill *returns*, the
 /// tracer is dead: the agent restores `mask` and the registers in `regs` and
 /// jumps back to the program, using 8 bytes below the program's red zone.
+///
+/// `done_signal` must be unblocked while the batch runs and have no handler, and without a
+/// tracer do nothing: one that is ignored, if only by default (SIGURG).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Batch {

@@ -34,7 +34,7 @@ unsafe extern "C" fn serve(area: *mut ThreadArea) -> ! {
         Shadow {
             area,
             proc: (*area).proc_area as *mut ProcArea,
-            incoming: Incoming::new(&mut *(&raw mut (*area).received)),
+            incoming: Incoming::new(&mut (*area).received),
         }
     };
     let none = 0u64;
@@ -87,7 +87,7 @@ impl Shadow<'_> {
 
     pub fn outgoing(&mut self) -> Outgoing<'_> {
         // SAFETY: as in `take`; `sent` is referred to from here only, and one reply at a time.
-        unsafe { Outgoing::new(&mut (*self.area).calls, &mut *(&raw mut (*self.area).sent)) }
+        unsafe { Outgoing::new(&mut (*self.area).calls, &mut (*self.area).sent) }
     }
 
     /// Every signal up to this number is on the event stream.

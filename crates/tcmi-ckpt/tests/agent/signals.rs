@@ -3,7 +3,7 @@
 use crate::peer::{Call, Reply};
 use crate::shadow::{Shadow, spin_at_random, wait_until};
 use std::mem::offset_of;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tcmi_call::abi::{POKE_CODE, ThreadArea};
 use tcmi_call::frame::{SignalFrame, disposition, kind, out_rule, reply_flags};
 
@@ -143,6 +143,43 @@ fn each_arrives_once_and_each_call_is_answered_once() {
         }
         received.join().unwrap();
         assert!(refused > 0, "the race was never met");
+    });
+}
+
+#[test]
+fn threads_share_the_event_stream() {
+    const EACH: usize = 5000;
+    let mut shadow = Shadow::spawn_threads(2);
+    let pid = shadow.child.pid;
+    let tids = [shadow.tid(0), shadow.tid(1)];
+    let (first, second) = (&mut shadow.calls, &mut shadow.others[0]);
+    let events = &mut shadow.events;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for peer in [first, second] {
+            let done = &done;
+            scope.spawn(move || {
+                for seq in (0..).take_while(|_| !done.load(Ordering::SeqCst)) {
+                    peer.call(&Call::new(libc::SYS_gettid, &[]).seq(seq));
+                }
+            });
+        }
+        scope.spawn(|| {
+            for n in 0..2 * EACH {
+                // SAFETY: a thread of our own child.
+                let sent =
+                    unsafe { libc::syscall(libc::SYS_tgkill, pid, tids[n % 2], libc::SIGRTMIN()) };
+                assert_eq!(sent, 0);
+            }
+        });
+        let mut arrived = [0; 2];
+        for n in 1..=2 * EACH {
+            let frame = events.receive_signal();
+            assert_eq!(frame.seq as usize, n);
+            arrived[tids.iter().position(|&tid| tid as u32 == frame.tid).unwrap()] += 1;
+        }
+        done.store(true, Ordering::SeqCst);
+        assert_eq!(arrived, [EACH; 2]);
     });
 }
 

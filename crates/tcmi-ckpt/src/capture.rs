@@ -17,6 +17,10 @@ use tcmi_sys::{Errno, maps, memory, namespace, proc, ptrace};
 pub trait Files {
     /// Index into the image's `files` of the file behind `m`, or why it cannot be moved.
     fn index(&mut self, m: &Mapping) -> Result<u32>;
+    /// Where in that file `m` begins, in bytes.
+    fn offset(&self, m: &Mapping) -> u64 {
+        m.offset
+    }
 }
 
 /// Names threads as the process itself does (an execution node sees other numbers).
@@ -33,10 +37,8 @@ pub struct Space {
 /// Sorts the mappings of a process; `reserved` (tcmi's own region) is left out.
 pub fn space(all: &[Mapping], reserved: (u64, u64), files: &mut dyn Files) -> Result<Space> {
     let mut s = Space::default();
-    for m in all {
-        if m.start >= reserved.0 && m.end <= reserved.1 {
-            continue;
-        }
+    for m in all.iter().flat_map(|m| outside(m, reserved)) {
+        let m = &m;
         match m.name.as_str() {
             "[vsyscall]" => {}
             "[vdso]" => s.vdso = (m.start, m.end),
@@ -49,13 +51,24 @@ pub fn space(all: &[Mapping], reserved: (u64, u64), files: &mut dyn Files) -> Re
     Ok(s)
 }
 
+/// The parts of a mapping outside of `reserved`: the kernel merges neighbours that look alike.
+pub fn outside(m: &Mapping, reserved: (u64, u64)) -> Vec<Mapping> {
+    let below = (m.start, m.end.min(reserved.0));
+    let above = (m.start.max(reserved.1), m.end);
+    [below, above]
+        .into_iter()
+        .filter(|(start, end)| start < end)
+        .map(|(start, end)| Mapping { start, end, offset: m.offset + (start - m.start), ..m.clone() })
+        .collect()
+}
+
 fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
     if let Some(why) = obstacle(m) {
         return Err(Error::Unsupported(why));
     }
     let backing = match m.inode == 0 || m.name == "/dev/zero" {
         true => Backing::Anonymous,
-        false => Backing::File { file: files.index(m)?, offset: m.offset },
+        false => Backing::File { file: files.index(m)?, offset: files.offset(m) },
     };
     let known: [(&[u8; 2], u32); 9] = [
         (b"gd", vma_flags::GROWS_DOWN),

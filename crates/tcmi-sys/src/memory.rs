@@ -22,6 +22,17 @@ pub fn read(pid: pid_t, addr: u64, buf: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
+/// Reads what stands at `addr` into `rooms`, in order; returns how much, at least one byte.
+pub fn gather(pid: pid_t, addr: u64, rooms: &mut [std::io::IoSliceMut<'_>]) -> Result<usize> {
+    let len = rooms.iter().map(|r| r.len()).sum();
+    let remote = iovec { iov_base: addr as *mut _, iov_len: len };
+    // SAFETY: IoSliceMut is iovec by its documented layout, and each is writable memory of ours.
+    let n = unsafe {
+        libc::process_vm_readv(pid, rooms.as_ptr().cast(), rooms.len() as u64, &remote, 1, 0)
+    };
+    if n <= 0 { Err(Errno::last("process_vm_readv")) } else { Ok(n as usize) }
+}
+
 /// Writes all of `buf` into writable memory.
 pub fn write(pid: pid_t, addr: u64, buf: &[u8]) -> Result<()> {
     let mut done = 0;

@@ -327,3 +327,6 @@ impl Drop for Endpoint {
         self.close("the node is going down");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ fn main() {
             gathered / tcp
         );
     }
+    streams(500);
     let (seal, open) = cipher();
     println!("one core: seal {seal:.2} GB/s, open {open:.2} GB/s");
 }
@@ -103,6 +104,18 @@ fn bulk(source: &[u8], mib: usize, gather: bool) -> f64 {
         }
     });
     rate(mib, start)
+}
+
+/// What a process of many threads waits for before it can move.
+fn streams(n: u32) {
+    let (home, _desk, _ours, _theirs) = pair();
+    let link = home.links().pop().expect("link");
+    let start = Instant::now();
+    link.ensure(StreamKind::Call, n);
+    for _ in 0..n {
+        link.take_stream(StreamKind::Call, Duration::from_secs(30)).expect("stream");
+    }
+    println!("{n} call streams dialed and taken in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
 }
 
 fn cipher() -> (f64, f64) {

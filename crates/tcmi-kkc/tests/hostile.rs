@@ -128,7 +128,7 @@ fn what_answers_and_is_no_node_is_named_so() {
     let http = std::thread::spawn(move || {
         let (mut tcp, _) = listener.accept().unwrap();
         tcp.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
-        tcp.read(&mut [0; 1024]).unwrap();
+        assert!(tcp.read(&mut [0; 1024]).unwrap() > 0);
     });
     let desk = Node::new("desk");
     let refused = desk.endpoint.connect(&address, Identity::ephemeral().unwrap().key());

@@ -328,6 +328,9 @@ impl Inner {
         if self.role == Role::Listener && !shared.pins.contains(&self.peer) {
             self.close("this node trusts the key no longer");
         }
+        if shared.is_closed() {
+            self.close("the node is going down");
+        }
     }
 
     fn finish(&self, shared: &Shared, tcp: &TcpStream, reason: DownReason) {

@@ -44,8 +44,8 @@ impl fmt::Display for LinkId {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkEvent {
-    /// First event of a link. A link that replaces an older one of the same node may come
-    /// up before the older one's Down.
+    /// First event of a link. A link that replaces an older one of the same node comes up
+    /// before the older one's Down.
     Up {
         link: LinkId,
     },

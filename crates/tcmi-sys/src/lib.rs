@@ -9,6 +9,7 @@ pub mod namespace;
 pub mod pages;
 pub mod proc;
 pub mod ptrace;
+pub mod seccomp;
 pub mod signal;
 
 pub use errno::{Errno, Result};

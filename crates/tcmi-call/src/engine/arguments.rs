@@ -146,16 +146,16 @@ impl Call {
             Arg::TimevalRest => {
                 self.copy_timeout(slot, args[i], 1000, Some(When::SuccessOrInterrupted), mem)
             }
-            Arg::IovecIn(n) => self.copy_iovec_argument(i, n as usize, args, true, mem)?,
-            Arg::IovecOut(n) => self.copy_iovec_argument(i, n as usize, args, false, mem)?,
-            Arg::MsghdrIn => self.copy_msghdr(slot, args[i], true, false, mem)?,
-            Arg::MsghdrOut => self.copy_msghdr(slot, args[i], false, false, mem)?,
+            Arg::IovecIn(n) => self.copy_iovec_argument(i, n as usize, args, true, mem),
+            Arg::IovecOut(n) => self.copy_iovec_argument(i, n as usize, args, false, mem),
+            Arg::MsghdrIn => self.copy_msghdr(slot, args[i], true, false, mem),
+            Arg::MsghdrOut => self.copy_msghdr(slot, args[i], false, false, mem),
             Arg::MmsghdrIn | Arg::MmsghdrOut => {
                 let count = args[2].min(1);
                 self.header.args[2] = count;
                 match count {
                     0 => self.header.args[i] = 0,
-                    _ => self.copy_msghdr(slot, args[i], arg == Arg::MmsghdrIn, true, mem)?,
+                    _ => self.copy_msghdr(slot, args[i], arg == Arg::MmsghdrIn, true, mem),
                 }
             }
             Arg::Unused

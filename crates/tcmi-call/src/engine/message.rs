@@ -6,7 +6,7 @@
 use super::arguments::universal;
 use super::{BAD_POINTER, Call, Content, Fault, GuestMemory, Place, Slot, short_or_fault};
 use crate::frame::{CALL_BUFFER_MAX_BYTES, out_rule};
-use crate::table::errno::{EFAULT, EINVAL, EMSGSIZE, Errno};
+use crate::table::errno::EFAULT;
 
 const IOVEC_BYTES: usize = 16;
 const SEGMENTS_MAX: u64 = 1024;
@@ -45,6 +45,14 @@ enum Transfer {
     Receive,
 }
 
+/// What the segments of an array amount to.
+enum Total {
+    /// Clamped to what a frame carries.
+    Bytes(usize),
+    /// One has this length, which no `ssize_t` holds.
+    Negative(u64),
+}
+
 impl Call {
     /// The array in argument `i` with its count in argument `n`.
     pub(super) fn copy_iovec_argument<M: GuestMemory>(
@@ -54,49 +62,38 @@ impl Call {
         args: &[u64; 6],
         inward: bool,
         mem: &mut M,
-    ) -> Result<(), Errno> {
+    ) {
         let count = args[n];
-        if count > SEGMENTS_MAX {
-            return Err(EINVAL);
-        }
-        if count == 0 {
+        if count == 0 || count > SEGMENTS_MAX {
+            // Home looks at the descriptor and the count, and at no segment.
             self.header.args[i] = 0;
-            return Ok(());
+            return;
         }
         let transfer = if inward { Transfer::Write } else { Transfer::Receive };
-        let Ok(total) = self.read_segments(args[i], count, mem)? else {
-            self.header.args[i] = BAD_POINTER;
-            return Ok(());
-        };
-        let at = self.align();
-        self.image.resize(at + IOVEC_BYTES, 0);
-        self.point(Slot::Arg(i), at);
         self.header.args[n] = 1;
-        self.copy_segments(at, total, transfer, mem);
-        Ok(())
+        self.copy_segments(Slot::Arg(i), args[i], count, transfer, mem);
     }
 
-    /// Fills `segments`; returns their sum, clamped to what a frame carries.
+    /// Fills `segments`. Err: the array cannot be read.
     fn read_segments<M: GuestMemory>(
         &mut self,
         addr: u64,
         count: u64,
         mem: &mut M,
-    ) -> Result<Result<usize, Fault>, Errno> {
+    ) -> Result<Total, Fault> {
         let start = self.image.len();
-        let read = self.append(addr, IOVEC_BYTES * count as usize, mem);
-        let Ok(at) = read else {
-            self.image.truncate(start);
-            return Ok(Err(Fault { copied: 0 }));
-        };
+        let at = self
+            .append(addr, IOVEC_BYTES * count as usize, mem)
+            .inspect_err(|_| self.image.truncate(start))?;
         let mut total = 0;
         let max = CALL_BUFFER_MAX_BYTES as u64;
         self.segments.clear();
+        let mut negative = None;
         for k in 0..count as usize {
             let base = u64_at(&self.image, at + IOVEC_BYTES * k);
             let len = u64_at(&self.image, at + IOVEC_BYTES * k + 8);
             if i64::try_from(len).is_err() {
-                return Err(EINVAL);
+                negative = Some(len);
             }
             let len = len.min(max - total);
             total += len;
@@ -105,17 +102,32 @@ impl Call {
             }
         }
         self.image.truncate(start);
-        Ok(Ok(total as usize))
+        Ok(negative.map_or(Total::Bytes(total as usize), Total::Negative))
     }
 
-    /// `at` is the image offset of the one iovec that home sees.
+    /// Puts the one iovec that home sees behind `slot`, for the `count` at `addr`.
     fn copy_segments<M: GuestMemory>(
         &mut self,
-        at: usize,
-        total: usize,
+        slot: Slot,
+        addr: u64,
+        count: u64,
         transfer: Transfer,
         mem: &mut M,
     ) {
+        let Ok(total) = self.read_segments(addr, count, mem) else {
+            return self.point_raw(slot, BAD_POINTER);
+        };
+        let at = self.align();
+        self.image.resize(at + IOVEC_BYTES, 0);
+        self.point(slot, at);
+        let total = match total {
+            Total::Bytes(total) => total,
+            // For home's EINVAL, after what it looks at before.
+            Total::Negative(len) => {
+                self.image[at + 8..at + 16].copy_from_slice(&len.to_le_bytes());
+                return;
+            }
+        };
         let base = Slot::Image(at);
         if transfer == Transfer::Receive {
             self.image[at + 8..at + 16].copy_from_slice(&(total as u64).to_le_bytes());
@@ -174,26 +186,20 @@ impl Call {
         inward: bool,
         multiple: bool,
         mem: &mut M,
-    ) -> Result<(), Errno> {
+    ) {
         let Ok(at) = self.append(addr, MSGHDR_BYTES, mem) else {
-            self.point_raw(slot, BAD_POINTER);
-            return Ok(());
+            return self.point_raw(slot, BAD_POINTER);
         };
         let size = if multiple { MMSGHDR_BYTES } else { MSGHDR_BYTES };
         self.image.resize(at + size, 0);
         self.point(slot, at);
-        let segments = u64_at(&self.image, at + IOV_LEN);
-        if segments > SEGMENTS_MAX {
-            return Err(EMSGSIZE);
-        }
         self.copy_name(at, inward, mem);
-        self.copy_message_data(at, segments, inward, mem)?;
+        self.copy_message_data(at, inward, mem);
         self.copy_control(at, inward, mem);
         if multiple || !inward {
             let content = if multiple { Content::Mmsghdr } else { Content::Msghdr };
             self.returns(at, size, (out_rule::ON_SUCCESS, 0), Place { addr, content });
         }
-        Ok(())
     }
 
     fn copy_name<M: GuestMemory>(&mut self, at: usize, inward: bool, mem: &mut M) {
@@ -217,30 +223,20 @@ impl Call {
         self.receives(slot, len as usize, rule, place);
     }
 
-    fn copy_message_data<M: GuestMemory>(
-        &mut self,
-        at: usize,
-        segments: u64,
-        inward: bool,
-        mem: &mut M,
-    ) -> Result<(), Errno> {
+    fn copy_message_data<M: GuestMemory>(&mut self, at: usize, inward: bool, mem: &mut M) {
         let slot = Slot::Image(at + IOV);
+        let segments = u64_at(&self.image, at + IOV_LEN);
         let pointer = u64_at(&self.image, at + IOV);
-        if segments == 0 || universal(pointer).is_some() {
-            self.point_raw(slot, universal(pointer).unwrap_or(0));
-            return Ok(());
+        if segments == 0 || segments > SEGMENTS_MAX {
+            // EMSGSIZE, before home looks at a segment.
+            return self.point_raw(slot, 0);
         }
-        let Ok(total) = self.read_segments(pointer, segments, mem)? else {
-            self.point_raw(slot, BAD_POINTER);
-            return Ok(());
-        };
-        let iovec = self.align();
-        self.image.resize(iovec + IOVEC_BYTES, 0);
-        self.point(slot, iovec);
+        if let Some(pointer) = universal(pointer) {
+            return self.point_raw(slot, pointer);
+        }
         self.image[at + IOV_LEN..at + IOV_LEN + 8].copy_from_slice(&1u64.to_le_bytes());
         let transfer = if inward { Transfer::Send } else { Transfer::Receive };
-        self.copy_segments(iovec, total, transfer, mem);
-        Ok(())
+        self.copy_segments(slot, pointer, segments, transfer, mem);
     }
 
     fn copy_control<M: GuestMemory>(&mut self, at: usize, inward: bool, mem: &mut M) {

@@ -7,6 +7,8 @@ use super::When::{Return, Success};
 use super::{Restart, Row};
 
 const STAT: super::Arg = Out(Bytes(144), Success);
+/// Read first, so that a bad pointer fails before there are descriptors.
+const PAIR: super::Arg = InOut(Bytes(8), Success);
 const STATFS: super::Arg = Out(Bytes(120), Success);
 const TIMESPECS: super::Arg = In(Bytes(32));
 const BITS: super::Arg = InOut(super::Size::Bits(0), Success);
@@ -27,7 +29,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (19, Row::waits("readv", SaRestart, &[Fd, IovecOut(2), Value])),
     (20, Row::waits("writev", SaRestart, &[Fd, IovecIn(2), Value])),
     (21, Row::forward("access", &[Path, Value])),
-    (22, Row::forward("pipe", &[Out(Bytes(8), Success)])),
+    (22, Row::forward("pipe", &[PAIR])),
     (23, Row::waits("select", NoHandler, &[Value, BITS, BITS, BITS, TimevalRest])),
     (32, Row::forward("dup", &[Fd])),
     (33, Row::forward("dup2", &[Fd, Fd])),
@@ -141,7 +143,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (290, Row::forward("eventfd2", &[Value, Value])),
     (291, Row::forward("epoll_create1", &[Value])),
     (292, Row::forward("dup3", &[Fd, Fd, Value])),
-    (293, Row::forward("pipe2", &[Out(Bytes(8), Success), Value])),
+    (293, Row::forward("pipe2", &[PAIR, Value])),
     (294, Row::forward("inotify_init1", &[Value])),
     (295, Row::waits("preadv", SaRestart, &[Fd, IovecOut(2), Value, Value, Value])),
     (296, Row::waits("pwritev", SaRestart, &[Fd, IovecIn(2), Value, Value, Value])),

@@ -30,7 +30,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (50, Row::forward("listen", &[Fd, Value])),
     (51, Row::forward("getsockname", &[Fd, Measured(2, ADDRESS_MAX_BYTES), Length])),
     (52, Row::forward("getpeername", &[Fd, Measured(2, ADDRESS_MAX_BYTES), Length])),
-    (53, Row::forward("socketpair", &[Value, Value, Value, Out(Bytes(8), Success)])),
+    (53, Row::forward("socketpair", &[Value, Value, Value, InOut(Bytes(8), Success)])),
     (54, Row::forward("setsockopt", &[Fd, Value, Value, In(Int(4)), Value])),
     (55, Row::forward("getsockopt", &[Fd, Value, Value, Measured(4, OPTION_MAX_BYTES), Length])),
     (64, Row::forward("semget", &[Value, Value, Value])),

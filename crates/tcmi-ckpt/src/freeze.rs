@@ -109,9 +109,9 @@ fn all_held(
     Ok(Frozen { pid, threads, group_stop })
 }
 
-/// Waits for the interrupt stop, letting signals that come first be delivered: their
+/// Waits for the stop of a thread that was interrupted, letting signals that come first be delivered: their
 /// handler's frame is then part of the state, and no instruction of it has run.
-pub(crate) fn settle(mut t: Running) -> Result<Option<(Thread, Option<i32>)>> {
+pub fn settle(mut t: Running) -> Result<Option<(Thread, Option<i32>)>> {
     loop {
         let (s, stop) = match t.wait() {
             Ok(Waited::Stopped(s, stop)) => (s, stop),

@@ -1,4 +1,5 @@
-//! The monitor's side of a guest: its forwarded calls and its signals.
+//! Shadow and guest. At home, [`shadow`] is the original process while it serves. On the
+//! execution node the monitor holds the guest's forwarded calls and its signals.
 //!
 //! [`Calls`] takes system calls from the guest's listener, executes them at home over one
 //! [`CallStream`] a thread, and answers. [`Events`] brings the shadow's signals to the guest
@@ -9,6 +10,7 @@ mod events;
 mod interrupt;
 mod mapping;
 mod memory;
+pub mod shadow;
 mod stats;
 mod steward;
 mod stream;

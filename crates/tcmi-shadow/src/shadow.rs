@@ -1,0 +1,379 @@
+//! The original process while its guest is away: the agent serves in each of its threads, its
+//! memory is given back, and what no agent can see comes from our ptrace attachment.
+
+use std::collections::BTreeMap;
+use std::mem::offset_of;
+
+use tcmi_call::abi::{AgentStream, ProcArea, ThreadArea, UserRegs};
+use tcmi_call::record::DirectionKeys;
+use tcmi_ckpt::freeze::{Frozen, Thread, freeze_held, settle};
+use tcmi_ckpt::image::{ProcessImage, Vma, vma_flags};
+use tcmi_ckpt::rebuild::Batcher;
+use tcmi_ckpt::remote::{Agent, Ids, bytes_of};
+use tcmi_ckpt::{Error, Result};
+use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited, try_wait_any};
+use tcmi_sys::signal::{self, KernelAction};
+use tcmi_sys::memory;
+
+/// Where the agent's parts are in the process.
+#[derive(Clone, Debug)]
+pub struct Places {
+    pub agent: Agent,
+    pub proc_area: u64,
+    /// One for each thread, in the order of the frozen threads.
+    pub thread_areas: Vec<u64>,
+}
+
+/// A stream's descriptor in the process, and its keys.
+#[derive(Clone, Copy)]
+pub struct StreamAt {
+    pub fd: i32,
+    pub tx: DirectionKeys,
+    pub rx: DirectionKeys,
+}
+
+impl StreamAt {
+    fn for_agent(&self) -> AgentStream {
+        AgentStream { fd: self.fd, pad: 0, tx: self.tx, rx: self.rx }
+    }
+}
+
+/// A shadow that serves. Its threads are ours to trace.
+pub struct Shadow {
+    pub pid: i32,
+    places: Places,
+    areas: BTreeMap<i32, u64>,
+    running: BTreeMap<i32, Running>,
+    /// What to give back again if a return fails.
+    private: Vec<Vma>,
+    kept: (u64, u64),
+    actions: Vec<(i32, KernelAction)>,
+}
+
+/// What happened to a shadow that the guest must follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Stopped by job control, with this signal.
+    Stopped(i32),
+    Continued,
+    /// Gone: the wait status of its leader, if it was ours to see.
+    Ended,
+}
+
+/// Turns a held original into a shadow and lets it serve.
+///
+/// Ok: the original's memory is gone. Err: it is not to be run any more.
+pub fn settle_in(
+    mut f: Frozen,
+    image: &ProcessImage,
+    places: Places,
+    events: StreamAt,
+    calls: &[StreamAt],
+    reserved: (i32, i32),
+) -> Result<Shadow> {
+    let pid = f.pid;
+    write_areas(&f, &places, events, calls, reserved)?;
+    let actions = agent_actions(&places.agent, image);
+    for t in &mut f.threads {
+        let tid = t.tid;
+        let own = image.threads.iter().find(|i| i.tid == tid).map(|i| i.pending.as_slice());
+        let rseq = t.stopped()?.rseq()?;
+        let mut b = Batcher::new(&places.agent, t, pid, Ids { tgid: pid, tid });
+        if let Some(q) = rseq {
+            const UNREGISTER: u64 = 1;
+            let args = [q.ptr, q.size as u64, UNREGISTER, q.signature as u64, 0, 0];
+            b.push("rseq", libc::SYS_rseq, args)?;
+        }
+        // What was pending has moved with the image; what came since is the agent's to send.
+        take_pending(&mut b, own.unwrap_or(&[]))?;
+        b.flush()?;
+    }
+    let mut b = leader(&mut f, &places.agent);
+    disarm(&mut b, image)?;
+    take_pending(&mut b, &image.pending)?;
+    set_actions(&mut b, &actions)?;
+    b.flush()?;
+    let areas: BTreeMap<i32, u64> =
+        f.threads.iter().map(|t| t.tid).zip(places.thread_areas.iter().copied()).collect();
+    let mut shadow = Shadow {
+        pid,
+        areas,
+        running: BTreeMap::new(),
+        private: image.mm.vmas.clone(),
+        kept: (image.mm.arg_start & !4095, image.mm.env_end),
+        actions,
+        places,
+    };
+    shadow.release_memory(&mut f)?;
+    for t in &mut f.threads {
+        let regs = shadow.serving(t)?;
+        let s = t.take()?;
+        s.set_regs(&regs)?;
+        s.set_sigmask(signal::ALL)?;
+        shadow.running.insert(t.tid, s.cont(0)?);
+    }
+    Ok(shadow)
+}
+
+fn leader<'a>(f: &'a mut Frozen, agent: &'a Agent) -> Batcher<'a> {
+    let pid = f.pid;
+    Batcher::new(agent, f.leader_mut(), pid, Ids { tgid: pid, tid: pid })
+}
+
+fn write_areas(
+    f: &Frozen,
+    places: &Places,
+    events: StreamAt,
+    calls: &[StreamAt],
+    reserved: (i32, i32),
+) -> Result<()> {
+    let area = ProcArea {
+        reserved_first: reserved.0,
+        reserved_last: reserved.1,
+        tgid: f.pid,
+        event_lock: 0,
+        signal_seq: 0,
+        calls_begun: 0,
+        blob: places.agent.base,
+        events_broken: 0,
+        pad: 0,
+        events: events.for_agent(),
+    };
+    // SAFETY: the structure's own bytes; padding is written as whatever it is, to our own agent.
+    let bytes = unsafe {
+        std::slice::from_raw_parts((&raw const area).cast::<u8>(), std::mem::size_of::<ProcArea>())
+    };
+    memory::write(f.pid, places.proc_area, bytes)?;
+    for ((t, &at), stream) in f.threads.iter().zip(&places.thread_areas).zip(calls) {
+        let put = |offset: usize, bytes: &[u8]| memory::write(f.pid, at + offset as u64, bytes);
+        put(offset_of!(ThreadArea, me), &at.to_le_bytes())?;
+        put(offset_of!(ThreadArea, proc_area), &places.proc_area.to_le_bytes())?;
+        put(offset_of!(ThreadArea, tid), &t.tid.to_le_bytes())?;
+        put(offset_of!(ThreadArea, calls), bytes_of(&stream.for_agent()))?;
+    }
+    Ok(())
+}
+
+fn take_pending(b: &mut Batcher, pending: &[Vec<u8>]) -> Result<()> {
+    for info in pending {
+        let Some(Ok(number)) = info.get(..4).map(<[u8; 4]>::try_from) else { continue };
+        let set = b.data(&signal::bit(i32::from_le_bytes(number)).to_le_bytes())?;
+        let now = b.data(&[0; 16])?;
+        b.attempt("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, [set, 0, now, 8, 0, 0])?;
+    }
+    Ok(())
+}
+
+/// The guest's timers run with the guest.
+fn disarm(b: &mut Batcher, image: &ProcessImage) -> Result<()> {
+    let never = b.data(&[0; 32])?;
+    for which in 0..3 {
+        b.push("setitimer", libc::SYS_setitimer, [which, never, 0, 0, 0, 0])?;
+    }
+    for t in &image.timers {
+        b.attempt("timer_delete", libc::SYS_timer_delete, [t.id as u64, 0, 0, 0, 0, 0])?;
+    }
+    b.flush().map(drop)
+}
+
+/// Dispositions of the shadow: what the guest ignores is ignored here, what stops a process
+/// stops this one, everything else goes to the agent.
+fn agent_actions(agent: &Agent, image: &ProcessImage) -> Vec<(i32, KernelAction)> {
+    const SA_RESTORER: u64 = 0x0400_0000;
+    const SIG_IGN: u64 = 1;
+    let child = (libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT) as u64;
+    (1..=64)
+        .filter(|n| ![libc::SIGKILL, libc::SIGSTOP].contains(n))
+        .map(|n| {
+            let own = image.actions.iter().find(|a| a.signal == n);
+            let (handler, flags) = own.map_or((0, 0), |a| (a.handler, a.flags));
+            let kernel_acts = signal::ignored_by_default(n)
+                || [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&n);
+            let kept = flags & child;
+            let action = match handler {
+                SIG_IGN => KernelAction { handler: SIG_IGN, flags: kept, ..Default::default() },
+                0 if kernel_acts => KernelAction { flags: kept, ..Default::default() },
+                _ => KernelAction {
+                    handler: agent.entry(agent.blob.on_signal),
+                    flags: libc::SA_SIGINFO as u64 | SA_RESTORER | kept,
+                    restorer: agent.entry(agent.blob.restorer),
+                    mask: signal::ALL,
+                },
+            };
+            (n, action)
+        })
+        .collect()
+}
+
+fn set_actions(b: &mut Batcher, actions: &[(i32, KernelAction)]) -> Result<()> {
+    for (n, a) in actions {
+        let at = b.data(bytes_of(a))?;
+        b.push("rt_sigaction", libc::SYS_rt_sigaction, [*n as u64, at, 0, 8, 0, 0])?;
+    }
+    Ok(())
+}
+
+impl Shadow {
+    /// Gives the memory back. The mappings stay, so that a return finds them; so do arguments
+    /// and environment, which `ps` reads.
+    fn release_memory(&self, f: &mut Frozen) -> Result<()> {
+        let mut b = leader(f, &self.places.agent);
+        for v in &self.private {
+            if v.flags & vma_flags::LOCKED != 0 {
+                let args = [v.start, v.end - v.start, 0, 0, 0, 0];
+                b.push("munlock", libc::SYS_munlock, args)?;
+            }
+            let below = (v.start, v.end.min(self.kept.0));
+            let above = (v.start.max(self.kept.1.next_multiple_of(4096)), v.end);
+            for (start, end) in [below, above] {
+                if start < end {
+                    let advice = libc::MADV_DONTNEED as u64;
+                    let args = [start, end - start, advice, 0, 0, 0];
+                    b.attempt("madvise", libc::SYS_madvise, args)?;
+                }
+            }
+        }
+        b.flush().map(drop)
+    }
+
+    /// Registers with which a thread enters the agent's loop.
+    fn serving(&self, t: &Thread) -> Result<UserRegs> {
+        let at = *self.areas.get(&t.tid).ok_or(Error::Ended)?;
+        let stack = at + offset_of!(ThreadArea, stack) as u64;
+        let top = stack + tcmi_call::abi::THREAD_STACK_BYTES as u64;
+        Ok(UserRegs {
+            rip: self.places.agent.entry(self.places.agent.blob.serve),
+            rdi: at,
+            gs_base: at,
+            // As after a call: 16-byte alignment less the return address.
+            rsp: (top & !15) - 8,
+            eflags: 0x202,
+            orig_rax: u64::MAX,
+            ..t.regs
+        })
+    }
+
+    /// Handles what happened since the last time; tells what the guest must follow.
+    pub fn poll(&mut self) -> Result<Vec<Fate>> {
+        let mut fates = Vec::new();
+        while let Some((tid, waited)) = try_wait_any()? {
+            match waited {
+                Waited::Ended(_) => {
+                    self.running.remove(&tid);
+                    if tid == self.pid || self.running.is_empty() {
+                        fates.push(Fate::Ended);
+                    }
+                }
+                Waited::Stopped(s, stop) => {
+                    self.running.insert(tid, self.go_on(s, stop, &mut fates)?);
+                }
+            }
+        }
+        Ok(fates)
+    }
+
+    fn go_on(&self, s: Stopped, stop: Stop, fates: &mut Vec<Fate>) -> Result<Running> {
+        let tell = |fates: &mut Vec<Fate>, fate| {
+            if fates.last() != Some(&fate) {
+                fates.push(fate);
+            }
+        };
+        Ok(match stop {
+            Stop::Signal(sig) => s.cont(sig)?,
+            Stop::Group(sig) => {
+                tell(fates, Fate::Stopped(sig));
+                s.listen()?
+            }
+            // The end of a group stop shows itself so.
+            Stop::Interrupt => {
+                tell(fates, Fate::Continued);
+                s.cont(0)?
+            }
+            Stop::Syscall | Stop::Event(_) => s.cont(0)?,
+        })
+    }
+
+    /// Takes back the forwarded calls that wait, so that each is answered CANCELLED.
+    pub fn cancel_calls(&mut self) -> Result<()> {
+        for tid in self.running.keys().copied().collect::<Vec<_>>() {
+            let Some(t) = self.running.remove(&tid) else { continue };
+            t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
+            let Some((mut t, group)) = settle(t)? else { continue };
+            self.cancel(&t)?;
+            let s = t.take()?;
+            let going = if group.is_some() { s.listen()? } else { s.cont(0)? };
+            self.running.insert(tid, going);
+        }
+        Ok(())
+    }
+
+    fn cancel(&self, t: &Thread) -> Result<()> {
+        let blob = &self.places.agent.blob;
+        let entry = |at| self.places.agent.entry(at);
+        let (start, end) = (entry(blob.window_start), entry(blob.window_end));
+        let restarts = [-512, -513, -514, -516].contains(&(t.regs.rax as i64));
+        let regs = if (start..=end - 2).contains(&t.regs.rip) {
+            UserRegs { rip: entry(blob.window_abort), orig_rax: u64::MAX, ..t.regs }
+        } else if t.regs.rip == end && (t.regs.orig_rax as i64) >= 0 && restarts {
+            UserRegs { rax: -i64::from(libc::EINTR) as u64, orig_rax: u64::MAX, ..t.regs }
+        } else {
+            return Ok(());
+        };
+        let at = *self.areas.get(&t.tid).ok_or(Error::Ended)?;
+        let flag = at + offset_of!(ThreadArea, cancelled) as u64;
+        memory::write(self.pid, flag, &1u32.to_le_bytes())?;
+        t.stopped()?.set_regs(&regs)?;
+        Ok(())
+    }
+
+    /// Stops every thread. Returns how many signals were sent to the guest in all.
+    pub fn hold(&mut self) -> Result<(Frozen, u32)> {
+        let held = std::mem::take(&mut self.running).into_values().collect();
+        let f = freeze_held(self.pid, held)?;
+        Ok((f, self.word(offset_of!(ProcArea, signal_seq))?))
+    }
+
+    fn word(&self, offset: usize) -> Result<u32> {
+        let mut w = [0; 4];
+        memory::read(self.pid, self.places.proc_area + offset as u64, &mut w)?;
+        Ok(u32::from_le_bytes(w))
+    }
+
+    /// After a return that failed: serves again. The memory is given back once more.
+    pub fn serve_again(&mut self, mut f: Frozen) -> Result<()> {
+        let mut b = leader(&mut f, &self.places.agent);
+        set_actions(&mut b, &self.actions)?;
+        b.flush()?;
+        self.release_memory(&mut f)?;
+        for t in &mut f.threads {
+            let s = t.take()?;
+            s.set_regs(&t.regs)?;
+            s.set_sigmask(t.mask)?;
+            self.running.insert(t.tid, s.cont(0)?);
+        }
+        Ok(())
+    }
+
+    /// The guest is lost: so is the process.
+    pub fn kill(&self) {
+        // SAFETY: plain call on a process that we trace and have not reaped.
+        unsafe { libc::kill(self.pid, libc::SIGKILL) };
+    }
+
+    /// Reaps what is left of a process that ended.
+    pub fn reap(mut self) -> Result<()> {
+        for (_, t) in std::mem::take(&mut self.running) {
+            match t.wait() {
+                Ok(Waited::Ended(_)) => {}
+                Ok(Waited::Stopped(s, _)) => s.detach(0)?,
+                Err(e) if e.code == libc::ECHILD => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    pub fn agent(&self) -> &Agent {
+        &self.places.agent
+    }
+}

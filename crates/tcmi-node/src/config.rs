@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use serde::Deserialize;
 use tcmi_core::command::{Address, GrammarError, KeyText, NodeName};
 
@@ -30,6 +30,11 @@ pub struct Args {
     /// Settings in TOML; flags override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// For the man page.
+pub fn definition() -> clap::Command {
+    Args::command()
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -150,6 +155,11 @@ mod tests {
         fs::write(&path, toml).unwrap();
         let flags = ["tcmid", "--config", path.to_str().unwrap()].into_iter().chain(flags.to_vec());
         Config::load(Args::try_parse_from(flags).unwrap())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        definition().debug_assert();
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Bring-up and unwind of a node.
 
 use std::fs;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -34,8 +36,17 @@ const CONNECT_INTERVAL: Duration = Duration::from_secs(5);
 /// Version of the checkpoint format, as `node/version` shows it.
 const CHECKPOINT_VERSION: u32 = 1;
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tcmid: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
     log_to_stderr()?;
     // Before any thread is made: all inherit it, and only `wait` below takes them. A
     // child process has to reset its mask.
@@ -79,12 +90,13 @@ fn log_to_stderr() -> anyhow::Result<()> {
         Err(std::env::VarError::NotPresent) => EnvFilter::new(LOG_DEFAULT),
         Err(error) => bail!("TCMI_LOG: {error}"),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(std::io::stderr().is_terminal()).init();
     Ok(())
 }
 
 /// Other users are to get through it to the files that are theirs.
-fn prepare_mount_point(config: &Config) -> anyhow::Result<std::path::PathBuf> {
+fn prepare_mount_point(config: &Config) -> anyhow::Result<PathBuf> {
     let dir = &config.ctlfs;
     unmount_stale(dir).with_context(|| format!("{} cannot be used", dir.display()))?;
     let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);

@@ -115,7 +115,12 @@ impl Peers {
     pub fn connect(&self, address: &Address, key: &KeyText) -> Result<(), MigrateError> {
         let key = peer_key(key)?;
         let connected = self.endpoint.connect(&address.to_string(), key);
-        connected.map(|_| ()).map_err(|error| connect_error(address, error))
+        let id = connected.map_err(|error| connect_error(address, error))?;
+        // Not left to the link's Up event: who connects may look for its directory at once.
+        if let Some(link) = self.endpoint.link(id) {
+            self.add(&link);
+        }
+        Ok(())
     }
 
     /// Ok: all of them, and kept. Err: none of them.
@@ -158,21 +163,24 @@ impl Peers {
                 }
                 LinkEvent::Message { link, message } => tasks.message(link, message),
                 LinkEvent::Down { link, reason } => {
-                    if let Some(peer) = self.connected.lock().remove(&link) {
-                        info!("node {} ({link}) is gone: {reason}", peer.name);
-                    }
+                    self.connected.lock().remove(&link);
                     tasks.link_down(link, &reason.to_string());
                 }
             }
         }
     }
 
+    /// Adds it unless it is there, or down again.
     fn add(&self, link: &Link) {
         let role = match link.role() {
             LinkRole::Listener => Role::Ccn,
             LinkRole::Dialer => Role::Pen,
         };
         let mut connected = self.connected.lock();
+        // A link is down before its Down event is, which waits for this lock to remove it.
+        if !link.is_up() || connected.contains_key(&link.id()) {
+            return;
+        }
         let key = link.peer_key();
         // The peer's older link, if it is still there, is on its way out.
         let of_others = |peer: &&Peer| peer.role == role && peer.key != key;
@@ -181,7 +189,6 @@ impl Peers {
         if name.as_str() != link.peer_name() {
             warn!("node {} ({key}) is called {name} here", link.peer_name());
         }
-        info!("node {name} ({}) is connected from {}", link.id(), link.peer_address());
         connected.insert(link.id(), Peer { name, key, role, leaving: false });
     }
 }

@@ -9,7 +9,7 @@ use tcmi_core::lifecycle::State;
 use tcmi_ctlfs::tree::{Entry, Item, Role, Wildcard};
 use tcmi_ctlfs::{Answer, Caller, Capture, Control, Owner, Place, Reply};
 use tcmi_kkc::{Control as Message, Link, LinkId};
-use tracing::info;
+use tracing::{debug, info, warn};
 
 use crate::peers::{Peer, Peers};
 
@@ -212,7 +212,7 @@ impl Node {
             (Item::Emigrate, Command::Emigrate { pid, node }) => {
                 match self.peers.destination(&node) {
                     Ok(node) => {
-                        self.tasks.emigrate(pid, node, caller, later(place, reply.take()?));
+                        self.tasks.emigrate(pid, node, caller, later(caller, place, reply.take()?));
                         None
                     }
                     Err(error) => done(Err(error)),
@@ -221,14 +221,19 @@ impl Node {
             (Item::MigrateHome, Command::MigrateHome(pid)) => {
                 match self.may_bring_home(place, pid, caller) {
                     Ok(side) => {
-                        self.tasks.migrate_home(pid, side, caller, later(place, reply.take()?));
+                        self.tasks.migrate_home(
+                            pid,
+                            side,
+                            caller,
+                            later(caller, place, reply.take()?),
+                        );
                         None
                     }
                     Err(error) => done(Err(error)),
                 }
             }
             (Item::PeerStop | Item::PeerMigrateHomeAll, Command::Go) => {
-                match self.send_home(place, reply) {
+                match self.send_home(caller, place, reply) {
                     Ok(()) => None,
                     Err(error) => done(Err(error)),
                 }
@@ -265,7 +270,12 @@ impl Node {
         Ok(())
     }
 
-    fn send_home(&self, place: &Place, reply: &mut Option<Reply>) -> Result<(), MigrateError> {
+    fn send_home(
+        &self,
+        caller: Caller,
+        place: &Place,
+        reply: &mut Option<Reply>,
+    ) -> Result<(), MigrateError> {
         let (id, _) = self.peer(place).ok_or_else(|| gone(place))?;
         let side = Side::of(place.entry.role).ok_or_else(|| gone(place))?;
         let link = self.peers.link(place.entry.role, id).ok_or_else(|| gone(place))?;
@@ -274,7 +284,7 @@ impl Node {
             return Err(MigrateError::Exists("it is leaving already".to_owned()));
         }
         let Some(reply) = reply.take() else { return Ok(()) };
-        let answer = later(place, reply);
+        let answer = later(caller, place, reply);
         let peers = Arc::clone(&self.peers);
         let done = move |result: Result<(), MigrateError>| {
             match (&result, stops) {
@@ -302,17 +312,23 @@ fn lines(mut text: String) -> String {
     text
 }
 
-/// Logged here and nowhere else; the writer has the errno only.
-fn refused(place: &Place, error: &MigrateError) -> Errno {
-    info!("{place}: {error}");
-    error.errno()
+/// Logged here and nowhere else; the writer has the errno only. What other users get
+/// wrong is not the operator's business, and must not fill the log.
+fn refused(caller: Caller, place: &Place, error: &MigrateError) -> Errno {
+    let errno = error.errno();
+    match errno {
+        Errno::Io => warn!(uid = caller.uid, "{place}: {error}"),
+        _ if caller.is_root() => info!("{place}: {error}"),
+        _ => debug!(uid = caller.uid, "{place}: {error}"),
+    }
+    errno
 }
 
-fn later(place: &Place, reply: Reply) -> Done {
+fn later(caller: Caller, place: &Place, reply: Reply) -> Done {
     let place = place.clone();
     Box::new(move |result| {
         let result = result.map(|()| Answer::Done);
-        reply.send(result.map_err(|error| refused(&place, &error)));
+        reply.send(result.map_err(|error| refused(caller, &place, &error)));
     })
 }
 
@@ -377,7 +393,7 @@ impl Control for Node {
         let mut reply = Some(reply);
         let result = self.act(caller, place, command, &mut reply);
         if let (Some(result), Some(reply)) = (result, reply) {
-            reply.send(result.map_err(|error| refused(place, &error)));
+            reply.send(result.map_err(|error| refused(caller, place, &error)));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The control files' daemon side: values from what the node knows, commands to who
 //! carries them out.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tcmi_core::command::{Command, Pid};
@@ -62,8 +63,6 @@ pub trait Tasks: Send + Sync + 'static {
     ///
     /// Whether `caller` may is the callee's to decide, once it holds the process: an
     /// earlier look at its owner could be at another process of the same id.
-    /// `caller.tid` is the writing thread, which must not be one of the process's: it
-    /// waits in the write and cannot be stopped.
     fn emigrate(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done);
 
     /// Ok: it runs at home. Err: it runs where it ran. `caller` owns it or is root.
@@ -210,7 +209,8 @@ impl Node {
                 Some(text.map(|text| Answer::Text(lines(text))))
             }
             (Item::Emigrate, Command::Emigrate { pid, node }) => {
-                match self.peers.destination(&node) {
+                let node = self.peers.destination(&node);
+                match node.and_then(|node| not_its_own_writer(caller, pid).map(|()| node)) {
                     Ok(node) => {
                         self.tasks.emigrate(pid, node, caller, later(caller, place, reply.take()?));
                         None
@@ -253,7 +253,13 @@ impl Node {
         let task = self.tasks.view(side, pid).ok_or(MigrateError::NotAway(pid))?;
         // The owner of a guest is a user of its home, not of this machine.
         let is_owner = side == Side::Home && caller.uid == task.uid;
-        if caller.is_root() || is_owner { Ok(side) } else { Err(MigrateError::NotYours(pid)) }
+        if !caller.is_root() && !is_owner {
+            return Err(MigrateError::NotYours(pid));
+        }
+        if side == Side::Home {
+            not_its_own_writer(caller, pid)?;
+        }
+        Ok(side)
     }
 
     fn stop_listening(&self, place: &Place) -> Result<(), MigrateError> {
@@ -298,6 +304,16 @@ impl Node {
         self.tasks.migrate_all_home(id, side, Box::new(done));
         Ok(())
     }
+}
+
+/// A writer waits where it cannot be stopped, so nobody can move the process it is in:
+/// `echo $$ desk > emigrate-ppm-p` has to be written by another process.
+fn not_its_own_writer(caller: Caller, pid: Pid) -> Result<(), MigrateError> {
+    if Path::new(&format!("/proc/{pid}/task/{}", caller.tid)).exists() {
+        let reasons = vec!["it is the process that asks; let another one ask".to_owned()];
+        return Err(MigrateError::Unsupported { pid, reasons });
+    }
+    Ok(())
 }
 
 fn gone(place: &Place) -> MigrateError {

@@ -188,6 +188,22 @@ fn a_killed_daemon_s_mount_does_not_stop_the_next() {
     assert!(home_is_unmounted(&home));
 }
 
+#[test]
+fn a_mount_that_nobody_answers_does_not_stop_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut silent = start(&dir.path().join("one"), "one");
+    kill(Pid::from_raw(silent.child.id() as i32), Signal::SIGSTOP).unwrap();
+    let mut program = program(&dir.path().join("two"), &silent.ctlfs, "two");
+    let mut child = program.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let next = Daemon { child, ctlfs: silent.ctlfs.clone() };
+    assert_eq!(next.read("node/name"), "two\n");
+    silent.child.kill().unwrap();
+    silent.child.wait().unwrap();
+    assert_eq!(next.read("node/name"), "two\n");
+}
+
 fn home_is_unmounted(daemon: &Daemon) -> bool {
     fs::read_dir(&daemon.ctlfs).unwrap().next().is_none()
 }

@@ -1,0 +1,19 @@
+//! What the end-to-end tests, the demo and the bench stand on: nodes on this
+//! host, victims and real programs to move, and an account of what leaks.
+
+pub mod account;
+mod bare;
+pub mod node;
+pub mod pair;
+pub mod program;
+pub mod scratch;
+pub mod victim;
+pub mod wait;
+
+pub use account::Account;
+pub use node::{Launch, Node, Root};
+pub use pair::Pair;
+pub use program::Program;
+pub use scratch::Scratch;
+pub use victim::{Victim, VictimKind, Wake};
+pub use wait::wait_until;

@@ -241,6 +241,11 @@ impl BulkReader {
         self.idle = idle;
     }
 
+    /// Whether received bytes wait here: polling the descriptor does not tell of them.
+    pub fn has_buffered(&self) -> bool {
+        self.end > self.start
+    }
+
     /// The next bytes, at least one; the same ones until [`BulkReader::consume`]. `Closed` where
     /// the peer finished between two records.
     pub fn fill(&mut self) -> Result<&[u8], BulkError> {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
@@ -190,8 +191,14 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> IdentityError + '_ {
     move |source| IdentityError::Io { path: path.to_owned(), source }
 }
 
+pub(crate) fn random_u64() -> Option<u64> {
+    let mut bytes = [0; 8];
+    SystemRandom::new().fill(&mut bytes).ok()?;
+    Some(u64::from_le_bytes(bytes))
+}
+
 fn new_pkcs8() -> Result<Vec<u8>, IdentityError> {
-    let pkcs8 = Ed25519KeyPair::generate_pkcs8(&ring::rand::SystemRandom::new());
+    let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new());
     Ok(pkcs8.map_err(|_| IdentityError::Random)?.as_ref().to_vec())
 }
 
@@ -213,7 +220,8 @@ fn check_private(file: &File, path: &Path) -> Result<(), IdentityError> {
 /// Linked into place when it is whole, and never over one that is there already.
 fn create_file(dir: &Path, path: &Path) -> Result<(), IdentityError> {
     let pkcs8 = new_pkcs8()?;
-    let tmp = dir.join(format!(".{IDENTITY_FILE}.{}", std::process::id()));
+    let unique = random_u64().ok_or(IdentityError::Random)?;
+    let tmp = dir.join(format!(".{IDENTITY_FILE}.{unique:016x}"));
     let written = OpenOptions::new()
         .write(true)
         .create_new(true)

@@ -206,7 +206,7 @@ fn untrusting_a_key_ends_its_link() {
 }
 
 #[test]
-fn a_second_connect_is_refused_and_a_restarted_node_replaces_its_link() {
+fn a_second_connect_is_refused() {
     let p = Pair::new();
     let again = p.desk.endpoint.connect(&text(&p.listener), p.home.key());
     assert!(matches!(again, Err(ConnectError::AlreadyConnected(id)) if id == p.at_desk.id()));
@@ -215,7 +215,7 @@ fn a_second_connect_is_refused_and_a_restarted_node_replaces_its_link() {
 #[test]
 fn listening_stops_and_links_stay() {
     let p = Pair::new();
-    assert_eq!(p.home.endpoint.listeners(), [p.listener.clone()]);
+    assert_eq!(p.home.endpoint.listeners(), std::slice::from_ref(&p.listener));
     assert!(p.home.endpoint.stop_listening(p.listener.id));
     assert!(!p.home.endpoint.stop_listening(p.listener.id));
     let other = Node::new("other");
@@ -266,7 +266,8 @@ fn links_leave_no_descriptors_or_threads() {
         let s = at_home.take_stream(StreamKind::Bulk, LONG).unwrap();
         at_desk.claim_stream(s.id, LONG).unwrap();
         at_desk.close("next");
-        (desk.down(id), home.down(at_home.id()));
+        desk.down(id);
+        home.down(at_home.id());
     };
     cycle();
     // Other tests run in this process unless each has its own: what counts is growth per cycle.

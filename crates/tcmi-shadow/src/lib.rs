@@ -1,0 +1,23 @@
+//! The monitor's side of a guest: its forwarded calls and its signals.
+//!
+//! [`Calls`] takes system calls from the guest's listener, executes them at home over one
+//! [`CallStream`] a thread, and answers. [`Events`] brings the shadow's signals to the guest
+//! through the [`Steward`], a helper thread in the guest.
+
+mod calls;
+mod events;
+mod interrupt;
+mod mapping;
+mod memory;
+mod stats;
+mod steward;
+mod stream;
+mod worker;
+
+pub use calls::{Calls, Guest, GuestThread, Hooks, QuiesceError};
+pub use events::{Events, SignalStream};
+pub use mapping::{MappedFile, MappedFiles};
+pub use memory::ProcessMemory;
+pub use stats::{CallStats, Stats};
+pub use steward::{GuestGone, Steward};
+pub use stream::{CallStream, ChaCha, Records, StreamError};

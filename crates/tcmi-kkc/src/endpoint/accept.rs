@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::net::Shutdown;
 
 use super::link::{self, Connection};
@@ -54,7 +55,7 @@ fn accept_loop(shared: &Arc<Shared>, listener: &TcpListener, stop: &Waker) {
     loop {
         let mut polled = [PollFd::new(stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
         if let Err(e) = poll(&mut polled, None)
-            && e != rustix::io::Errno::INTR
+            && e != Errno::INTR
         {
             tracing::error!("waiting for connections: {e}");
             return;
@@ -64,25 +65,23 @@ fn accept_loop(shared: &Arc<Shared>, listener: &TcpListener, stop: &Waker) {
         }
         match listener.accept() {
             Ok((tcp, from)) => admit(shared, tcp, from),
-            Err(e) => match e.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-                Some(
-                    rustix::io::Errno::MFILE
-                    | rustix::io::Errno::NFILE
-                    | rustix::io::Errno::NOBUFS
-                    | rustix::io::Errno::NOMEM,
-                ) => {
-                    tracing::warn!("cannot accept a connection: {e}");
-                    let pause = socket::timespec(ACCEPT_RETRY_DELAY);
-                    match poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&pause)) {
-                        Ok(0) | Err(_) => {}
-                        Ok(_) => return,
-                    }
+            Err(e) if is_exhaustion(&e) => {
+                tracing::warn!("cannot accept a connection: {e}");
+                let pause = socket::timespec(ACCEPT_RETRY_DELAY);
+                match poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&pause)) {
+                    Ok(0) | Err(_) => {}
+                    Ok(_) => return,
                 }
-                // The connection was reset before it was accepted, or the network complains.
-                _ => {}
-            },
+            }
+            // It was reset before it was accepted, or another error of the network's: next.
+            Err(e) => tracing::debug!("a connection was not accepted: {e}"),
         }
     }
+}
+
+fn is_exhaustion(e: &io::Error) -> bool {
+    let errno = e.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
 }
 
 /// Connections that have not shown who they are, oldest first.
@@ -126,7 +125,7 @@ impl HalfOpen {
 
 fn shut(tcp: &TcpStream) {
     match rustix::net::shutdown(tcp, Shutdown::Both) {
-        Ok(()) | Err(rustix::io::Errno::NOTCONN) => {}
+        Ok(()) | Err(Errno::NOTCONN) => {}
         Err(e) => tracing::warn!("shutting a connection down: {e}"),
     }
 }

@@ -9,7 +9,7 @@ use rustls::ClientConfig;
 
 use crate::address::{Address, AddressError};
 use crate::control::CONTROL_CIPHER;
-use crate::identity::PeerKey;
+use crate::identity::{PeerKey, random_u64};
 use crate::limits::TCP_CONNECT_TIMEOUT;
 use crate::message::{Opened, Opening, StreamKind};
 use crate::session::{DownReason, Role};
@@ -83,7 +83,8 @@ pub(super) fn connect(
     let tcp = connect_any(&found)
         .map_err(|source| ConnectError::Tcp { address: address.clone(), source })?;
     let peer_address = tcp.peer_addr().map_err(ConnectError::Resources)?;
-    let session = random_u64().map_err(ConnectError::Resources)?;
+    let session =
+        random_u64().ok_or_else(|| ConnectError::Resources(io::Error::other("no randomness")))?;
     let config = tls::dialer(&shared.identity, key, CONTROL_CIPHER);
     let until = Instant::now() + shared.options.handshake_timeout;
     let keys = open(&tcp, config, &Opening::Link { session }, until)
@@ -147,11 +148,4 @@ fn connect_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
         }
     }
     Err(last)
-}
-
-fn random_u64() -> io::Result<u64> {
-    use ring::rand::{SecureRandom, SystemRandom};
-    let mut bytes = [0; 8];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("no randomness"))?;
-    Ok(u64::from_le_bytes(bytes))
 }

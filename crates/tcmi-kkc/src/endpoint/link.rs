@@ -321,12 +321,15 @@ impl Inner {
     fn come_up(&self, shared: &Shared, hello: Hello) {
         tracing::info!(link = %self.id, peer = %hello.name, key = %self.peer, address = %self.address, "link is up");
         self.hello.set(hello).expect("a session comes up once");
-        shared.retire_others(self);
         self.set_outcome(Outcome::Up);
         shared.tell(LinkEvent::Up { link: self.id });
+        shared.retire_others(self);
         // The key may have been taken back while the handshake ran, before this link was listed.
         if self.role == Role::Listener && !shared.pins.contains(&self.peer) {
             self.close("this node trusts the key no longer");
+        }
+        if shared.is_closed() {
+            self.close("the node is going down");
         }
     }
 

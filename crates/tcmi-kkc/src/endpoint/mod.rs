@@ -11,7 +11,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -44,8 +44,8 @@ impl fmt::Display for LinkId {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkEvent {
-    /// First event of a link. A link that replaces an older one of the same node may come
-    /// up before the older one's Down.
+    /// First event of a link. A link that replaces an older one of the same node comes up
+    /// before the older one's Down.
     Up {
         link: LinkId,
     },
@@ -137,6 +137,7 @@ pub(crate) struct Shared {
     half_open: Mutex<HalfOpen>,
     refusals: Mutex<Refusals>,
     load: AtomicU32,
+    closed: AtomicBool,
 }
 
 impl Shared {
@@ -189,6 +190,10 @@ impl Shared {
         }
     }
 
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     fn load(&self) -> u32 {
         self.load.load(Ordering::Relaxed)
     }
@@ -233,6 +238,7 @@ impl Endpoint {
             half_open: Mutex::default(),
             refusals: Mutex::default(),
             load: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -313,6 +319,8 @@ impl Endpoint {
 
     /// Closes all listeners and tells all peers that this node goes.
     pub fn close(&self, reason: &str) {
+        // First: a link that is not in the table yet sees it when it comes up.
+        self.shared.closed.store(true, Ordering::SeqCst);
         let listeners = std::mem::take(&mut *self.shared.listeners.lock());
         listeners.into_values().for_each(Listening::stop);
         self.shared.half_open.lock().shut_all();
@@ -327,3 +335,6 @@ impl Drop for Endpoint {
         self.close("the node is going down");
     }
 }
+
+#[cfg(test)]
+mod tests;

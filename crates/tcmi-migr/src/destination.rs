@@ -1,0 +1,336 @@
+//! The execution node's side of a move: build the guest up to COMMIT, and capture it for home.
+
+use crate::error::{Error, Result};
+use crate::fault::{self, Point};
+use crate::files::Cache;
+use crate::messages as msg;
+use crate::pages;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use tcmi_call::abi::StewardArea;
+use tcmi_ckpt::birth::{Guest, Newborn};
+use tcmi_ckpt::blob::Blob;
+use tcmi_ckpt::capture::{self, Files};
+use tcmi_ckpt::freeze::Frozen;
+use tcmi_ckpt::image::{Backing, FileRef, ProcessImage, Vma};
+use tcmi_ckpt::rebuild::Pages;
+use tcmi_ckpt::remote::{self, Agent, page_up};
+use tcmi_kkc::{BulkReader, BulkWriter, Stream};
+use tcmi_sys::maps::Mapping;
+use tcmi_sys::namespace;
+
+/// Mapped files of a guest: open here, known at home by their [`FileRef`].
+#[derive(Default)]
+pub struct GuestFiles {
+    pub refs: Vec<FileRef>,
+    open: Vec<File>,
+    /// (st_dev major, minor, inode) of what is open here, and of memfds that stand for files.
+    here: HashMap<(u32, u32, u64), (u32, u64)>,
+}
+
+impl GuestFiles {
+    fn add(&mut self, r: FileRef, f: File) -> Result<u32> {
+        let m = f.metadata().map_err(Error::io("stat a cached file"))?;
+        let index = self.refs.len() as u32;
+        let dev = (libc::major(m.dev()), libc::minor(m.dev()));
+        self.here.insert((dev.0, dev.1, m.ino()), (index, 0));
+        self.refs.push(r);
+        self.open.push(f);
+        Ok(index)
+    }
+    /// A memfd that holds the bytes of a file at home from `offset` on.
+    pub fn add_memfd(&mut self, dev: (u32, u32), inode: u64, r: FileRef, offset: u64) {
+        if self.here.contains_key(&(dev.0, dev.1, inode)) {
+            return;
+        }
+        let known = self.refs.iter().position(|k| (k.dev, k.inode) == (r.dev, r.inode));
+        let index = known.unwrap_or_else(|| {
+            self.refs.push(r);
+            self.refs.len() - 1
+        });
+        self.here.insert((dev.0, dev.1, inode), (index as u32, offset));
+    }
+    fn index_of(&self, r: &FileRef) -> Option<u32> {
+        self.refs[..self.open.len()].iter().position(|k| k == r).map(|i| i as u32)
+    }
+    fn fds(&self) -> Vec<RawFd> {
+        self.open.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+    /// Home's mappings in this numbering.
+    fn translate(&self, vmas: &[Vma], files: &[FileRef]) -> Result<Vec<Vma>> {
+        vmas.iter()
+            .map(|v| match v.backing {
+                Backing::Anonymous => Ok(*v),
+                Backing::File { file, offset } => {
+                    let index = files.get(file as usize).and_then(|r| self.index_of(r));
+                    let file = index.ok_or(tcmi_ckpt::Error::Image("a mapping of no file"))?;
+                    Ok(Vma { backing: Backing::File { file, offset }, ..*v })
+                }
+            })
+            .collect()
+    }
+}
+
+impl Files for GuestFiles {
+    fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {
+        self.here
+            .get(&(m.dev.0, m.dev.1, m.inode))
+            .map(|(i, _)| *i)
+            .ok_or_else(|| tcmi_ckpt::Error::unsupported(format!("a mapping of {}", m.name)))
+    }
+    fn offset(&self, m: &Mapping) -> u64 {
+        let at = self.here.get(&(m.dev.0, m.dev.1, m.inode));
+        m.offset + at.map_or(0, |(_, offset)| *offset)
+    }
+}
+
+/// What the monitor has when a move begins.
+pub struct Site<'a> {
+    pub cache: Cache,
+    /// A stream that home parked for this guest, by its id.
+    pub claim: &'a mut dyn FnMut(u64) -> Result<Stream>,
+    /// Enters new namespaces and the bare root; afterwards children are in them.
+    pub enter: &'a mut dyn FnMut(&msg::Begin) -> Result<()>,
+}
+
+/// A guest that is complete and does not run.
+pub struct Built {
+    newborn: Newborn,
+    pub image: ProcessImage,
+    pub listener: OwnedFd,
+    pub area: OwnedFd,
+    /// Guest address of the steward's area.
+    pub area_at: u64,
+    pub events: Stream,
+    pub calls: Vec<(i32, Stream)>,
+    pub files: GuestFiles,
+    pub bytes: u64,
+}
+
+/// Builds a guest from what home sends. The caller has one thread.
+///
+/// Ok: Ready was sent; only [`Built::commit`] may let it run. Err: nothing is left of it.
+pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<Built> {
+    let begin: msg::Begin = msg::expect(r)?;
+    fault::pass(Point::NodeBeginReceived)?;
+    let mut files = GuestFiles::default();
+    fetch(&mut files, &begin.files, w, r, &site.cache)?;
+    (site.enter)(&begin)?;
+    let blob = Blob::built_in();
+    let area_len = page_up(std::mem::size_of::<StewardArea>() as u64);
+    let area = memfd(area_len)?;
+    let newborn = Newborn::spawn(begin.pid, &begin.mm, &blob)?;
+    let host = newborn.host_pid();
+    let built = construct(newborn, &begin, files, area, &blob, w, r, site);
+    if built.is_err() {
+        // SAFETY: our own child, not yet reaped.
+        unsafe { libc::kill(host, libc::SIGKILL) };
+    }
+    built
+}
+
+#[allow(clippy::too_many_arguments, reason = "one caller; these are the parts of one guest")]
+fn construct(
+    mut n: Newborn,
+    begin: &msg::Begin,
+    mut files: GuestFiles,
+    area: OwnedFd,
+    blob: &Blob,
+    w: &mut BulkWriter,
+    r: &mut BulkReader,
+    site: &mut Site,
+) -> Result<Built> {
+    check_cpu(&n, begin)?;
+    let first = files.translate(&begin.mm.vmas, &begin.files)?;
+    n.build_space(&[], &first, &files.fds())?;
+    let reserved = begin.mm.reserved;
+    n.place_steward(reserved, blob, area.as_raw_fd())?;
+    let resident: Vec<_> = begin.resident.iter().map(|&(s, e)| s..e).collect();
+    n.populate(&resident, &first)?;
+    let events = (site.claim)(begin.events)?;
+    let mut parked: HashMap<u64, Stream> = HashMap::new();
+    for &id in &begin.calls {
+        parked.insert(id, (site.claim)(id)?);
+    }
+    fault::pass(Point::NodePrepared)?;
+    msg::send(w, &msg::Prepared {})?;
+
+    let msg::State { image, calls } = msg::expect(r)?;
+    if image.pid != begin.pid || image.mm.reserved != reserved {
+        return Err(tcmi_ckpt::Error::Image("another process than announced").into());
+    }
+    fault::pass(Point::NodeStateReceived)?;
+    fetch(&mut files, &image.files, w, r, &site.cache)?;
+    let want = files.translate(&image.mm.vmas, &image.files)?;
+    n.build_space(&first, &want, &files.fds())?;
+    let bytes = pages::receive(r, &Pages::open(n.host_pid(), &want)?, &|_| {})?;
+    fault::pass(Point::NodePagesReceived)?;
+    let others: Vec<i32> =
+        image.threads.iter().map(|t| t.tid).filter(|&t| t != image.pid).collect();
+    n.create_threads(&others)?;
+    n.restore_state(&image)?;
+    let steward_end = reserved.0 + blob.header().steward_syscall_end;
+    let filter = tcmi_sys::seccomp::program(image.pid, Some(steward_end));
+    let code: Vec<u8> = filter.iter().flat_map(|i| remote::bytes_of(i).to_vec()).collect();
+    let listener = n.shut_in(begin.uid, begin.gid, &code)?;
+    let calls = calls
+        .into_iter()
+        .map(|(tid, id)| parked.remove(&id).map(|s| (tid, s)))
+        .collect::<Option<Vec<_>>>()
+        .ok_or(tcmi_ckpt::Error::Image("a stream that was not announced"))?;
+    fault::pass(Point::NodeRestored)?;
+    msg::send(w, &msg::Ready {})?;
+    fault::pass(Point::NodeReadySent)?;
+    let area_at = reserved.0 + page_up(blob.code_bytes() as u64);
+    Ok(Built { newborn: n, image, listener, area, area_at, events, calls, files, bytes })
+}
+
+fn check_cpu(n: &Newborn, begin: &msg::Begin) -> Result<()> {
+    let here = crate::source::xfeatures(&n.frozen.leader().stopped()?.xstate()?);
+    match begin.xfeatures & !here {
+        0 => Ok(()),
+        lacking => Err(tcmi_ckpt::Error::unsupported(format!(
+            "this node's CPU lacks register state that the process has (XCR0 {lacking:#x})"
+        ))
+        .into()),
+    }
+}
+
+/// Asks for the files that are not in the cache and opens all.
+fn fetch(
+    files: &mut GuestFiles,
+    wanted: &[FileRef],
+    w: &mut BulkWriter,
+    r: &mut BulkReader,
+    cache: &Cache,
+) -> Result<()> {
+    let mut missing = Vec::new();
+    for (i, f) in wanted.iter().enumerate() {
+        if files.index_of(f).is_some() {
+            continue;
+        }
+        match cache.open(f) {
+            Some(open) => drop(files.add(f.clone(), open)?),
+            None => missing.push(i as u32),
+        }
+    }
+    msg::send(w, &msg::Need { files: missing.clone() })?;
+    for index in missing {
+        let sent: msg::File = msg::expect(r)?;
+        if sent.index != index {
+            return Err(tcmi_ckpt::Error::Image("another file than asked for").into());
+        }
+        let f = &wanted[index as usize];
+        let open = cache.receive(f, r)?;
+        files.add(f.clone(), open)?;
+    }
+    Ok(())
+}
+
+fn memfd(len: u64) -> Result<OwnedFd> {
+    // SAFETY: a C string; the descriptor is checked before it is owned.
+    let fd = unsafe { libc::memfd_create(c"tcmi-steward".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(tcmi_sys::Errno::last("memfd_create").into());
+    }
+    // SAFETY: a new descriptor that nobody else has.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: plain call.
+    if unsafe { libc::ftruncate(fd.as_raw_fd(), len as i64) } < 0 {
+        return Err(tcmi_sys::Errno::last("ftruncate").into());
+    }
+    Ok(fd)
+}
+
+impl Built {
+    pub fn host_pid(&self) -> i32 {
+        self.newborn.host_pid()
+    }
+    /// The threads as this node numbers them, with their tids at home.
+    pub fn threads(&self) -> Result<Vec<(i32, i32)>> {
+        let home = self.newborn.tids()?;
+        Ok(self.newborn.frozen.threads.iter().map(|t| t.tid).zip(home).collect())
+    }
+    /// Lets the guest run. Home has said Commit.
+    pub fn run(self) -> Result<(Guest, ProcessImage, GuestFiles)> {
+        wait_for_clock(self.image.monotonic);
+        let guest = self.newborn.run(&self.image, self.area_at)?;
+        Ok((guest, self.image, self.files))
+    }
+    pub fn kill(self) {
+        self.newborn.kill();
+    }
+}
+
+/// The guest must not see its clock go back: its offset was measured when the move began.
+fn wait_for_clock(seen: i64) {
+    let offset = GUEST_CLOCK.load(std::sync::atomic::Ordering::Relaxed);
+    let behind = seen - (namespace::clock(libc::CLOCK_MONOTONIC) + offset);
+    if behind > 0 {
+        // Bounded by the one-way delay of one message.
+        std::thread::sleep(std::time::Duration::from_nanos(behind.min(1_000_000_000) as u64));
+    }
+}
+
+/// What was added to this node's CLOCK_MONOTONIC for the guest, in nanoseconds.
+static GUEST_CLOCK: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
+
+/// Sets the clocks of the guest to be made. Its monotonic clock goes on from where home's was.
+pub fn set_clocks(begin: &msg::Begin) -> Result<()> {
+    let monotonic = begin.monotonic - namespace::clock(libc::CLOCK_MONOTONIC);
+    let boottime = begin.boottime - namespace::clock(libc::CLOCK_BOOTTIME);
+    namespace::set_clock_offsets(monotonic, boottime)?;
+    GUEST_CLOCK.store(monotonic, std::sync::atomic::Ordering::Relaxed);
+    Ok(())
+}
+
+/// A held guest with the agent that captures it.
+pub struct Held {
+    pub frozen: Frozen,
+    agent: Agent,
+    vdso_call: u64,
+}
+
+impl Held {
+    /// `frozen` has the guest's own threads, without the steward.
+    pub fn new(mut frozen: Frozen, vdso: (u64, u64)) -> std::result::Result<Self, (Frozen, Error)> {
+        let made = remote::find_syscall(frozen.pid, vdso.0, vdso.1).and_then(|call| {
+            Agent::inject(&mut frozen, call, &Blob::built_in(), 0).map(|a| (a, call))
+        });
+        match made {
+            Ok((agent, vdso_call)) => Ok(Self { frozen, agent, vdso_call }),
+            Err(e) => Err((frozen, e.into())),
+        }
+    }
+    /// The guest's image as home is to have it, and the runs of its own pages.
+    pub fn capture(
+        &mut self,
+        names: &dyn Fn(i32) -> i32,
+        files: &mut GuestFiles,
+        reserved: (u64, u64),
+        vdso_hash: [u8; 32],
+    ) -> Result<(ProcessImage, Vec<std::ops::Range<u64>>)> {
+        let host = self.frozen.pid;
+        let own = (self.agent.base, self.agent.base + self.agent.len);
+        let maps: Vec<Mapping> = capture::mappings(host)?
+            .iter()
+            .flat_map(|m| capture::outside(m, reserved))
+            .collect();
+        let mut image = capture::capture(&mut self.frozen, &self.agent, names, &maps, files)?;
+        debug_assert_eq!(image.mm.reserved, own);
+        image.mm.reserved = reserved;
+        image.mm.vdso_hash = vdso_hash;
+        image.files = files.refs.clone();
+        let runs = capture::own_pages(host, &image.mm.vmas)?;
+        Ok((image, runs))
+    }
+    /// Lets the guest run on.
+    pub fn thaw(mut self) -> Result<()> {
+        let args = [self.agent.base, self.agent.len, 0, 0, 0, 0];
+        let leader = self.frozen.leader_mut();
+        remote::call(leader, self.vdso_call, "munmap agent", libc::SYS_munmap, args)?;
+        Ok(self.frozen.thaw()?)
+    }
+}

@@ -1,0 +1,96 @@
+//! Named places where a test makes a daemon fail: `TCMI_FAULT=Name:error` or `Name:kill`, with
+//! `:N` for the N-th passage. Without the variable a passage costs one load.
+
+use crate::error::{Error, Result};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+macro_rules! points {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Point { $($(#[$doc])* $name),+ }
+        impl Point {
+            pub const ALL: &'static [Point] = &[$(Point::$name),+];
+            pub fn name(self) -> &'static str {
+                match self { $(Point::$name => stringify!($name)),+ }
+            }
+        }
+    };
+}
+
+points! {
+    /// Home: the agent is in the process, which runs again.
+    HomeAttached,
+    HomeBeginSent,
+    HomeFilesSent,
+    /// Home: every thread is held.
+    HomeFrozen,
+    HomeCaptured,
+    HomeStreamsInstalled,
+    HomeStateSent,
+    HomePagesSent,
+    HomeReadyReceived,
+    /// Node: before anything is built.
+    NodeBeginReceived,
+    NodePrepared,
+    NodeStateReceived,
+    NodePagesReceived,
+    NodeRestored,
+    /// Node: the last point where a failure leaves the process at home.
+    NodeReadySent,
+    NodeCommitReceived,
+    /// Home: the guest may run.
+    HomeCommitSent,
+    HomeRunningReceived,
+    NodeReturnAsked,
+    NodeGuestFrozen,
+    NodeImageSent,
+    HomeReturnFrozen,
+    HomeImageReceived,
+    HomeRebuilt,
+}
+
+enum Action {
+    Error,
+    Kill,
+}
+
+struct Armed {
+    name: String,
+    action: Action,
+    passage: u32,
+    seen: AtomicU32,
+}
+
+fn armed() -> Option<&'static Armed> {
+    static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+    ARMED.get_or_init(|| parse(&std::env::var("TCMI_FAULT").ok()?)).as_ref()
+}
+
+fn parse(text: &str) -> Option<Armed> {
+    let mut parts = text.split(':');
+    let name = parts.next()?.to_owned();
+    let action = match parts.next()? {
+        "error" => Action::Error,
+        "kill" => Action::Kill,
+        _ => return None,
+    };
+    let passage = parts.next().map_or(Some(1), |n| n.parse().ok())?;
+    Some(Armed { name, action, passage, seen: AtomicU32::new(0) })
+}
+
+/// Passes a fault point.
+pub fn pass(point: Point) -> Result<()> {
+    let Some(armed) = armed().filter(|a| a.name == point.name()) else { return Ok(()) };
+    if armed.seen.fetch_add(1, Ordering::Relaxed) + 1 != armed.passage {
+        return Ok(());
+    }
+    match armed.action {
+        Action::Error => Err(Error::Injected(point.name())),
+        Action::Kill => {
+            // SAFETY: plain call on ourselves; it does not return.
+            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+            unreachable!("killed")
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What home (H) and the execution node's monitor (N) say on a migration's bulk stream.
+//!
+//! Out: Begin -> Need, (File, bytes)* -> Prepared; State, pages -> Ready; Commit -> Running.
+//! Back: ComeHome (or N's WantHome first) -> Quiet; Capture -> Image, pages; Finish -> Gone,
+//! or Thaw. Either end may say Failed instead of what is due before a commit.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage};
+use tcmi_kkc::codec::Frame;
+use tcmi_kkc::{BulkReader, BulkWriter};
+
+/// A message with its number on the wire.
+pub trait Message: Serialize + DeserializeOwned {
+    const KIND: u16;
+    const NAME: &'static str;
+}
+
+macro_rules! message {
+    ($($(#[$doc:meta])* $kind:literal $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty),* $(,)? })+) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        pub struct $name { $($(#[$fdoc])* pub $field: $ty),* }
+        impl Message for $name {
+            const KIND: u16 = $kind;
+            const NAME: &'static str = stringify!($name);
+        }
+    )+};
+}
+
+message! {
+    /// H: what is going to come, while the process still runs.
+    1 Begin {
+        migration: u64,
+        epoch: u32,
+        pid: i32,
+        uid: u32,
+        gid: u32,
+        /// Clocks at home, in nanoseconds.
+        monotonic: i64,
+        boottime: i64,
+        mm: AddressSpace,
+        files: Vec<FileRef>,
+        /// Resident memory of its own, as (start, end).
+        resident: Vec<(u64, u64)>,
+        /// XCR0 features that the process's register image has.
+        xfeatures: u64,
+        /// Streams for the guest's signals and for its threads' calls.
+        events: u64,
+        calls: Vec<u64>,
+    }
+    /// N: indices of the files that it has not.
+    2 Need { files: Vec<u32> }
+    /// H: `last - first` bytes of the file follow.
+    3 File { index: u32 }
+    4 Prepared {}
+    /// H: the frozen process; its pages follow.
+    5 State {
+        image: ProcessImage,
+        /// (tid, stream id)
+        calls: Vec<(i32, u64)>,
+    }
+    6 Ready {}
+    7 Commit {}
+    8 Running { remote_pid: i32 }
+    /// Either: gave up. The process is where it was.
+    9 Failed { errno: i32, text: String }
+    /// H: the guest is to come home.
+    16 ComeHome {}
+    /// N: its owner wants it to leave.
+    17 WantHome {}
+    /// N: no forwarded call may begin now; those in flight should be taken back.
+    18 CancelCalls {}
+    /// N: no call is in flight.
+    19 Quiet {}
+    /// H: the shadow is held; `signals` were sent in all.
+    20 Capture { signals: u32 }
+    /// N: the frozen guest; its pages follow.
+    21 Image { image: ProcessImage }
+    /// H: the process is whole at home and about to run: the guest ends.
+    22 Finish {}
+    23 Gone {}
+    /// H: the return failed; the guest goes on.
+    24 Thaw {}
+    25 Thawed {}
+    /// H: job control or death, which no agent can see.
+    32 Signal { signal: i32 }
+    /// N: the guest ended; the raw wait status.
+    33 Ended { status: i32 }
+    /// N: counters for `stats`, lines of text.
+    34 Stats { text: String }
+    /// H asks for them.
+    35 AskStats {}
+}
+
+pub fn send<M: Message>(w: &mut BulkWriter, m: &M) -> Result<()> {
+    Ok(w.send_message(M::KIND, m)?)
+}
+
+/// The next message, which must be an `M`; the peer's Failed becomes an error.
+pub fn expect<M: Message>(r: &mut BulkReader) -> Result<M> {
+    let frame = r.recv_message()?;
+    decode(&frame)
+}
+
+pub fn decode<M: Message>(frame: &Frame) -> Result<M> {
+    if frame.kind == M::KIND {
+        return Ok(frame.decode()?);
+    }
+    if frame.kind == Failed::KIND {
+        let f: Failed = frame.decode()?;
+        return Err(Error::Peer { errno: f.errno, text: f.text });
+    }
+    if frame.kind == Ended::KIND {
+        return Err(tcmi_ckpt::Error::Ended.into());
+    }
+    Err(Error::Protocol { want: M::NAME, got: frame.kind })
+}

@@ -1,0 +1,331 @@
+//! Home's side of a move: out, and back.
+
+use crate::error::{Error, Result};
+use crate::fault::{self, Point};
+use crate::files::HomeFiles;
+use crate::messages as msg;
+use crate::pages;
+use std::ops::Range;
+use tcmi_call::abi::{ProcArea, ThreadArea};
+use tcmi_ckpt::blob::Blob;
+use tcmi_ckpt::capture::{self, Space};
+use tcmi_ckpt::freeze::{Frozen, freeze};
+use tcmi_ckpt::image::ProcessImage;
+use tcmi_ckpt::remote::{self, Agent, page_up};
+use tcmi_core::lifecycle::State;
+use tcmi_kkc::{BulkReader, BulkWriter, Stream};
+use tcmi_sys::namespace;
+
+/// Told how far a move is.
+pub trait Watch {
+    fn enter(&self, state: State);
+    fn memory(&self, sent: u64, total: u64);
+}
+
+/// The agent in a process that still runs at home, and how to call there without it.
+#[derive(Clone, Copy, Debug)]
+pub struct Attached {
+    pub pid: i32,
+    pub agent: Agent,
+    /// A `syscall` instruction in the vDSO.
+    pub vdso_call: u64,
+    /// Threads that the agent's region has room for.
+    pub room: usize,
+    xfeatures: u64,
+}
+
+/// Threads that may come into being between attaching and the final freeze.
+const SPARE_THREADS: usize = 16;
+/// Tries to find the process with no more threads than there are streams for.
+const ATTEMPTS_MAX: u32 = 5;
+
+pub const PROC_AREA_BYTES: u64 = (std::mem::size_of::<ProcArea>() as u64).next_multiple_of(4096);
+pub const THREAD_AREA_BYTES: u64 =
+    (std::mem::size_of::<ThreadArea>() as u64).next_multiple_of(4096);
+
+impl Attached {
+    /// Puts the agent into a process and lets it run on.
+    pub fn attach(pid: i32) -> Result<Self> {
+        let mut frozen = freeze(pid)?;
+        let made = Self::inject(&mut frozen);
+        frozen.thaw()?;
+        made
+    }
+    fn inject(f: &mut Frozen) -> Result<Self> {
+        let maps = capture::mappings(f.pid)?;
+        let vdso = maps.iter().find(|m| m.name == "[vdso]");
+        let vdso = vdso.ok_or_else(|| tcmi_ckpt::Error::unsupported("it has no vDSO"))?;
+        let vdso_call = remote::find_syscall(f.pid, vdso.start, vdso.end)?;
+        let room = f.threads.len() + SPARE_THREADS;
+        let xstate = f.leader().stopped()?.xstate()?;
+        let xfeatures = xfeatures(&xstate);
+        let extra = PROC_AREA_BYTES + room as u64 * THREAD_AREA_BYTES;
+        let agent = Agent::inject(f, vdso_call, &Blob::built_in(), extra)?;
+        Ok(Self { pid: f.pid, agent, vdso_call, room, xfeatures })
+    }
+    /// Takes the agent out of a held process.
+    pub fn unmap(&self, f: &mut Frozen) -> Result<()> {
+        let args = [self.agent.base, self.agent.len, 0, 0, 0, 0];
+        remote::call(f.leader_mut(), self.vdso_call, "munmap agent", libc::SYS_munmap, args)?;
+        Ok(())
+    }
+    /// Takes the agent out of the running process. A process that is gone needs nothing.
+    pub fn remove(&self) {
+        let done = freeze(self.pid).map_err(Error::from).and_then(|mut f| {
+            let unmapped = self.unmap(&mut f);
+            f.thaw()?;
+            unmapped
+        });
+        if let Err(e) = done {
+            tracing::warn!(pid = self.pid, error = %e, "the agent stays mapped");
+        }
+    }
+    pub fn reserved(&self) -> (u64, u64) {
+        (self.agent.base, self.agent.base + self.agent.len)
+    }
+    pub fn proc_area(&self) -> u64 {
+        page_up(self.agent.extra())
+    }
+    pub fn thread_area(&self, n: usize) -> u64 {
+        self.proc_area() + PROC_AREA_BYTES + n as u64 * THREAD_AREA_BYTES
+    }
+}
+
+/// XCR0 bits in an XSAVE image as ptrace gives it.
+pub fn xfeatures(xstate: &[u8]) -> u64 {
+    let mut w = [0; 8];
+    match xstate.get(464..472) {
+        Some(b) => w.copy_from_slice(b),
+        None => w[0] = 3,
+    }
+    u64::from_le_bytes(w)
+}
+
+/// What a move needs of the link.
+pub struct Channel<'a> {
+    pub w: BulkWriter,
+    pub r: BulkReader,
+    /// A new stream for calls, parked or dialed now.
+    pub take_stream: &'a mut dyn FnMut() -> Result<Stream>,
+}
+
+/// A process whose guest runs: the original is held and still whole, nothing served yet.
+pub struct Emigrated {
+    pub frozen: Frozen,
+    pub attached: Attached,
+    pub image: ProcessImage,
+    pub installed: Installed,
+    pub remote_pid: i32,
+    pub times: Times,
+}
+
+/// How long the parts of a move took, in microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    pub freeze: u64,
+    pub transfer: u64,
+    pub resume: u64,
+    pub bytes: u64,
+}
+
+/// Moves a process out.
+///
+/// Ok: the guest runs. Err: the process runs at home as before, nothing of the attempt is left
+/// in it; the peer is told, unless the stream itself failed.
+pub fn emigrate(
+    pid: i32,
+    migration: u64,
+    epoch: u32,
+    c: &mut Channel,
+    watch: &dyn Watch,
+) -> Result<Emigrated> {
+    let attached = Attached::attach(pid)?;
+    let prepared = fault::pass(Point::HomeAttached)
+        .and_then(|()| prepare(&attached, migration, epoch, c, watch));
+    let streams = match prepared {
+        Ok(s) => s,
+        Err(e) => {
+            attached.remove();
+            return Err(tell(c, e));
+        }
+    };
+    watch.enter(State::Freezing);
+    let started = std::time::Instant::now();
+    let mut frozen = match freeze_with_room(&attached, streams.len() - 1) {
+        Ok(f) => f,
+        Err(e) => {
+            attached.remove();
+            return Err(tell(c, e));
+        }
+    };
+    let mut installed = None;
+    let mut times = Times { freeze: micros(started), ..Times::default() };
+    match transfer(&mut frozen, &attached, streams, &mut installed, &mut times, c, watch) {
+        Ok((image, remote_pid)) => {
+            let installed = installed.ok_or(Error::Unsteady("no streams"))?;
+            Ok(Emigrated { frozen, attached, image, installed, remote_pid, times })
+        }
+        Err(e) => {
+            undo(frozen, &attached, installed.as_ref());
+            Err(tell(c, e))
+        }
+    }
+}
+
+fn micros(since: std::time::Instant) -> u64 {
+    since.elapsed().as_micros() as u64
+}
+
+/// Tells the peer why we give up, if it does not know.
+fn tell(c: &mut Channel, e: Error) -> Error {
+    if !matches!(e, Error::Stream(_) | Error::Peer { .. }) {
+        let failed = msg::Failed { errno: e.errno(), text: e.to_string() };
+        if let Err(lost) = msg::send(&mut c.w, &failed) {
+            tracing::debug!(error = %lost, "the peer could not be told");
+        }
+    }
+    e
+}
+
+/// Everything that can be done while the process runs. Returns a stream for events and one for
+/// each thread, in the order that Begin named them.
+fn prepare(
+    a: &Attached,
+    migration: u64,
+    epoch: u32,
+    c: &mut Channel,
+    watch: &dyn Watch,
+) -> Result<Vec<Stream>> {
+    watch.enter(State::Preparing);
+    let threads = tcmi_sys::proc::tids(a.pid)?.len();
+    let streams: Vec<Stream> =
+        (0..threads + 1).map(|_| (c.take_stream)()).collect::<Result<_>>()?;
+    let mut files = HomeFiles::of(a.pid);
+    let space = capture::space(&capture::mappings(a.pid)?, a.reserved(), &mut files)?;
+    files.hash()?;
+    let resident = capture::own_pages(a.pid, &space.vmas)?;
+    let status = tcmi_sys::proc::status(a.pid)?;
+    let begin = msg::Begin {
+        migration,
+        epoch,
+        pid: a.pid,
+        uid: status.uid[1],
+        gid: status.gid[1],
+        monotonic: namespace::clock(libc::CLOCK_MONOTONIC),
+        boottime: namespace::clock(libc::CLOCK_BOOTTIME),
+        mm: address_space(a, &space)?,
+        files: files.refs.clone(),
+        resident: resident.iter().map(|r| (r.start, r.end)).collect(),
+        xfeatures: a.xfeatures,
+        events: streams[0].id,
+        calls: streams[1..].iter().map(|s| s.id).collect(),
+    };
+    msg::send(&mut c.w, &begin)?;
+    fault::pass(Point::HomeBeginSent)?;
+    send_files(&files, c)?;
+    fault::pass(Point::HomeFilesSent)?;
+    msg::expect::<msg::Prepared>(&mut c.r)?;
+    Ok(streams)
+}
+
+fn send_files(files: &HomeFiles, c: &mut Channel) -> Result<()> {
+    for index in msg::expect::<msg::Need>(&mut c.r)?.files {
+        msg::send(&mut c.w, &msg::File { index })?;
+        files.send(&mut c.w, index)?;
+        c.w.flush()?;
+    }
+    Ok(())
+}
+
+fn address_space(a: &Attached, s: &Space) -> Result<tcmi_ckpt::image::AddressSpace> {
+    let mut vdso = vec![0; (s.vdso.1 - s.vdso.0) as usize];
+    tcmi_sys::memory::read(a.pid, s.vdso.0, &mut vdso)?;
+    Ok(tcmi_ckpt::image::AddressSpace {
+        vmas: s.vmas.clone(),
+        vvar: s.vvar,
+        vdso: s.vdso,
+        vdso_hash: *blake3::hash(&vdso).as_bytes(),
+        reserved: a.reserved(),
+        ..Default::default()
+    })
+}
+
+fn freeze_with_room(a: &Attached, threads: usize) -> Result<Frozen> {
+    for _ in 0..ATTEMPTS_MAX {
+        let f = freeze(a.pid)?;
+        if f.threads.len() <= threads {
+            return Ok(f);
+        }
+        f.thaw()?;
+    }
+    Err(Error::Unsteady("it keeps creating threads"))
+}
+
+/// From the freeze to the peer's Running. On Err the caller undoes.
+fn transfer(
+    f: &mut Frozen,
+    a: &Attached,
+    streams: Vec<Stream>,
+    installed: &mut Option<Installed>,
+    times: &mut Times,
+    c: &mut Channel,
+    watch: &dyn Watch,
+) -> Result<(ProcessImage, i32)> {
+    fault::pass(Point::HomeFrozen)?;
+    watch.enter(State::Transferring);
+    let started = std::time::Instant::now();
+    let maps = capture::mappings(f.pid)?;
+    let mut files = HomeFiles::of(f.pid);
+    let mut image = capture::capture(f, &a.agent, &|tid| tid, &maps, &mut files)?;
+    files.hash()?;
+    image.files = files.refs.clone();
+    fault::pass(Point::HomeCaptured)?;
+    let runs = capture::own_pages(f.pid, &image.mm.vmas)?;
+    let total: u64 = runs.iter().map(|r: &Range<u64>| r.end - r.start).sum();
+    let fds = installed.insert(Installed::install(f, a, streams)?);
+    fault::pass(Point::HomeStreamsInstalled)?;
+    let calls = f.threads.iter().zip(&fds.calls).map(|(t, c)| (t.tid, c.id)).collect();
+    msg::send(&mut c.w, &msg::State { image: image.clone(), calls })?;
+    fault::pass(Point::HomeStateSent)?;
+    send_files(&files, c)?;
+    pages::send(&mut c.w, f.pid, &image.mm.vmas, &runs, &|n| watch.memory(n, total))?;
+    fault::pass(Point::HomePagesSent)?;
+    msg::expect::<msg::Ready>(&mut c.r)?;
+    (times.transfer, times.bytes) = (micros(started), total);
+    fault::pass(Point::HomeReadyReceived)?;
+    watch.enter(State::Committing);
+    let started = std::time::Instant::now();
+    msg::send(&mut c.w, &msg::Commit {})?;
+    // The original is whole until the first call is served, and none is before Running: without
+    // it, closing the streams makes the guest a copy that can do nothing, and home goes on.
+    fault::pass(Point::HomeCommitSent)?;
+    let running = msg::expect::<msg::Running>(&mut c.r)?;
+    fault::pass(Point::HomeRunningReceived)?;
+    times.resume = micros(started);
+    Ok((image, running.remote_pid))
+}
+
+/// Puts a held original back as it was and lets it run.
+fn undo(mut f: Frozen, a: &Attached, installed: Option<&Installed>) {
+    let pid = f.pid;
+    let cleaned = installed
+        .map_or(Ok(()), |i| i.close(&mut f, &a.agent))
+        .and_then(|()| a.unmap(&mut f))
+        .and_then(|()| Ok(f.thaw()?));
+    if let Err(e) = cleaned {
+        // Dropping what was held lets it run all the same: the kernel detaches.
+        tracing::error!(pid, error = %e, "the process could not be put back cleanly");
+    }
+}
+
+impl Emigrated {
+    /// Gives the guest up before it has been served: the original runs on.
+    pub fn undo(self) {
+        undo(self.frozen, &self.attached, Some(&self.installed));
+    }
+}
+
+mod back;
+mod install;
+pub use back::rebuild_at_home;
+pub use install::{InstalledStream, Installed};

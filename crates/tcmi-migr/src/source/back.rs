@@ -1,0 +1,128 @@
+//! The shadow becomes the process again.
+
+use crate::error::{Error, Result};
+use crate::fault::{self, Point};
+use crate::pages;
+use crate::source::{Attached, Watch};
+use std::collections::BTreeMap;
+use tcmi_ckpt::capture::{self, Files};
+use tcmi_ckpt::freeze::Frozen;
+use tcmi_ckpt::image::{Backing, FileRef, ProcessImage, Vma};
+use tcmi_ckpt::layout::{Step, reconcile};
+use tcmi_ckpt::rebuild::{self, Batcher, Pages};
+use tcmi_ckpt::remote::Ids;
+use tcmi_kkc::BulkReader;
+use tcmi_sys::maps::Mapping;
+
+/// Files of the shadow's mappings, by device and inode, in the image's numbering.
+struct Known<'a> {
+    refs: &'a [FileRef],
+    other: Vec<(u64, u64)>,
+}
+
+impl Files for Known<'_> {
+    fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {
+        let id = (u64::from(m.dev.0) << 32 | u64::from(m.dev.1), m.inode);
+        let known = self.refs.iter().position(|r| (r.dev, r.inode) == id);
+        Ok(known.unwrap_or_else(|| {
+            // A file that the guest no longer maps: any number that no image has.
+            self.other.push(id);
+            self.refs.len() + self.other.len()
+        }) as u32)
+    }
+}
+
+/// Rebuilds the held shadow from the guest's image, whose pages follow on `r`.
+///
+/// Ok: the process is whole but for the registers, the agent still mapped. Err: it is a shadow
+/// whose memory is worthless; the guest still exists.
+pub fn rebuild_at_home(
+    f: &mut Frozen,
+    a: &Attached,
+    image: &ProcessImage,
+    r: &mut BulkReader,
+    watch: &dyn Watch,
+) -> Result<u64> {
+    let pid = f.pid;
+    let me = Ids { tgid: pid, tid: pid };
+    let mut files = Known { refs: &image.files, other: Vec::new() };
+    let have = capture::space(&capture::mappings(pid)?, a.reserved(), &mut files)?.vmas;
+    let want = &image.mm.vmas;
+    let steps = reconcile(&have, want);
+    let opened = open_files(f, a, image, &steps)?;
+    let fd_of = |file: u32| {
+        opened.get(&file).copied().ok_or(tcmi_ckpt::Error::Image("a mapping of an unknown file"))
+    };
+    let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, me);
+    rebuild::apply(&mut b, &steps, &fd_of)?;
+    for fd in opened.values() {
+        b.push("close", libc::SYS_close, [*fd as u64, 0, 0, 0, 0, 0])?;
+    }
+    b.flush()?;
+    let into = Pages::open(pid, want)?;
+    let total = resident(want);
+    let bytes = pages::receive(r, &into, &|n| watch.memory(n, total.max(n)))?;
+    fault::pass(Point::HomeImageReceived)?;
+    lock(f, a, want)?;
+    let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, me);
+    rebuild::set_mm(&mut b, &image.mm)?;
+    rebuild::set_process(&mut b, image)?;
+    for t in &mut f.threads {
+        let tid = t.tid;
+        let state = rebuild::thread_of(image, tid)?;
+        rebuild::set_thread(&mut Batcher::new(&a.agent, t, pid, Ids { tgid: pid, tid }), state)?;
+    }
+    fault::pass(Point::HomeRebuilt)?;
+    Ok(bytes)
+}
+
+fn resident(vmas: &[Vma]) -> u64 {
+    vmas.iter().map(|v| v.end - v.start).sum()
+}
+
+/// Opens in the process the files of mappings that the shadow has no longer.
+fn open_files(
+    f: &mut Frozen,
+    a: &Attached,
+    image: &ProcessImage,
+    steps: &[Step],
+) -> Result<BTreeMap<u32, i32>> {
+    let pid = f.pid;
+    let mut fds = BTreeMap::new();
+    for step in steps {
+        let Step::Map(Vma { backing: Backing::File { file, .. }, .. }) = step else { continue };
+        if fds.contains_key(file) {
+            continue;
+        }
+        let missing = tcmi_ckpt::Error::Image("a mapping of an unknown file");
+        let r = image.files.get(*file as usize).ok_or(missing)?;
+        let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, Ids { tgid: pid, tid: pid });
+        let mut path = r.path.clone().into_bytes();
+        path.push(0);
+        let at = b.data(&path)?;
+        let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
+        let args = [libc::AT_FDCWD as u64, at, flags, 0, 0, 0];
+        let op = b.push("open a mapped file", libc::SYS_openat, args)?;
+        let fd = b.flush()?.ret(op) as i32;
+        fds.insert(*file, fd);
+        use std::os::unix::fs::MetadataExt;
+        let m = std::fs::metadata(format!("/proc/{pid}/fd/{fd}"))
+            .map_err(Error::io("stat a mapped file"))?;
+        let dev = u64::from(libc::major(m.dev())) << 32 | u64::from(libc::minor(m.dev()));
+        if (dev, m.ino()) != (r.dev, r.inode) {
+            return Err(tcmi_ckpt::Error::Image("a mapped file is another one now").into());
+        }
+    }
+    Ok(fds)
+}
+
+fn lock(f: &mut Frozen, a: &Attached, vmas: &[Vma]) -> Result<()> {
+    use tcmi_ckpt::image::vma_flags::LOCKED;
+    let pid = f.pid;
+    let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, Ids { tgid: pid, tid: pid });
+    for v in vmas.iter().filter(|v| v.flags & LOCKED != 0) {
+        b.push("mlock", libc::SYS_mlock, [v.start, v.end - v.start, 0, 0, 0, 0])?;
+    }
+    b.flush()?;
+    Ok(())
+}

@@ -1,0 +1,281 @@
+//! The workers that serve a guest's calls.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Once};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use tcmi_sys::seccomp::Listener;
+
+use crate::events::Events;
+use crate::mapping::MappedFiles;
+use crate::stats::Stats;
+use crate::steward::Steward;
+use crate::stream::{CallStream, StreamError};
+use crate::worker::{self, Thread};
+
+/// Between two attempts to get workers out of the wait for a call.
+const WAKE_INTERVAL: Duration = Duration::from_millis(1);
+
+/// What calls need of a guest besides its threads.
+pub struct Guest {
+    pub steward: Arc<Steward>,
+    pub events: Arc<Events>,
+}
+
+pub struct GuestThread {
+    /// In the monitor's pid namespace.
+    pub tid: i32,
+    pub stream: CallStream,
+}
+
+/// What the owner of a guest is told. Called from workers, with the call not yet answered.
+pub trait Hooks: Send + Sync {
+    /// `left`: guest threads that remain.
+    fn thread_exits(&self, tid: i32, code: i32, left: usize);
+    fn process_exits(&self, code: i32);
+    /// Home is not reached any more; the thread's call stays unanswered until the guest is
+    /// killed. (Closing the listener before would answer it ENOSYS.)
+    fn stream_failed(&self, tid: i32, error: &StreamError);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{in_flight} calls still in flight")]
+pub struct QuiesceError {
+    pub in_flight: usize,
+}
+
+struct Entry {
+    thread: Arc<Mutex<Thread>>,
+    /// A second handle, to end a wait for home's reply.
+    socket: OwnedFd,
+}
+
+#[derive(Default)]
+struct Gate {
+    /// No call is to be taken.
+    closed: bool,
+    /// For good.
+    ended: bool,
+    /// Workers in the wait for a call, or about to be.
+    taking: usize,
+    in_flight: usize,
+    workers: Vec<JoinHandle<()>>,
+    tids: Vec<i32>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) listener: Listener,
+    pub(crate) guest: Guest,
+    pub(crate) hooks: Arc<dyn Hooks>,
+    pub(crate) stats: Stats,
+    pub(crate) mapped: MappedFiles,
+    threads: Mutex<HashMap<i32, Entry>>,
+    gate: Mutex<Gate>,
+    changed: Condvar,
+}
+
+impl Shared {
+    pub(crate) fn thread(&self, tid: i32) -> Option<Arc<Mutex<Thread>>> {
+        self.threads.lock().get(&tid).map(|entry| Arc::clone(&entry.thread))
+    }
+
+    /// Returns how many threads are left.
+    pub(crate) fn forget(&self, tid: i32) -> usize {
+        let mut threads = self.threads.lock();
+        threads.remove(&tid);
+        threads.len()
+    }
+}
+
+/// The running workers. Dropping it ends them; calls in flight stay unanswered.
+pub struct Calls(Arc<Shared>);
+
+impl Calls {
+    pub fn start(
+        listener: OwnedFd,
+        threads: Vec<GuestThread>,
+        guest: Guest,
+        hooks: Arc<dyn Hooks>,
+    ) -> io::Result<Calls> {
+        install_wake_signal();
+        let calls = Calls(Arc::new(Shared {
+            listener: Listener::from(listener),
+            guest,
+            hooks,
+            stats: Stats::default(),
+            mapped: MappedFiles::default(),
+            threads: Mutex::default(),
+            gate: Mutex::default(),
+            changed: Condvar::new(),
+        }));
+        for thread in threads {
+            calls.add_thread(thread)?;
+        }
+        spawn_worker(&calls.0, &mut calls.0.gate.lock())?;
+        Ok(calls)
+    }
+
+    /// Before the thread makes its first call.
+    pub fn add_thread(&self, thread: GuestThread) -> io::Result<()> {
+        let served = Thread::new(thread.stream);
+        let entry = Entry { socket: served.socket()?, thread: Arc::new(Mutex::new(served)) };
+        self.0.threads.lock().insert(thread.tid, entry);
+        Ok(())
+    }
+
+    /// Takes no further call; returns when none is being taken. Those in flight go on.
+    pub fn stop_taking(&self) {
+        let mut gate = self.0.gate.lock();
+        gate.closed = true;
+        while gate.taking > 0 {
+            wake(&gate.tids);
+            // The signal may come just before the wait it is to end, so it is repeated.
+            self.0.changed.wait_for(&mut gate, WAKE_INTERVAL);
+        }
+    }
+
+    /// Takes no further call and waits until none is in flight.
+    ///
+    /// For calls that wait, home has to cancel them; before it does, PTRACE_INTERRUPT must
+    /// have been sent to every guest thread: the restart codes that answer cancelled calls
+    /// are right only for threads that stop. Err: `resume` goes on as if nothing had been.
+    pub fn quiesce(&self, timeout: Duration) -> Result<(), QuiesceError> {
+        self.stop_taking();
+        let end = Instant::now() + timeout;
+        let mut gate = self.0.gate.lock();
+        while gate.in_flight > 0 {
+            if self.0.changed.wait_until(&mut gate, end).timed_out() && gate.in_flight > 0 {
+                return Err(QuiesceError { in_flight: gate.in_flight });
+            }
+        }
+        Ok(())
+    }
+
+    pub fn resume(&self) {
+        self.0.gate.lock().closed = false;
+        self.0.changed.notify_all();
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.0.gate.lock().in_flight
+    }
+
+    pub fn stats(&self) -> &Stats {
+        &self.0.stats
+    }
+
+    /// Which memfd mappings of the guest stand for which files at home.
+    pub fn mapped_files(&self) -> &MappedFiles {
+        &self.0.mapped
+    }
+}
+
+impl Drop for Calls {
+    fn drop(&mut self) {
+        self.stop_taking();
+        for entry in self.0.threads.lock().values() {
+            // SAFETY: shuts down a socket we own; it fails only if the peer closed it before.
+            unsafe { libc::shutdown(entry.socket.as_raw_fd(), libc::SHUT_RDWR) };
+        }
+        let workers = {
+            let mut gate = self.0.gate.lock();
+            gate.ended = true;
+            std::mem::take(&mut gate.workers)
+        };
+        self.0.changed.notify_all();
+        for worker in workers {
+            if worker.join().is_err() {
+                tracing::error!("a call worker panicked");
+            }
+        }
+    }
+}
+
+fn spawn_worker(shared: &Arc<Shared>, gate: &mut Gate) -> io::Result<()> {
+    let ours = Arc::clone(shared);
+    let worker = thread::Builder::new().name("guest-calls".into()).spawn(move || work(&ours))?;
+    gate.workers.push(worker);
+    Ok(())
+}
+
+fn work(shared: &Arc<Shared>) {
+    // SAFETY: no arguments, no failure.
+    let tid = unsafe { libc::gettid() };
+    shared.gate.lock().tids.push(tid);
+    while enter(shared) {
+        let taken = shared.listener.receive();
+        let mut gate = shared.gate.lock();
+        gate.taking -= 1;
+        match taken {
+            Ok(notif) => {
+                gate.in_flight += 1;
+                staff(shared, &mut gate);
+                drop(gate);
+                worker::serve(shared, &notif);
+                shared.gate.lock().in_flight -= 1;
+            }
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::ENOENT) if !shared.listener.is_abandoned() => {}
+                _ => gate.ended = true,
+            },
+        }
+        shared.changed.notify_all();
+    }
+}
+
+/// Waits until calls may be taken. False: no more calls will be.
+fn enter(shared: &Shared) -> bool {
+    let mut gate = shared.gate.lock();
+    while gate.closed && !gate.ended {
+        shared.changed.wait(&mut gate);
+    }
+    if !gate.ended {
+        gate.taking += 1;
+    }
+    !gate.ended
+}
+
+/// Somebody must be left to take the next call: a worker may wait in one for ever. More
+/// workers than guest threads, and one, have nothing to do.
+fn staff(shared: &Arc<Shared>, gate: &mut Gate) {
+    let enough = shared.threads.lock().len() + 1;
+    if gate.taking == 0
+        && !gate.closed
+        && gate.workers.len() < enough
+        && let Err(error) = spawn_worker(shared, gate)
+    {
+        tracing::error!(%error, "no further call worker");
+    }
+}
+
+fn wake_signal() -> i32 {
+    libc::SIGRTMAX() - 3
+}
+
+extern "C" fn woken(_: i32) {}
+
+/// A handler that does nothing, without SA_RESTART: the wait for a call ends in EINTR.
+fn install_wake_signal() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        // SAFETY: an all-zero sigaction is valid; the handler touches nothing.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = woken as *const () as usize;
+            let ret = libc::sigaction(wake_signal(), &action, std::ptr::null_mut());
+            assert_eq!(ret, 0, "SIGRTMAX - 3 can be caught");
+        }
+    });
+}
+
+fn wake(tids: &[i32]) {
+    for &tid in tids {
+        // SAFETY: a signal to one of our own threads; ESRCH when it has ended.
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, wake_signal()) };
+    }
+}

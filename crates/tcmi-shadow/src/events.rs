@@ -1,0 +1,144 @@
+//! Signals from the shadow to the guest.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+
+use parking_lot::{Condvar, Mutex};
+use tcmi_call::abi::BatchOp;
+use tcmi_call::frame::{SignalFrame, kind};
+use tcmi_call::record::DirectionKeys;
+
+use crate::steward::{GuestGone, Steward};
+use crate::stream::{Records, StreamError};
+
+/// The receiving half of a guest's event stream.
+pub struct SignalStream {
+    fd: OwnedFd,
+    records: Records,
+}
+
+impl SignalStream {
+    pub fn new(fd: OwnedFd, rx: &DirectionKeys) -> Self {
+        SignalStream { fd, records: Records::new(rx) }
+    }
+
+    fn next(&mut self) -> Result<SignalFrame, StreamError> {
+        let bytes = self.records.take(self.fd.as_fd(), SignalFrame::BYTES)?;
+        SignalFrame::from_bytes(bytes).filter(|f| f.kind == kind::SIGNAL).ok_or(StreamError::Reply)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// Number of the last signal that is in the guest.
+    injected: u32,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    progress: Mutex<Progress>,
+    moved: Condvar,
+}
+
+/// The event thread: takes signals in order and has the steward send them.
+pub struct Events {
+    shared: Arc<Shared>,
+    /// A second handle on the socket, to end the thread.
+    socket: OwnedFd,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Events {
+    /// `first`: number of the last signal that the guest already has (0 for a new guest).
+    /// `tgid` as the guest sees it.
+    pub fn start(
+        mut stream: SignalStream,
+        steward: Arc<Steward>,
+        tgid: i32,
+        first: u32,
+    ) -> io::Result<Events> {
+        let shared = Arc::new(Shared {
+            progress: Mutex::new(Progress { injected: first, ended: false }),
+            moved: Condvar::new(),
+        });
+        let socket = stream.fd.try_clone()?;
+        let ours = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("guest-signals".into()).spawn(move || {
+            let error = loop {
+                match stream.next() {
+                    Ok(frame) => {
+                        if inject(&steward, tgid, &frame).is_err() {
+                            break None;
+                        }
+                        ours.progress.lock().injected = frame.seq;
+                        ours.moved.notify_all();
+                    }
+                    Err(error) => break Some(error),
+                }
+            };
+            if let Some(error) = error {
+                tracing::debug!(%error, tgid, "event stream ended");
+            }
+            ours.progress.lock().ended = true;
+            ours.moved.notify_all();
+        })?;
+        Ok(Events { shared, socket, thread: Some(thread) })
+    }
+
+    /// Waits until the guest has all signals up to number `seq`.
+    /// False: the event stream ended before.
+    pub fn wait_injected(&self, seq: u32) -> bool {
+        let mut progress = self.shared.progress.lock();
+        // Numbers wrap after 2^32 signals.
+        while (progress.injected.wrapping_sub(seq) as i32) < 0 {
+            if progress.ended {
+                return false;
+            }
+            self.shared.moved.wait(&mut progress);
+        }
+        true
+    }
+
+    pub fn injected(&self) -> u32 {
+        self.shared.progress.lock().injected
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        // SAFETY: shuts down a socket we own. It fails only if the peer closed it before.
+        unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the event thread panicked");
+        }
+    }
+}
+
+fn inject(steward: &Steward, tgid: i32, frame: &SignalFrame) -> Result<(), GuestGone> {
+    let info = steward.data_address(0);
+    let (tgid, signo) = (tgid as u64, u64::from(frame.signo));
+    let mut op = match frame.tid {
+        0 => BatchOp {
+            nr: libc::SYS_rt_sigqueueinfo as u64,
+            args: [tgid, signo, info, 0, 0, 0],
+            ..BatchOp::default()
+        },
+        tid => BatchOp {
+            nr: libc::SYS_rt_tgsigqueueinfo as u64,
+            args: [tgid, u64::from(tid), signo, info, 0, 0],
+            ..BatchOp::default()
+        },
+    };
+    steward.run(std::slice::from_mut(&mut op), &frame.siginfo)?;
+    if op.ret < 0 {
+        // ESRCH: the thread ended meanwhile; EAGAIN: the queue is full. Both lose a signal
+        // that a process on one machine would have lost as well.
+        tracing::warn!(signo, tid = frame.tid, errno = -op.ret, "signal not taken by the guest");
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! Making a guest thread's wait end as a signal would have ended it.
+//!
+//! The kernel acts on a restart code only if the thread has been told to look for
+//! signals (TIF_SIGPENDING); otherwise the program would see errno 512. A signal to the
+//! thread tells that thread; one to the process tells some thread that could take it.
+
+use std::fs;
+use std::io;
+use std::ptr;
+
+use tcmi_sys::seccomp::{Answer, Listener, Notification};
+
+const SYSCALL_INSN_BYTES: u64 = 2;
+const ERESTARTNOHAND: i32 = 514;
+
+/// What waits for a guest thread that does not block it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pending {
+    Nothing,
+    /// The thread has been told.
+    Told,
+    /// A signal to the process: the kernel may have told another thread.
+    PerhapsTold,
+    /// Only under the mask that the call brought.
+    LetIn,
+}
+
+fn field(status: &str, name: &str, radix: u32) -> io::Result<u64> {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .and_then(|value| u64::from_str_radix(value.trim(), radix).ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no {name} in status")))
+}
+
+/// `mask`: the one that the call brings, if it does.
+pub(crate) fn pending(tid: i32, mask: Option<u64>) -> io::Result<Pending> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status"))?;
+    let blocked = field(&status, "SigBlk", 16)?;
+    let own = field(&status, "SigPnd", 16)?;
+    let all = own | field(&status, "ShdPnd", 16)?;
+    let deliverable = all & !mask.unwrap_or(blocked);
+    if deliverable == 0 {
+        return Ok(Pending::Nothing);
+    }
+    if deliverable & !blocked == 0 {
+        return Ok(Pending::LetIn);
+    }
+    // The steward blocks everything, so of two threads it is not the one that was told.
+    let alone = field(&status, "Threads", 10)? <= 2;
+    Ok(if alone || deliverable & own & !blocked != 0 { Pending::Told } else { Pending::PerhapsTold })
+}
+
+fn ptrace(request: libc::c_uint, tid: i32, data: usize) -> io::Result<()> {
+    // SAFETY: the requests used here write to our memory only in `registers`, whose `data` is
+    // a whole user_regs_struct.
+    let ret = unsafe { libc::ptrace(request, tid, ptr::null_mut::<libc::c_void>(), data) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// PTRACE_SEIZE and INTERRUPT. False: someone traces it already, which is the freezer, and
+/// its own PTRACE_INTERRUPT tells the thread too.
+fn seize(tid: i32, options: i32) -> io::Result<bool> {
+    match ptrace(libc::PTRACE_SEIZE, tid, options as usize) {
+        Ok(()) => ptrace(libc::PTRACE_INTERRUPT, tid, 0).map(|()| true),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Answers so that the thread looks for signals on its way out, whoever was told.
+pub(crate) fn answer_told(
+    listener: &Listener,
+    id: u64,
+    tid: i32,
+    answer: Answer,
+) -> io::Result<()> {
+    let seized = seize(tid, 0)?;
+    let answered = listener.answer(id, answer);
+    if seized {
+        let status = stop(tid)?;
+        detach(tid, status)?;
+    }
+    answered
+}
+
+/// Answers a call that lets a signal in by a mask of its own.
+///
+/// Only the thread itself can exchange its mask so that a handler restores the old one: it is
+/// led through one `rt_sigsuspend` with the mask that the program gave, whose return is then
+/// made to look like the call's own.
+pub(crate) fn answer_under_mask(
+    listener: &Listener,
+    notif: &Notification,
+    mask: u64,
+) -> io::Result<()> {
+    let tid = notif.tid;
+    let seized = seize(tid, libc::PTRACE_O_TRACESYSGOOD)?;
+    let answered = listener.answer(notif.id, Answer::Error(libc::EINTR));
+    if !seized {
+        return answered;
+    }
+    let status = stop(tid)?;
+    if status >> 16 == 0 {
+        // A signal got through on the thread's own mask.
+        detach(tid, status)?;
+        return answered;
+    }
+    let regs = registers(tid)?;
+    let mut suspend = regs;
+    suspend.rax = libc::SYS_rt_sigsuspend as u64;
+    // Not the way out of a call, as far as restarts are concerned.
+    suspend.orig_rax = u64::MAX;
+    suspend.rdi = mask;
+    suspend.rsi = 8;
+    suspend.rip -= SYSCALL_INSN_BYTES;
+    set_registers(tid, &suspend)?;
+    for _ in ["enters", "leaves"] {
+        ptrace(libc::PTRACE_SYSCALL, tid, 0)?;
+        stop(tid)?;
+    }
+    let mut back = regs;
+    back.orig_rax = u64::from(notif.nr);
+    back.rax = (-i64::from(ERESTARTNOHAND)) as u64;
+    set_registers(tid, &back)?;
+    ptrace(libc::PTRACE_DETACH, tid, 0)?;
+    answered
+}
+
+fn registers(tid: i32) -> io::Result<libc::user_regs_struct> {
+    // SAFETY: plain integers.
+    let mut regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    ptrace(libc::PTRACE_GETREGS, tid, (&raw mut regs).addr())?;
+    Ok(regs)
+}
+
+fn set_registers(tid: i32, regs: &libc::user_regs_struct) -> io::Result<()> {
+    ptrace(libc::PTRACE_SETREGS, tid, ptr::from_ref(regs).addr())
+}
+
+/// Waits for a stop; its wait status. ESRCH: the thread ended.
+fn stop(tid: i32) -> io::Result<i32> {
+    let mut status = 0;
+    // SAFETY: `status` is writable.
+    while unsafe { libc::waitpid(tid, &mut status, libc::__WALL) } < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    if libc::WIFSTOPPED(status) { Ok(status) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+}
+
+fn detach(tid: i32, status: i32) -> io::Result<()> {
+    // A signal-delivery stop carries a signal that is to be delivered; an event stop does not.
+    let signal = if status >> 16 == 0 { libc::WSTOPSIG(status) } else { 0 };
+    ptrace(libc::PTRACE_DETACH, tid, signal as usize)
+}

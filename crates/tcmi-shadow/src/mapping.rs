@@ -1,0 +1,215 @@
+//! `mmap` of a home file: its content is fetched into a memfd that the guest maps, and the
+//! shadow maps the file at the same place, so that the way home finds it there.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, FromRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use parking_lot::Mutex;
+use tcmi_call::abi::BatchOp;
+use tcmi_call::engine::SliceMemory;
+use tcmi_call::table::errno::{EACCES, EINVAL, EIO, ENODEV, ENOMEM, Errno};
+
+use crate::calls::Shared;
+use crate::stream::StreamError;
+use crate::worker::Thread;
+
+const PAGE_BYTES: u64 = 4096;
+const FETCH_BYTES: usize = 1024 * 1024;
+/// Address at which the fetched bytes stand for the engine.
+const OWN_BASE: u64 = 0x1_0000;
+const STAT_BYTES: usize = 144;
+
+/// What a memfd in the guest stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MappedFile {
+    /// At home, from `fstat`.
+    pub dev: u64,
+    pub ino: u64,
+    /// File offset of the memfd's first byte.
+    pub offset: u64,
+    pub len: u64,
+}
+
+/// Inode of each memfd that backs a mapping in the guest.
+#[derive(Debug, Default)]
+pub struct MappedFiles(Mutex<HashMap<u64, MappedFile>>);
+
+impl MappedFiles {
+    pub fn get(&self, memfd_inode: u64) -> Option<MappedFile> {
+        self.0.lock().get(&memfd_inode).cloned()
+    }
+
+    fn insert(&self, memfd_inode: u64, file: MappedFile) {
+        self.0.lock().insert(memfd_inode, file);
+    }
+}
+
+struct Request {
+    addr: u64,
+    len: u64,
+    prot: u64,
+    flags: u64,
+    fd: u64,
+    offset: u64,
+}
+
+/// Why a file was not mapped.
+pub(crate) enum Refusal {
+    Errno(Errno),
+    Stream(StreamError),
+}
+
+impl From<StreamError> for Refusal {
+    fn from(error: StreamError) -> Self {
+        Refusal::Stream(error)
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Refusal::Errno(error.raw_os_error().map_or(EIO, Errno))
+    }
+}
+
+fn checked(args: &[u64; 6]) -> Result<Request, Errno> {
+    let [addr, len, prot, flags, fd, offset] = *args;
+    let kind = flags as i32 & 0xf;
+    if len == 0 || !offset.is_multiple_of(PAGE_BYTES) || offset.checked_add(len).is_none() {
+        return Err(EINVAL);
+    }
+    match kind {
+        libc::MAP_PRIVATE => {}
+        // Nobody else sees writes of a page that is on another node.
+        libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE if prot as i32 & libc::PROT_WRITE != 0 => {
+            return Err(ENODEV);
+        }
+        libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE => {}
+        _ => return Err(EINVAL),
+    }
+    if flags as i32 & libc::MAP_HUGETLB != 0 {
+        return Err(EINVAL);
+    }
+    Ok(Request { addr, len, prot, flags, fd, offset })
+}
+
+/// Ok: the address, as the guest's kernel gave it.
+pub(crate) fn map_file(
+    shared: &Shared,
+    thread: &mut Thread,
+    id: u64,
+    args: &[u64; 6],
+) -> Result<i64, Refusal> {
+    let request = checked(args).map_err(Refusal::Errno)?;
+    let (dev, ino, mode, size) = stat(thread, request.fd)?;
+    match mode & libc::S_IFMT {
+        libc::S_IFREG => {}
+        libc::S_IFDIR => return Err(Refusal::Errno(ENODEV)),
+        _ => return Err(Refusal::Errno(EACCES)),
+    }
+    let memfd = fetch(thread, &request, size)?;
+    let inode = memfd.metadata()?.ino();
+    let local = shared.listener.add_fd(id, memfd.as_fd())?;
+    let mut ops = [
+        BatchOp {
+            nr: libc::SYS_mmap as u64,
+            args: [
+                request.addr,
+                request.len,
+                request.prot,
+                guest_flags(request.flags),
+                local as u64,
+                0,
+            ],
+            ..BatchOp::default()
+        },
+        BatchOp {
+            nr: libc::SYS_close as u64,
+            args: [local as u64, 0, 0, 0, 0, 0],
+            ..BatchOp::default()
+        },
+    ];
+    shared.guest.steward.run(&mut ops, &[]).map_err(|_| Refusal::Errno(ENOMEM))?;
+    let addr = ops[0].ret;
+    if addr < 0 {
+        return Ok(addr);
+    }
+    let file = MappedFile { dev, ino, offset: request.offset, len: request.len };
+    shared.mapped.insert(inode, file);
+    mirror(thread, &request, addr as u64)?;
+    Ok(addr)
+}
+
+fn guest_flags(flags: u64) -> u64 {
+    let kept = libc::MAP_FIXED
+        | libc::MAP_FIXED_NOREPLACE
+        | libc::MAP_POPULATE
+        | libc::MAP_NORESERVE
+        | libc::MAP_LOCKED
+        | libc::MAP_32BIT;
+    (flags & kept as u64) | libc::MAP_PRIVATE as u64
+}
+
+/// Device, inode, mode, size.
+fn stat(thread: &mut Thread, fd: u64) -> Result<(u64, u64, u32, u64), Refusal> {
+    let mut bytes = [0u8; STAT_BYTES];
+    let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut bytes };
+    let args = [fd, OWN_BASE, 0, 0, 0, 0];
+    positive(thread.ask(libc::SYS_fstat as u32, &args, &mut mem)?)?;
+    let word = |at: usize| {
+        let mut b = [0; 8];
+        b.copy_from_slice(&bytes[at..at + 8]);
+        u64::from_le_bytes(b)
+    };
+    Ok((word(0), word(8), word(24) as u32, word(48)))
+}
+
+fn positive(ret: i64) -> Result<u64, Refusal> {
+    u64::try_from(ret).map_err(|_| Refusal::Errno(Errno(-ret as i32)))
+}
+
+/// The needed range of the file in a memfd. Shorter than asked where the file ends, so that
+/// pages behind it fault as they would in the file.
+fn fetch(thread: &mut Thread, request: &Request, size: u64) -> Result<File, Refusal> {
+    // SAFETY: the name is a NUL-terminated literal.
+    let fd = unsafe { libc::memfd_create(c"home-file".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error().into());
+    }
+    // SAFETY: just made, owned by nobody else.
+    let memfd = unsafe { File::from_raw_fd(fd) };
+    let wanted = request.len.next_multiple_of(PAGE_BYTES).min(size.saturating_sub(request.offset));
+    memfd.set_len(wanted)?;
+    let mut buffer = vec![0; FETCH_BYTES.min(wanted as usize)];
+    let mut done = 0;
+    while done < wanted {
+        let n = (wanted - done).min(FETCH_BYTES as u64);
+        let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut buffer };
+        let args = [request.fd, OWN_BASE, n, request.offset + done, 0, 0];
+        // A descriptor that cannot be read cannot be mapped.
+        let got = match thread.ask(libc::SYS_pread64 as u32, &args, &mut mem)? {
+            ret if ret == -i64::from(libc::EBADF) => return Err(Refusal::Errno(EACCES)),
+            ret => positive(ret)?,
+        };
+        if got == 0 {
+            break;
+        }
+        memfd.write_all_at(&buffer[..got as usize], done)?;
+        done += got;
+    }
+    Ok(memfd)
+}
+
+/// Best effort: where home has no room at that address, the page contents go home as memory.
+fn mirror(thread: &mut Thread, request: &Request, addr: u64) -> Result<(), StreamError> {
+    let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE) as u64;
+    let args = [addr, request.len, request.prot, flags, request.fd, request.offset];
+    let mut none = SliceMemory { base: OWN_BASE, bytes: &mut [] };
+    let ret = thread.ask(libc::SYS_mmap as u32, &args, &mut none)?;
+    if ret != addr as i64 {
+        tracing::debug!(addr, ret, "file mapping not mirrored at home");
+    }
+    Ok(())
+}

@@ -1,0 +1,309 @@
+//! One call from the listener to its answer.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use tcmi_call::engine::{Call, GuestMemory};
+use tcmi_call::frame::{ReplyHeader, disposition, kind, reply_flags};
+use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, ESRCH, Errno};
+use tcmi_call::table::{self, Arg, Both, Class, Restart, Row, prctl};
+use tcmi_sys::seccomp::{Answer, Notification};
+
+use crate::calls::Shared;
+use crate::interrupt::{self, Pending};
+use crate::mapping::{self, Refusal};
+use crate::memory::ProcessMemory;
+use crate::stream::{CallStream, StreamError};
+
+const SIGSET_BYTES: u64 = 8;
+
+/// A guest thread's stream and the buffers of its calls.
+pub(crate) struct Thread {
+    pub(crate) stream: CallStream,
+    call: Call,
+    seq: u64,
+}
+
+impl Thread {
+    pub(crate) fn new(stream: CallStream) -> Self {
+        Thread { stream, call: Call::new(), seq: 0 }
+    }
+
+    pub(crate) fn socket(&self) -> std::io::Result<OwnedFd> {
+        self.stream.socket()
+    }
+
+    fn next_seq(&mut self) -> u64 {
+        self.seq += 1;
+        self.seq
+    }
+
+    /// A call on the monitor's own account, made again while signals interrupt it.
+    pub(crate) fn ask<M: GuestMemory>(
+        &mut self,
+        nr: u32,
+        args: &[u64; 6],
+        mem: &mut M,
+    ) -> Result<i64, StreamError> {
+        loop {
+            let seq = self.next_seq();
+            if let Err(errno) = self.call.marshal(nr, args, seq, 0, mem) {
+                return Ok(errno.ret());
+            }
+            self.stream.send(self.call.frame())?;
+            let (reply, payload) = self.stream.receive()?;
+            if reply.flags & (reply_flags::INTERRUPTED | reply_flags::NOT_STARTED) == 0 {
+                return Ok(self.call.unmarshal(&reply, payload, mem)?);
+            }
+        }
+    }
+
+    /// A frame that home does not answer.
+    fn tell(&mut self, kind: u16, args: &[u64]) -> Result<(), StreamError> {
+        let seq = self.next_seq();
+        self.call.notice(kind, seq, args);
+        self.stream.send(self.call.frame())
+    }
+}
+
+/// How a call is to be answered.
+enum Outcome {
+    Answer(Answer),
+    /// With an answer that is right only if the thread looks for signals.
+    Told(Answer),
+    /// EINTR, with a signal handled under the mask at this guest address.
+    Suspended(u64),
+}
+
+fn returned(ret: i64) -> Outcome {
+    Outcome::Answer(match ret {
+        0.. => Answer::Value(ret),
+        _ => Answer::Error(-ret as i32),
+    })
+}
+
+fn failed(errno: Errno) -> Outcome {
+    Outcome::Answer(Answer::Error(errno.0))
+}
+
+/// Serves one call. A stream that broke leaves it unanswered: what becomes of a guest whose
+/// home is lost is for the hooks' owner to say.
+pub(crate) fn serve(shared: &Shared, notif: &Notification) {
+    let begun = Instant::now();
+    let outcome = match outcome(shared, notif) {
+        Ok(outcome) => outcome,
+        Err(error) => return shared.hooks.stream_failed(notif.tid, &error),
+    };
+    let interrupted = Answer::Error(EINTR.0);
+    let (answered, answer) = match outcome {
+        Outcome::Answer(answer) => (shared.listener.answer(notif.id, answer), answer),
+        Outcome::Told(answer) => {
+            (interrupt::answer_told(&shared.listener, notif.id, notif.tid, answer), answer)
+        }
+        Outcome::Suspended(mask) => {
+            (interrupt::answer_under_mask(&shared.listener, notif, mask), interrupted)
+        }
+    };
+    shared.stats.count(notif.nr, matches!(answer, Answer::Error(_)), begun.elapsed());
+    if let Err(error) = answered
+        && !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+    {
+        tracing::error!(%error, tid = notif.tid, nr = notif.nr, "call not answered");
+    }
+}
+
+fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError> {
+    let Some(row) = table::row(notif.nr) else { return Ok(failed(ENOSYS)) };
+    let both = match row.class {
+        Class::Refused(errno) => return Ok(failed(errno)),
+        Class::Local => return Ok(Outcome::Answer(Answer::Continue)),
+        Class::Forward => None,
+        Class::Both(both) => Some(both),
+    };
+    let Some(thread) = shared.thread(notif.tid) else { return Ok(failed(ESRCH)) };
+    let mut thread = thread.lock();
+    match both {
+        None => forward(shared, &mut thread, notif, row),
+        Some(Both::Disposition) => mirror_disposition(shared, &mut thread, notif),
+        Some(Both::ExitThread) => {
+            thread.tell(kind::EXIT_THREAD, &[notif.args[0]])?;
+            let left = shared.forget(notif.tid);
+            shared.hooks.thread_exits(notif.tid, notif.args[0] as i32, left);
+            Ok(Outcome::Answer(Answer::Continue))
+        }
+        Some(Both::ExitGroup) => {
+            thread.tell(kind::EXIT_GROUP, &[notif.args[0]])?;
+            shared.hooks.process_exits(notif.args[0] as i32);
+            Ok(Outcome::Answer(Answer::Continue))
+        }
+        Some(Both::MapFile) => match mapping::map_file(shared, &mut thread, notif.id, &notif.args) {
+            Ok(addr) => Ok(returned(addr)),
+            Err(Refusal::Errno(errno)) => Ok(failed(errno)),
+            Err(Refusal::Stream(error)) => Err(error),
+        },
+        Some(Both::Prctl) => match prctl::option(notif.args[0]) {
+            prctl::Side::Local => Ok(Outcome::Answer(Answer::Continue)),
+            prctl::Side::Refused(errno) => Ok(failed(errno)),
+            prctl::Side::Home(_) => forward(shared, &mut thread, notif, row),
+            prctl::Side::HomeThenLocal(_) => {
+                match forward(shared, &mut thread, notif, row)? {
+                    Outcome::Answer(Answer::Value(_)) => Ok(Outcome::Answer(Answer::Continue)),
+                    other => Ok(other),
+                }
+            }
+        },
+    }
+}
+
+/// What is to be done after a reply.
+enum After {
+    Deliver,
+    Again,
+    Interrupt(Outcome),
+}
+
+fn forward(
+    shared: &Shared,
+    thread: &mut Thread,
+    notif: &Notification,
+    row: &Row,
+) -> Result<Outcome, StreamError> {
+    let mut mem = ProcessMemory { pid: notif.tid };
+    let mask = match own_mask(row, &notif.args, &mut mem) {
+        Ok(mask) => mask,
+        Err(errno) => return Ok(failed(errno)),
+    };
+    let begun = Instant::now();
+    let mut elapsed_ns = 0;
+    loop {
+        let seq = thread.next_seq();
+        if let Err(errno) = thread.call.marshal(notif.nr, &notif.args, seq, elapsed_ns, &mut mem) {
+            return Ok(failed(errno));
+        }
+        thread.stream.send(thread.call.frame())?;
+        let (reply, payload) = thread.stream.receive()?;
+        if reply.signals != 0 && !shared.guest.events.wait_injected(reply.signals) {
+            return Err(StreamError::Closed);
+        }
+        match after(&reply, notif, row, mask) {
+            After::Deliver => return Ok(returned(thread.call.unmarshal(&reply, payload, &mut mem)?)),
+            After::Interrupt(outcome) => {
+                // What an interrupted call leaves: the rest of a timeout. One that was not
+                // begun leaves nothing.
+                if reply.flags & (reply_flags::NOT_STARTED | reply_flags::CANCELLED) == 0 {
+                    thread.call.unmarshal(&reply, payload, &mut mem)?;
+                }
+                return Ok(outcome);
+            }
+            After::Again => {}
+        }
+        elapsed_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    }
+}
+
+fn after(reply: &ReplyHeader, notif: &Notification, row: &Row, mask: Option<Mask>) -> After {
+    if reply.flags & reply_flags::CANCELLED != 0 {
+        let again = Answer::Error(Restart::Always.code());
+        return After::Interrupt(Outcome::Told(again));
+    }
+    let not_started = reply.flags & reply_flags::NOT_STARTED != 0;
+    let interrupted = reply.flags & reply_flags::INTERRUPTED != 0 && reply.ret == EINTR.ret();
+    if !not_started && !interrupted {
+        return After::Deliver;
+    }
+    let pending = match interrupt::pending(notif.tid, mask.map(|m| m.bits)) {
+        Ok(pending) => pending,
+        // The thread is gone; nobody sees the answer.
+        Err(_) => return After::Interrupt(Outcome::Answer(Answer::Error(EINTR.0))),
+    };
+    // A signal that came before the call began came before the call, unless the call is what
+    // lets it in.
+    let restart = if not_started && mask.is_none() { Restart::Always } else { row.restart };
+    let answer = Answer::Error(restart.code());
+    match pending {
+        Pending::Nothing => After::Again,
+        Pending::Told => After::Interrupt(Outcome::Answer(answer)),
+        Pending::PerhapsTold => After::Interrupt(Outcome::Told(answer)),
+        Pending::LetIn => match mask {
+            Some(mask) => After::Interrupt(Outcome::Suspended(mask.addr)),
+            None => After::Again,
+        },
+    }
+}
+
+/// The signal mask that a call brings for its own time.
+#[derive(Clone, Copy, Debug)]
+struct Mask {
+    bits: u64,
+    /// In the guest.
+    addr: u64,
+}
+
+fn own_mask(row: &Row, args: &[u64; 6], mem: &mut ProcessMemory) -> Result<Option<Mask>, Errno> {
+    let mut words = |addr: u64, into: &mut [u8]| mem.read(addr, into).map_err(|_| EFAULT);
+    let word = |b: &[u8; 16], at: usize| {
+        let mut w = [0; 8];
+        w.copy_from_slice(&b[at..at + 8]);
+        u64::from_le_bytes(w)
+    };
+    let mut pair = [0; 16];
+    let place = row.args.iter().position(|a| matches!(a, Arg::Mask | Arg::MaskPair));
+    let (addr, size) = match place.map(|i| (row.args[i], i)) {
+        Some((Arg::MaskPair, i)) if args[i] != 0 => {
+            words(args[i], &mut pair)?;
+            (word(&pair, 0), word(&pair, 8))
+        }
+        Some((Arg::Mask, i)) => (args[i], args[i + 1]),
+        _ => return Ok(None),
+    };
+    if addr == 0 {
+        return Ok(None);
+    }
+    if size != SIGSET_BYTES {
+        return Err(EINVAL);
+    }
+    words(addr, &mut pair[..8])?;
+    Ok(Some(Mask { bits: word(&pair, 0), addr }))
+}
+
+/// Home learns what becomes of a signal before the guest's kernel does: a signal in between
+/// meets the new disposition at home and the old one here, as if it had come earlier.
+fn mirror_disposition(
+    shared: &Shared,
+    thread: &mut Thread,
+    notif: &Notification,
+) -> Result<Outcome, StreamError> {
+    let [signal, act, ..] = notif.args;
+    let here = Outcome::Answer(Answer::Continue);
+    let mut bytes = [0; 16];
+    let catchable = (1..=64).contains(&signal)
+        && signal != libc::SIGKILL as u64
+        && signal != libc::SIGSTOP as u64;
+    // The guest's kernel finds the error in what is wrong here.
+    if act == 0
+        || !catchable
+        || notif.args[3] != SIGSET_BYTES
+        || (ProcessMemory { pid: notif.tid }).read(act, &mut bytes).is_err()
+    {
+        return Ok(here);
+    }
+    let (handler, flags) = bytes.split_at(8);
+    let what = match handler {
+        [0, 0, 0, 0, 0, 0, 0, 0] => disposition::DEFAULT,
+        [1, 0, 0, 0, 0, 0, 0, 0] => disposition::IGNORE,
+        _ => disposition::HANDLE,
+    };
+    let mut word = [0; 8];
+    word.copy_from_slice(flags);
+    thread.tell(kind::DISPOSITION, &[signal, what, u64::from_le_bytes(word)])?;
+    let (reply, payload) = thread.stream.receive()?;
+    let mut mem = ProcessMemory { pid: notif.tid };
+    let ret = thread.call.unmarshal(&reply, payload, &mut mem)?;
+    if reply.signals != 0 && !shared.guest.events.wait_injected(reply.signals) {
+        return Err(StreamError::Closed);
+    }
+    if ret < 0 {
+        tracing::warn!(signal, errno = -ret, "disposition not mirrored at home");
+    }
+    Ok(here)
+}

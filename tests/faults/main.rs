@@ -1,0 +1,173 @@
+//! Every fault point, as an error and as a crash, on either node: exactly one
+//! live copy is left, no step is lost or done twice, and the next migration works.
+//!
+//! A fault point is armed by TCMI_FAULT=Name:action:count in a daemon's
+//! environment, the action being `error` or `kill`, and fires at its count-th
+//! passing. `tcmid --list-faults` names them all.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Trial};
+use tcmi_tests::node::built;
+use tcmi_tests::{Launch, Node, Pair, Root, Scratch, Victim, VictimKind, wait_until};
+
+const ACTIONS: [&str; 2] = ["error", "kill"];
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Home,
+    Desk,
+}
+
+fn fault_points() -> Result<Vec<String>> {
+    let listed = Command::new(built("tcmid")?).arg("--list-faults").output()?;
+    ensure!(listed.status.success(), "tcmid --list-faults: {}", listed.status);
+    let names = String::from_utf8(listed.stdout)?
+        .lines()
+        .filter_map(|l| l.split_whitespace().next().map(str::to_owned))
+        .collect::<Vec<_>>();
+    ensure!(!names.is_empty(), "tcmid knows no fault points");
+    Ok(names)
+}
+
+/// A pair with one armed fault, and a victim that would notice.
+struct Scene {
+    pair: Pair,
+    victim: Victim,
+    scratch: Scratch,
+}
+
+impl Scene {
+    fn set(fault: &str, action: &str, side: Side) -> Result<Self> {
+        let armed = format!("{fault}:{action}:1");
+        let mut home = Launch::new("home", Root::Normal);
+        let mut desk = Launch::new("desk", Root::Bare);
+        let launch = if side == Side::Home { &mut home } else { &mut desk };
+        *launch = launch.clone().env("TCMI_FAULT", &armed);
+        let scratch = Scratch::new("fault")?;
+        let file = scratch.join("count").display().to_string();
+        let victim = Victim::spawn(&VictimKind::with_args("counter", &[&file]))?;
+        Ok(Self { pair: Pair::launch(home, desk)?, victim, scratch })
+    }
+
+    /// Starts again what the fault killed.
+    fn revive(&mut self) -> Result<()> {
+        let desk_died = ended_soon(&mut self.pair.desk)?;
+        let home_died = ended_soon(&mut self.pair.home)?;
+        if desk_died {
+            self.pair.desk.restart(Vec::new())?;
+        }
+        if home_died {
+            self.pair.home.restart(Vec::new())?;
+            self.pair.home.echo("ccn/trust", &self.pair.desk.id()?)?;
+            self.pair.home.echo("ccn/listen", &self.pair.address)?;
+        }
+        if desk_died {
+            self.pair.connect()?;
+        }
+        self.pair.wait_connected()
+    }
+
+    /// The victim answers, once, and no other process writes into its file.
+    fn expect_one_copy(&mut self, when: &str) -> Result<()> {
+        let pid = self.victim.pid();
+        if let Some(status) = self.victim.has_ended()? {
+            anyhow::bail!("{when}: no copy is left; status {status}\n{}", self.pair.logs());
+        }
+        self.victim.works(RECOVERY_TIMEOUT).with_context(|| when.to_owned())?;
+        let [count] = self.victim.ask("count", "COUNT")?[..] else {
+            anyhow::bail!("one number in a count");
+        };
+        // Later lines may be there already; up to its own count all must be.
+        let written = self.counted()?;
+        ensure!(written >= count as u64, "{when}: it counts {count}, the file has {written}");
+        let copies = self.copies()?;
+        let expected = if self.pair.is_guest(pid) { 2 } else { 1 };
+        ensure!(copies <= expected, "{when}: {copies} processes hold it\n{}", self.pair.logs());
+        Ok(())
+    }
+
+    fn counted(&self) -> Result<u64> {
+        let file = self.scratch.join("count");
+        // A line that is being written right now is torn only to this reader.
+        wait_until("whole lines", RECOVERY_TIMEOUT, || {
+            let text = fs::read_to_string(&file)?;
+            let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+            for (at, line) in whole.lines().enumerate() {
+                ensure!(line == (at + 1).to_string(), "line {} is {line:?}", at + 1);
+            }
+            Ok(Some(whole.lines().count() as u64))
+        })
+    }
+
+    /// Processes of this host that have the victim's command line: it, its shadow, its guest.
+    fn copies(&self) -> Result<usize> {
+        let argument = self.scratch.join("count").display().to_string();
+        let holds = |entry: &fs::DirEntry| {
+            fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|line| line.split(|b| *b == 0).any(|word| word == argument.as_bytes()))
+        };
+        Ok(fs::read_dir("/proc")?.filter_map(Result::ok).filter(holds).count())
+    }
+}
+
+/// A daemon that a fault is about to end may still be ending when the write returned.
+fn ended_soon(node: &mut Node) -> Result<bool> {
+    let armed_kill = node.environment().iter().any(|(_, v)| v.contains(":kill:"));
+    if !armed_kill || node.read("node/name").is_ok() {
+        return Ok(node.ended()?.is_some());
+    }
+    wait_until("end of the killed daemon", RECOVERY_TIMEOUT, || {
+        Ok(node.ended()?.is_some().then_some(true))
+    })
+}
+
+fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
+    let mut scene = Scene::set(fault, action, side)?;
+    let pid = scene.victim.pid();
+    // Whether a move succeeds in spite of the fault is the fault's business; what
+    // is left after it is ours.
+    let out = scene.pair.try_migrate(pid);
+    scene.revive().context("after the way out")?;
+    scene.expect_one_copy(&format!("after the way out ({out:?})"))?;
+    if scene.pair.is_guest(pid) {
+        let home = scene.pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"));
+        scene.revive().context("after the way home")?;
+        scene.expect_one_copy(&format!("after the way home ({home:?})"))?;
+    }
+    if scene.pair.is_guest(pid) {
+        scene.pair.bring_home(pid).context("way home after a failed one")?;
+    }
+    scene.pair.migrate(pid).context("next migration")?;
+    scene.expect_one_copy("away by the next migration")?;
+    scene.pair.bring_home(pid).context("next way home")?;
+    scene.expect_one_copy("home by the next migration")?;
+    let Scene { pair, victim, scratch } = scene;
+    victim.end(7)?;
+    tcmi_tests::victim::expect_counted(&scratch.join("count"))?;
+    pair.stop()
+}
+
+fn main() {
+    let faults = fault_points();
+    let mut trials = vec![Trial::test("fault_points_are_listed", {
+        let listed = faults.as_ref().map(Vec::len).map_err(|e| format!("{e:#}"));
+        move || Ok(listed.map(drop)?)
+    })];
+    for fault in faults.unwrap_or_default() {
+        for action in ACTIONS {
+            for side in [Side::Home, Side::Desk] {
+                let name = format!("{fault}::{action}_on_{side:?}");
+                let fault = fault.clone();
+                trials.push(Trial::test(name, move || {
+                    Ok(survives(&fault, action, side).map_err(|e| format!("{e:#}"))?)
+                }));
+            }
+        }
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}

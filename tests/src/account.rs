@@ -1,0 +1,103 @@
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+/// Resident memory may move this much without being a leak.
+const RESIDENT_SLACK_KIB: u64 = 8 * 1024;
+
+/// What one node holds at a moment: the daemon, and the processes below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    pub descriptors: usize,
+    pub threads: usize,
+    pub descendants: usize,
+    pub mounts: usize,
+    pub resident_kib: u64,
+}
+
+impl Account {
+    pub fn of(pid: u32) -> Result<Self> {
+        let proc = Path::new("/proc").join(pid.to_string());
+        Ok(Self {
+            descriptors: entries(&proc.join("fd"))?,
+            threads: entries(&proc.join("task"))?,
+            descendants: descendants(pid)?.len(),
+            mounts: fs::read_to_string(proc.join("mountinfo"))?.lines().count(),
+            resident_kib: status_kib(pid, "VmRSS")?,
+        })
+    }
+
+    /// Err names what grew since `before`.
+    pub fn no_more_than(&self, before: &Self) -> Result<()> {
+        let counted = self.descriptors <= before.descriptors
+            && self.threads <= before.threads
+            && self.descendants <= before.descendants
+            && self.mounts <= before.mounts;
+        let resident = self.resident_kib <= before.resident_kib + RESIDENT_SLACK_KIB;
+        ensure!(counted && resident, "leak: before {before:?}, after {self:?}");
+        Ok(())
+    }
+}
+
+fn entries(directory: &Path) -> Result<usize> {
+    Ok(fs::read_dir(directory).with_context(|| directory.display().to_string())?.count())
+}
+
+/// A value of /proc/PID/status that is in KiB (VmRSS, VmHWM).
+pub fn status_kib(pid: u32, field: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status
+        .lines()
+        .find_map(|l| l.strip_prefix(field)?.strip_prefix(':'))
+        .with_context(|| format!("{field} of {pid}"))?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+struct Stat {
+    parent: u32,
+    cpu_ticks: u64,
+    state: char,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name may hold blanks and parentheses: the last one ends it.
+    let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_whitespace().collect();
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        parent: fields.get(1)?.parse().ok()?,
+        cpu_ticks: fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?,
+    })
+}
+
+/// All live processes below `pid`.
+pub fn descendants(pid: u32) -> Result<Vec<u32>> {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        if let Ok(other) = entry?.file_name().to_string_lossy().parse::<u32>() {
+            // A process that ended since the listing has no stat.
+            parents.extend(stat(other).filter(|s| s.state != 'Z').map(|s| (other, s.parent)));
+        }
+    }
+    let mut found = vec![pid];
+    let mut next = 0;
+    while next < found.len() {
+        let parent = found[next];
+        found.extend(parents.iter().filter(|(_, p)| *p == parent).map(|(child, _)| *child));
+        next += 1;
+    }
+    found.remove(0);
+    Ok(found)
+}
+
+/// User and system time of a process, in milliseconds; None once it is gone.
+pub fn cpu_ms(pid: u32) -> Option<u64> {
+    // USER_HZ is 100 for every process on x86-64.
+    stat(pid).map(|s| s.cpu_ticks * 10)
+}
+
+/// Processor time of everything below `pid`, in milliseconds.
+pub fn descendants_cpu_ms(pid: u32) -> Result<u64> {
+    Ok(descendants(pid)?.into_iter().filter_map(cpu_ms).sum())
+}

@@ -1,0 +1,137 @@
+use std::io;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::account::Account;
+use crate::node::{Launch, Node, Root};
+use crate::wait::wait_until;
+
+const LINK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A home and a bare desk that trust each other and are connected.
+pub struct Pair {
+    // The desk goes first: its guests go home while home is there.
+    pub desk: Node,
+    pub home: Node,
+    pub address: String,
+}
+
+impl Pair {
+    pub fn new() -> Result<Self> {
+        Self::launch(Launch::new("home", Root::Normal), Launch::new("desk", Root::Bare))
+    }
+
+    pub fn launch(home: Launch, desk: Launch) -> Result<Self> {
+        let home = Node::launch(home)?;
+        let desk = Node::launch(desk)?;
+        home.echo("ccn/trust", &desk.id()?)?;
+        let address = home.listen()?;
+        let pair = Self { desk, home, address };
+        pair.connect()?;
+        Ok(pair)
+    }
+
+    /// Has the desk connect, and waits until both sides show it.
+    pub fn connect(&self) -> Result<()> {
+        self.desk.echo("pen/connect", &format!("{} {}", self.address, self.home.id()?))?;
+        self.wait_connected()
+    }
+
+    pub fn wait_connected(&self) -> Result<()> {
+        let at_home = format!("ccn/nodes/{}/state", self.desk.name());
+        let at_desk = format!("pen/nodes/{}/state", self.home.name());
+        wait_until("both nodes connected", LINK_TIMEOUT, || {
+            let connected = |state: io::Result<String>| state.is_ok_and(|s| s == "connected");
+            let both = connected(self.home.read(&at_home)) && connected(self.desk.read(&at_desk));
+            Ok(both.then_some(()))
+        })
+    }
+
+    /// The raw answer of the write that emigrates.
+    pub fn try_migrate(&self, pid: u32) -> io::Result<()> {
+        self.home.write("ccn/mig/emigrate-ppm-p", format!("{pid} {}\n", self.desk.name()))
+    }
+
+    /// Moves `pid` to the desk. Ok: both nodes say that it runs there.
+    pub fn migrate(&self, pid: u32) -> Result<()> {
+        self.try_migrate(pid).with_context(|| format!("emigrate {pid}\n{}", self.logs()))?;
+        let state = self.state(pid).context("state after emigration")?;
+        ensure!(state == "emigrated", "state of {pid} after emigration: {state}");
+        ensure!(self.is_guest(pid), "the desk does not list {pid}");
+        Ok(())
+    }
+
+    /// Brings `pid` home by home's wish. Ok: neither node lists it as away.
+    pub fn bring_home(&self, pid: u32) -> Result<()> {
+        self.home
+            .write("ccn/mig/migrate-home", format!("{pid}\n"))
+            .with_context(|| format!("migrate-home {pid}\n{}", self.logs()))?;
+        self.wait_home(pid)
+    }
+
+    /// Sends `pid` home by the desk's wish.
+    pub fn send_home(&self, pid: u32) -> Result<()> {
+        self.desk
+            .write("pen/mig/migrate-home", format!("{pid}\n"))
+            .with_context(|| format!("migrate-home {pid} by the desk\n{}", self.logs()))?;
+        self.wait_home(pid)
+    }
+
+    fn wait_home(&self, pid: u32) -> Result<()> {
+        wait_until(&format!("{pid} listed by neither node"), LINK_TIMEOUT, || {
+            let away = self.state(pid).is_ok_and(|s| s != "running" && s != "gone");
+            Ok((!away && !self.is_guest(pid)).then_some(()))
+        })
+    }
+
+    pub fn state(&self, pid: u32) -> io::Result<String> {
+        self.home.read(&format!("ccn/mig/migproc/{pid}/state"))
+    }
+
+    pub fn is_guest(&self, pid: u32) -> bool {
+        self.desk.has(&format!("pen/mig/migproc/{pid}"))
+    }
+
+    /// Until the desk forgot the process: it ended, or went home.
+    pub fn wait_forgotten(&self, pid: u32) -> Result<()> {
+        wait_until(&format!("{pid} forgotten by the desk"), LINK_TIMEOUT, || {
+            Ok((!self.is_guest(pid)).then_some(()))
+        })
+    }
+
+    pub fn accounts(&self) -> Result<[Account; 2]> {
+        Ok([Account::of(self.home.pid())?, Account::of(self.desk.pid())?])
+    }
+
+    /// Err says what either node holds more than before. Waits a while: what ends
+    /// after an answer (a monitor, a stream's thread) is no leak.
+    pub fn expect_no_leak(&self, before: &[Account; 2]) -> Result<()> {
+        let mut last = None;
+        let settled = wait_until("no more held than before", LINK_TIMEOUT, || {
+            let now = self.accounts()?;
+            let leaks = now[0].no_more_than(&before[0]).and(now[1].no_more_than(&before[1]));
+            Ok(match leaks {
+                Ok(()) => Some(()),
+                Err(e) => {
+                    last = Some(e);
+                    None
+                }
+            })
+        });
+        match (settled, last) {
+            (Err(_), Some(leak)) => Err(leak),
+            (settled, _) => settled,
+        }
+    }
+
+    pub fn logs(&self) -> String {
+        format!("log of home:\n{}\nlog of the desk:\n{}", self.home.log(), self.desk.log())
+    }
+
+    /// Both end well when asked to.
+    pub fn stop(self) -> Result<()> {
+        self.desk.stop()?;
+        self.home.stop()
+    }
+}

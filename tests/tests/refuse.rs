@@ -1,0 +1,308 @@
+//! Control writes that are refused: the errno is the answer and nothing else happens.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tcmi_tests::node::Node;
+use tcmi_tests::{Launch, Pair, Root, Victim, VictimKind, wait_until};
+
+const EMIGRATE: &str = "ccn/mig/emigrate-ppm-p";
+const NOBODY: u32 = 65534;
+const SOON: Duration = Duration::from_secs(10);
+
+fn expect_errno(node: &Node, file: &str, value: impl Into<Vec<u8>>, errno: i32) -> Result<()> {
+    let value = value.into();
+    let shown = String::from_utf8_lossy(&value[..value.len().min(40)]).into_owned();
+    let seen = node.write(file, value).err().and_then(|e| e.raw_os_error());
+    ensure!(
+        seen == Some(errno),
+        "{shown:?} > {file}: expected {}, got {}",
+        io::Error::from_raw_os_error(errno),
+        seen.map_or_else(|| "success".into(), |e| io::Error::from_raw_os_error(e).to_string()),
+    );
+    Ok(())
+}
+
+#[test]
+fn what_is_not_in_the_grammar_is_einval() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.accounts()?;
+    let rubbish = |bytes: usize| (0..bytes).map(|i| (i * 131 % 251) as u8).collect::<Vec<u8>>();
+    let values: Vec<Vec<u8>> = vec![
+        b"\n".to_vec(),
+        b"abc desk\n".to_vec(),
+        b"-1 desk\n".to_vec(),
+        b"0 desk\n".to_vec(),
+        b"18446744073709551616 desk\n".to_vec(),
+        b"99999999999999999999999999 desk\n".to_vec(),
+        b"0x10 desk\n".to_vec(),
+        b"10\n".to_vec(),
+        b"10 desk extra\n".to_vec(),
+        b"10\0 desk\n".to_vec(),
+        b"10 de\xff\xfesk\n".to_vec(),
+        b"10 ../desk\n".to_vec(),
+        rubbish(5000),
+        rubbish(1 << 20),
+    ];
+    for value in values {
+        expect_errno(&pair.home, EMIGRATE, value.clone(), libc::EINVAL)?;
+        expect_errno(
+            &pair.home,
+            "ccn/mig/migrate-home",
+            [b"x", &value[..]].concat(),
+            libc::EINVAL,
+        )?;
+    }
+    for address in ["7770", "tcp:127.0.0.1", "tcp:127.0.0.1:70000", "udp:127.0.0.1:1", "tcp::::::"]
+    {
+        expect_errno(&pair.home, "ccn/listen", format!("{address}\n"), libc::EINVAL)?;
+    }
+    expect_errno(&pair.home, "ccn/trust", "not a key\n", libc::EINVAL)?;
+    expect_errno(&pair.desk, "pen/connect", "tcp:127.0.0.1:1 nokey\n", libc::EINVAL)?;
+    expect_errno(&pair.desk, "pen/connect", "tcp:127.0.0.1:1\n", libc::EINVAL)?;
+    pair.expect_no_leak(&before)?;
+    still_moves(&pair)
+}
+
+fn still_moves(pair: &Pair) -> Result<()> {
+    let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
+    pair.migrate(victim.pid()).context("a good request after the bad ones")?;
+    victim.check()?;
+    pair.bring_home(victim.pid())?;
+    victim.end(7)
+}
+
+/// A pid that was used and is free again.
+fn free_pid() -> Result<u32> {
+    let mut child = Command::new("true").spawn()?;
+    let pid = child.id();
+    child.wait()?;
+    Ok(pid)
+}
+
+#[test]
+fn processes_that_cannot_move_are_refused_by_kind() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut zombie = Command::new("true").spawn()?;
+    wait_until("a zombie", SOON, || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", zombie.id()))?;
+        Ok(stat.contains(") Z ").then_some(()))
+    })?;
+    let cases = [
+        ("init", 1, libc::EOPNOTSUPP),
+        ("kthreadd", 2, libc::EOPNOTSUPP),
+        ("the daemon itself", pair.home.pid(), libc::EOPNOTSUPP),
+        ("the other daemon", pair.desk.pid(), libc::EOPNOTSUPP),
+        ("a zombie", zombie.id(), libc::ESRCH),
+        ("nobody", free_pid()?, libc::ESRCH),
+        ("beyond every pid", i32::MAX as u32, libc::ESRCH),
+    ];
+    for (what, pid, errno) in cases {
+        expect_errno(&pair.home, EMIGRATE, format!("{pid} desk\n"), errno).context(what)?;
+    }
+    expect_errno(
+        &pair.home,
+        "ccn/mig/migrate-home",
+        format!("{}\n", std::process::id()),
+        libc::ESRCH,
+    )?;
+    zombie.wait()?;
+    still_moves(&pair)
+}
+
+#[test]
+fn an_unknown_node_is_unreachable() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
+    for node in ["nowhere", "77", "18446744073709551615"] {
+        let seen = pair.home.write(EMIGRATE, format!("{} {node}\n", victim.pid()));
+        let errno = seen.err().and_then(|e| e.raw_os_error());
+        ensure!(matches!(errno, Some(libc::EHOSTUNREACH | libc::EINVAL)), "{node}: {errno:?}");
+    }
+    expect_errno(&pair.home, EMIGRATE, format!("{} nowhere\n", victim.pid()), libc::EHOSTUNREACH)?;
+    victim.check()?;
+    victim.end(7)
+}
+
+#[test]
+fn a_desk_that_died_is_unreachable_and_the_process_stays() -> Result<()> {
+    let mut pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
+    pair.desk.kill()?;
+    let errno = pair.try_migrate(victim.pid()).err().and_then(|e| e.raw_os_error());
+    ensure!(matches!(errno, Some(libc::EHOSTUNREACH | libc::ETIMEDOUT)), "errno {errno:?}");
+    victim.check()?;
+    victim.end(7)
+}
+
+/// Writes a control file as another user; gives the errno of open or write.
+fn write_as(user: u32, node: &Node, file: &str, value: &str) -> Result<i32> {
+    let path = CString::new(node.path(file).into_os_string().into_encoded_bytes())?;
+    let value = CString::new(value)?;
+    let mut command = Command::new("true");
+    command.uid(user).gid(user).stdin(Stdio::null());
+    // SAFETY: only system calls, on memory made before the fork; the closure's error is how
+    // the errno gets back to the parent.
+    unsafe {
+        command.pre_exec(move || {
+            let fd = libc::open(path.as_ptr(), libc::O_WRONLY);
+            if fd < 0 || libc::write(fd, value.as_ptr().cast(), value.count_bytes()) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    match command.spawn() {
+        Ok(mut child) => {
+            child.wait()?;
+            Ok(0)
+        }
+        Err(e) => e.raw_os_error().context("an errno from the child"),
+    }
+}
+
+#[test]
+fn a_user_moves_only_what_is_his() -> Result<()> {
+    let pair = Pair::new()?;
+    let kind = VictimKind::plain("memory");
+    let mut roots = Victim::spawn(&kind)?;
+    let request = format!("{} desk\n", roots.pid());
+    let errno = write_as(NOBODY, &pair.home, EMIGRATE, &request)?;
+    ensure!(errno == libc::EPERM, "root's process by another user: errno {errno}");
+    let errno = write_as(NOBODY, &pair.home, "ccn/trust", "x\n")?;
+    ensure!(matches!(errno, libc::EPERM | libc::EACCES), "trust by another user: errno {errno}");
+
+    // The build directory need not be open to other users.
+    let program = pair.home.path("..").join("victim");
+    std::fs::copy(kind.path(), &program)?;
+    let mut command = Command::new(&program);
+    command.uid(NOBODY).gid(NOBODY);
+    let mut theirs = Victim::spawn_by(&kind, command)?;
+    let errno = write_as(NOBODY, &pair.home, EMIGRATE, &format!("{} desk\n", theirs.pid()))?;
+    ensure!(errno == 0, "his own process: errno {errno}");
+    theirs.check()?;
+    pair.bring_home(theirs.pid())?;
+    roots.check()?;
+    theirs.end(7)?;
+    roots.end(7)
+}
+
+#[test]
+fn of_two_migrations_at_once_one_is_busy() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::with_args("memory", &["512"]))?;
+    let pid = victim.pid();
+    let answers = thread::scope(|scope| {
+        let both = [(); 2].map(|()| scope.spawn(|| pair.try_migrate(pid)));
+        both.map(|t| t.join().expect("a write does not panic"))
+    });
+    let errors: Vec<_> = answers.iter().filter_map(|a| a.as_ref().err()?.raw_os_error()).collect();
+    ensure!(errors == [libc::EBUSY], "answers {answers:?}");
+    expect_errno(&pair.home, EMIGRATE, format!("{pid} desk\n"), libc::EBUSY)
+        .context("away already")?;
+    victim.check()?;
+    pair.bring_home(pid)?;
+    victim.end(7)
+}
+
+#[test]
+fn explain_says_why_a_process_cannot_move() -> Result<()> {
+    let pair = Pair::new()?;
+    let victim = Victim::spawn(&VictimKind::plain("memory"))?;
+    pair.home.echo("ccn/mig/explain", &format!("{} desk", victim.pid()))?;
+    let movable = pair.home.read("ccn/mig/explain")?;
+    ensure!(!movable.is_empty(), "explain of a movable process says nothing");
+    let traced = Traced::start()?;
+    expect_errno(&pair.home, EMIGRATE, format!("{} desk\n", traced.0.id()), libc::EOPNOTSUPP)?;
+    pair.home.echo("ccn/mig/explain", &format!("{} desk", traced.0.id()))?;
+    let why = pair.home.read("ccn/mig/explain")?;
+    ensure!(why.contains("trace"), "explain of a traced process: {why}");
+    victim.end(7)
+}
+
+/// A process that is traced by this one.
+struct Traced(Child);
+
+impl Traced {
+    fn start() -> Result<Self> {
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        // SAFETY: PTRACE_TRACEME takes no pointers; nothing is allocated.
+        unsafe {
+            command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            });
+        }
+        Ok(Self(command.spawn()?))
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        for done in [self.0.kill(), self.0.wait().map(drop)] {
+            if let Err(e) = done {
+                eprintln!("traced process: {e}");
+            }
+        }
+    }
+}
+
+/// The process ends while it is being moved, at moments spread over the whole move.
+#[test]
+fn a_process_killed_during_a_move_ends_cleanly() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.accounts()?;
+    for moment in 0..40u32 {
+        let mut victim = Victim::spawn(&VictimKind::with_args("memory", &["64"]))?;
+        let pid = victim.pid();
+        let answer = thread::scope(|scope| -> Result<_> {
+            let moving = scope.spawn(|| pair.try_migrate(pid));
+            spin_for(Duration::from_micros(500) * moment);
+            victim.signal(nix::sys::signal::Signal::SIGKILL)?;
+            Ok(moving.join().expect("a write does not panic"))
+        })?;
+        let errno = answer.err().map(|e| e.raw_os_error());
+        ensure!(matches!(errno, None | Some(Some(libc::ESRCH))), "moment {moment}: {errno:?}");
+        victim.wait(SOON)?;
+        pair.wait_forgotten(pid)?;
+    }
+    pair.expect_no_leak(&before)?;
+    still_moves(&pair)
+}
+
+/// Not a wait for something: the moments are the test's input.
+fn spin_for(time: Duration) {
+    let start = std::time::Instant::now();
+    while start.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+#[test]
+fn a_second_daemon_cannot_take_the_same_control_directory() -> Result<()> {
+    let home = Node::launch(Launch::new("home", Root::Normal))?;
+    let ctl = home.path("");
+    let second = Command::new(tcmi_tests::node::built("tcmid")?)
+        .args(["--name", "second", "--state"])
+        .arg(home.path("../state"))
+        .arg("--ctlfs")
+        .arg(&ctl)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut second = second?;
+    let ended = wait_until("end of the second daemon", SOON, || Ok(second.try_wait()?));
+    if ended.is_err() {
+        second.kill()?;
+        second.wait()?;
+    }
+    ensure!(!ended?.success(), "a second daemon on the same state ended well");
+    ensure!(home.read("node/name")? == "home", "the first one is disturbed");
+    home.stop()
+}

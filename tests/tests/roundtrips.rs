@@ -1,0 +1,55 @@
+//! Out and home a thousand times, and nothing is held more than after the first few.
+
+use anyhow::{Context, Result};
+use tcmi_tests::{Pair, Scratch, Victim, VictimKind};
+
+const WARM_UP: usize = 10;
+const ROUND_TRIPS: usize = 1000;
+const CHECK_EVERY: usize = 50;
+
+fn round_trip(pair: &Pair, pid: u32, number: usize) -> Result<()> {
+    pair.migrate(pid).with_context(|| format!("way out {number}"))?;
+    // The two wishes to come home take turns.
+    let home = if number.is_multiple_of(2) { pair.bring_home(pid) } else { pair.send_home(pid) };
+    home.with_context(|| format!("way home {number}"))
+}
+
+#[test]
+fn a_thousand_round_trips_leak_nothing_and_lose_no_step() -> Result<()> {
+    let scratch = Scratch::new("roundtrips")?;
+    let file = scratch.join("count");
+    let pair = Pair::new()?;
+    let idle = pair.accounts()?;
+    let path = file.display().to_string();
+    let mut victim = Victim::spawn(&VictimKind::with_args("counter", &[&path]))?;
+    let pid = victim.pid();
+    for number in 0..WARM_UP {
+        round_trip(&pair, pid, number)?;
+    }
+    let warm = pair.accounts()?;
+    for number in 0..ROUND_TRIPS {
+        round_trip(&pair, pid, number)?;
+        if number % CHECK_EVERY == 0 {
+            victim.check().with_context(|| format!("after round trip {number}"))?;
+        }
+    }
+    pair.expect_no_leak(&warm)?;
+    victim.end(7)?;
+    tcmi_tests::victim::expect_counted(&file)?;
+    pair.expect_no_leak(&idle)?;
+    pair.stop()
+}
+
+#[test]
+fn fifty_threads_go_out_and_home_fifty_times() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("threads"))?;
+    let pid = victim.pid();
+    let before = pair.accounts()?;
+    for number in 0..50 {
+        round_trip(&pair, pid, number)?;
+    }
+    victim.check()?;
+    pair.expect_no_leak(&before)?;
+    victim.end(7)
+}

@@ -1,0 +1,204 @@
+//! What is sent to the process at home reaches the guest as it was sent.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::pty::openpty;
+use nix::sys::signal::Signal;
+use nix::unistd::{setsid, write};
+use tcmi_tests::{Pair, Victim, VictimKind, wait_until};
+
+const SOON: Duration = Duration::from_secs(10);
+const EACH: usize = 200;
+
+/// `report` of victims/receiver.c.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    plain: i64,
+    queued: i64,
+    to_thread: i64,
+    continued: i64,
+}
+
+fn report(victim: &mut Victim) -> Result<Seen> {
+    let [plain, queued, to_thread, continued] = victim.ask("report", "SEEN")?[..] else {
+        anyhow::bail!("four numbers in a report");
+    };
+    Ok(Seen { plain, queued, to_thread, continued })
+}
+
+fn send_with_payload(pid: u32, signal: i32, payload: usize) -> Result<()> {
+    let value = libc::sigval { sival_ptr: payload as *mut libc::c_void };
+    // SAFETY: sigqueue takes its arguments by value; the pointer is a number to the receiver.
+    let sent = unsafe { libc::sigqueue(pid as i32, signal, value) };
+    ensure!(sent == 0, "sigqueue: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+fn send_to_thread(pid: u32, tid: u32, signal: i32) -> Result<()> {
+    // SAFETY: tgkill takes numbers only.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
+    ensure!(sent == 0, "tgkill: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// 'T' once every thread of the process is stopped.
+fn main_thread_state(pid: u32) -> Result<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after = stat.rfind(')').context("a name in stat")? + 2;
+    stat[after..].chars().next().context("a state in stat")
+}
+
+#[test]
+fn queued_signals_arrive_in_order_with_their_payload_across_moves() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("receiver"))?;
+    let pid = victim.pid();
+    let mut sent = 0;
+    let mut send_some = |victim: &mut Victim| -> Result<()> {
+        for _ in 0..EACH {
+            send_with_payload(pid, libc::SIGRTMIN(), sent)?;
+            sent += 1;
+        }
+        wait_until("all queued signals", SOON, || {
+            Ok((report(victim)?.queued == sent as i64).then_some(()))
+        })?;
+        victim.check()
+    };
+    send_some(&mut victim).context("at home")?;
+    pair.migrate(pid)?;
+    send_some(&mut victim).context("away")?;
+    pair.bring_home(pid)?;
+    send_some(&mut victim).context("home again")?;
+    victim.end(7)
+}
+
+#[test]
+fn kill_reaches_the_process_and_tgkill_its_thread() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("receiver"))?;
+    let (pid, second) = (victim.pid(), victim.ready_word()?);
+    pair.migrate(pid)?;
+    for count in 1..=50 {
+        victim.signal(Signal::SIGUSR1)?;
+        send_to_thread(pid, second, libc::SIGRTMIN() + 1)?;
+        wait_until("one of each", SOON, || {
+            let seen = report(&mut victim)?;
+            Ok((seen.plain == count && seen.to_thread == count).then_some(()))
+        })?;
+    }
+    victim.check()?;
+    victim.end(7)
+}
+
+#[test]
+fn stop_and_continue_hold_the_guest_and_are_seen_at_home() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("receiver"))?;
+    let pid = victim.pid();
+    pair.migrate(pid)?;
+    victim.signal(Signal::SIGSTOP)?;
+    wait_until("stopped at home", SOON, || {
+        Ok(matches!(main_thread_state(pid)?, 'T' | 't').then_some(()))
+    })?;
+    victim.say("report")?;
+    ensure!(victim.next_line(Duration::from_secs(1)).is_err(), "a stopped guest answered");
+    victim.signal(Signal::SIGCONT)?;
+    victim.expect("SEEN 0 0 0 1", SOON)?;
+    pair.bring_home(pid)?;
+    victim.check()?;
+    victim.end(7)
+}
+
+#[test]
+fn sigkill_at_home_ends_the_guest_too() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.accounts()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("threads"))?;
+    let pid = victim.pid();
+    pair.migrate(pid)?;
+    victim.signal(Signal::SIGKILL)?;
+    let status = victim.wait(SOON)?;
+    ensure!(status.signal() == Some(libc::SIGKILL), "status {status}");
+    pair.wait_forgotten(pid)?;
+    pair.expect_no_leak(&before)
+}
+
+/// Each default action that terminates, with the signal that wait(2) tells.
+#[test]
+fn a_guest_that_dies_of_a_signal_dies_of_it_at_home() -> Result<()> {
+    let pair = Pair::new()?;
+    for signal in
+        [Signal::SIGTERM, Signal::SIGUSR2, Signal::SIGINT, Signal::SIGSEGV, Signal::SIGABRT]
+    {
+        let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
+        let pid = victim.pid();
+        pair.migrate(pid)?;
+        victim.signal(signal)?;
+        let status = victim.wait(SOON).with_context(|| format!("{signal}"))?;
+        ensure!(status.signal() == Some(signal as i32), "{signal}: status {status}");
+        pair.wait_forgotten(pid)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_blocking_read_restarts_or_ends_as_sa_restart_says() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("restart"))?;
+    pair.migrate(victim.pid())?;
+    for _ in 0..20 {
+        victim.signal(Signal::SIGUSR1)?;
+        victim.expect("handled 10", SOON)?;
+        victim.signal(Signal::SIGUSR2)?;
+        victim.expect("handled 12", SOON)?;
+        victim.expect("interrupted", SOON)?;
+    }
+    // Had SIGUSR1 ended a read, "interrupted" would stand before this answer.
+    victim.check()?;
+    victim.end(7)
+}
+
+/// A victim on a terminal of its own, whose foreground job it is.
+fn on_a_terminal(kind: &VictimKind) -> Result<(Victim, OwnedFd)> {
+    let terminal = openpty(None, None)?;
+    let slave = terminal.slave.try_clone()?;
+    let mut command = Command::new(kind.path());
+    command.stderr(Stdio::from(slave.try_clone()?));
+    // SAFETY: setsid and ioctl are system calls on an open descriptor; nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            setsid()?;
+            let taken = libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&slave), libc::TIOCSCTTY, 0);
+            if taken == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
+    Ok((Victim::spawn_by(kind, command)?, terminal.master))
+}
+
+#[test]
+fn ctrl_c_at_home_interrupts_the_guest() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, terminal) = on_a_terminal(&VictimKind::plain("clock"))?;
+    let pid = victim.pid();
+    pair.migrate(pid)?;
+    victim.check()?;
+    write(terminal.as_fd(), b"\x03")?;
+    let status = victim.wait(SOON)?;
+    ensure!(status.signal() == Some(libc::SIGINT), "status {status}");
+    pair.wait_forgotten(pid)
+}
+
+#[test]
+fn ctrl_c_interrupts_where_nothing_is_moved() -> Result<()> {
+    let (mut victim, terminal) = on_a_terminal(&VictimKind::plain("clock"))?;
+    victim.check()?;
+    write(terminal.as_fd(), b"\x03")?;
+    let status = victim.wait(SOON)?;
+    ensure!(status.signal() == Some(libc::SIGINT), "status {status}");
+    Ok(())
+}

@@ -62,7 +62,9 @@ pub enum Answer {
 }
 
 /// The open end of a write. Dropped without an answer it is EIO.
-pub struct Reply(Option<Box<dyn FnOnce(Result<Answer, Errno>) + Send>>);
+pub struct Reply(Option<AnswerWriter>);
+
+type AnswerWriter = Box<dyn FnOnce(Result<Answer, Errno>) + Send>;
 
 impl Reply {
     pub fn new(answer: impl FnOnce(Result<Answer, Errno>) + Send + 'static) -> Self {

@@ -3,6 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use nix::errno::Errno;
@@ -18,6 +21,8 @@ const REQUEST_THREADS: usize = 4;
 
 /// Stale mounts that are taken off one mount point before giving up.
 const STALE_MOUNTS_MAX: usize = 16;
+/// A daemon that answers nothing for so long is taken for dead.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A mounted control filesystem; unmounted when dropped, lazily if it is in use.
 pub struct Server {
@@ -91,17 +96,48 @@ impl Drop for Server {
 /// Takes the mounts of killed daemons off `dir`. Err(AddrInUse): a live one serves it.
 pub fn unmount_stale(dir: &Path) -> io::Result<()> {
     for _ in 0..STALE_MOUNTS_MAX {
-        match std::fs::metadata(dir.join("node/name")) {
-            Err(error) if error.raw_os_error() == Some(Errno::ENOTCONN as i32) => {
-                umount2(dir, MntFlags::MNT_DETACH)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-            Ok(_) => {
+        match probe(dir)? {
+            Probe::Absent => return Ok(()),
+            Probe::Live => {
                 let text = format!("{} is served already", dir.display());
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+            }
+            Probe::Dead => umount2(dir, MntFlags::MNT_DETACH)?,
+            Probe::Silent => {
+                warn!("what is mounted at {} does not answer", dir.display());
+                abort_requests(dir);
+                umount2(dir, MntFlags::MNT_DETACH)?;
             }
         }
     }
     Err(io::Error::other(format!("too many stale mounts at {}", dir.display())))
+}
+
+enum Probe {
+    /// No control filesystem is there.
+    Absent,
+    Live,
+    /// Its daemon is gone.
+    Dead,
+    /// Nobody takes its requests, yet somebody holds its connection: a process that a
+    /// killed daemon left behind.
+    Silent,
+}
+
+fn probe(dir: &Path) -> io::Result<Probe> {
+    let name = dir.join("node/name");
+    let (answer, answered) = mpsc::channel();
+    // Not joined: if nobody answers, it waits until the connection is aborted.
+    thread::Builder::new().name("ctlfs-probe".to_owned()).spawn(move || {
+        // Fails if the caller has given up waiting, which is as well.
+        answer.send(std::fs::metadata(name)).ok();
+    })?;
+    match answered.recv_timeout(PROBE_TIMEOUT) {
+        Ok(Ok(_)) => Ok(Probe::Live),
+        Ok(Err(error)) if error.raw_os_error() == Some(Errno::ENOTCONN as i32) => Ok(Probe::Dead),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(Probe::Absent),
+        Ok(Err(error)) => Err(error),
+        Err(RecvTimeoutError::Timeout) => Ok(Probe::Silent),
+        Err(RecvTimeoutError::Disconnected) => Err(io::Error::other("the probe panicked")),
+    }
 }

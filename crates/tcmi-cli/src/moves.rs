@@ -12,6 +12,7 @@ use tcmi_core::stats;
 
 use crate::failure::{Failure, in_words, is_daemon_gone};
 use crate::node::{Node, Role};
+use crate::show::NODE_GONE;
 
 /// How often a transfer's numbers are read.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -140,7 +141,7 @@ fn whereabouts(node: &Node, pid: Pid) -> String {
             format!("is still a guest here ({})", process.state)
         }
         Ok(Some(process)) if process.state == "emigrated" => {
-            format!("still runs on {}", process.node)
+            format!("still runs on {}", process.node.as_deref().unwrap_or(NODE_GONE))
         }
         Ok(Some(process)) => format!("is at home ({})", process.state),
         Ok(None) => "still runs at home".to_owned(),

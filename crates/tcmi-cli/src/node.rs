@@ -46,7 +46,8 @@ pub struct Process {
     pub pid: i32,
     /// Our role towards it: `pen` is a guest here.
     pub role: Role,
-    pub node: String,
+    /// None: its node is not connected.
+    pub node: Option<String>,
     pub state: String,
     /// 0 before it has one.
     pub remote_pid: i32,
@@ -160,7 +161,7 @@ impl Node {
             pid: pid.raw(),
             role,
             uid: fs::metadata(self.root.join(&dir))?.uid(),
-            node: self.value(&format!("{dir}/node/name"))?,
+            node: absent(self.value(&format!("{dir}/node/name")))?,
             state: self.value(&format!("{dir}/state"))?,
             remote_pid: number(&self.value(&format!("{dir}/remote-pid"))?)?,
             last_error: self.value(&format!("{dir}/last-error"))?,
@@ -181,11 +182,7 @@ impl Node {
 
     /// What went between the listing and the reading is not an error.
     fn there<T>(&self, value: io::Result<T>) -> Result<Option<T>, Failure> {
-        match value {
-            Ok(value) => Ok(Some(value)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.failure("cannot read", error)),
-        }
+        absent(value).map_err(|error| self.failure("cannot read", error))
     }
 
     fn names(&self, dir: &str) -> Result<Vec<String>, Failure> {
@@ -200,6 +197,14 @@ impl Node {
 
     pub fn root(&self) -> &Path {
         &self.root
+    }
+}
+
+fn absent<T>(value: io::Result<T>) -> io::Result<Option<T>> {
+    match value {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

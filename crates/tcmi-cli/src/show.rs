@@ -7,6 +7,9 @@ use tcmi_core::command::Pid;
 use crate::failure::Failure;
 use crate::node::{Peer, Process, Role};
 
+/// Shown for a node that is not connected.
+pub const NODE_GONE: &str = "a node that is gone";
+
 pub fn nodes(peers: &[Peer], json: bool) -> String {
     if json {
         return json!(peers).to_string();
@@ -41,9 +44,10 @@ pub fn processes(processes: &[Process], json: bool) -> String {
     }
     let mut table = table(&["PID", "UID", "WHERE", "STATE", "REMOTE PID", "LAST ERROR"]);
     for process in processes {
+        let node = process.node.as_deref().unwrap_or(NODE_GONE);
         let place = match process.role {
-            Role::Ccn => format!("on {}", process.node),
-            Role::Pen => format!("here, from {}", process.node),
+            Role::Ccn => format!("on {node}"),
+            Role::Pen => format!("here, from {node}"),
         };
         table.add_row([
             &process.pid.to_string(),

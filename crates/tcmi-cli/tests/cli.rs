@@ -1,9 +1,11 @@
 //! `tcmi` against a control filesystem whose daemon only pretends.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command as Program, Output};
-use std::sync::Arc;
+use std::process::{Command as Program, Output, Stdio};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use tcmi_core::command::{Command, NodeName, Pid};
@@ -16,12 +18,17 @@ const AWAY: i32 = 1234;
 const AT_HOME: i32 = 77;
 const MISSING: i32 = 88;
 const IMMOVABLE: i32 = 99;
+/// On its way home until `let_go`.
+const SLOW: i32 = 1235;
 
-struct Pretender;
+#[derive(Default)]
+struct Pretender {
+    waiting: Mutex<Vec<Reply>>,
+}
 
 impl Control for Pretender {
     fn list(&self, family: &'static Entry, _: &Capture) -> Vec<Capture> {
-        let away = Capture::Pid(Pid::new(AWAY).unwrap());
+        let away = Capture::Pid(pid(AWAY));
         match (family.role, family.wildcard().unwrap()) {
             (Role::Ccn, Wildcard::Number) => vec![Capture::Number(1)],
             (Role::Ccn, Wildcard::Name) => vec![Capture::Name("desk".parse().unwrap())],
@@ -34,7 +41,7 @@ impl Control for Pretender {
         let exists = match &place.capture {
             Capture::None => true,
             Capture::Number(number) => *number == 1,
-            Capture::Pid(pid) => pid.raw() == AWAY,
+            Capture::Pid(pid) => [AWAY, SLOW].contains(&pid.raw()),
             Capture::Name(name) => *name == "desk".parse::<NodeName>().unwrap(),
         };
         (exists && place.entry.role != Role::Pen).then_some(Owner { uid: 1000, gid: 1000 })
@@ -49,7 +56,9 @@ impl Control for Pretender {
             Item::PeerState => "connected\n".into(),
             Item::PeerAddress => "tcp:10.0.0.7:41000\n".into(),
             Item::PeerLoad => "0.25\n".into(),
+            Item::ProcessState if place.capture == Capture::Pid(pid(SLOW)) => "returning\n".into(),
             Item::ProcessState => "emigrated\n".into(),
+            Item::ProcessStats => "bytes-total 4096\nbytes-sent 1024\n".into(),
             Item::ProcessRemotePid => "31\n".into(),
             Item::ProcessLastError => "the return took too long\n".into(),
             _ => String::new(),
@@ -61,6 +70,9 @@ impl Control for Pretender {
     }
 
     fn write(&self, _: Caller, _: &Place, command: Command, reply: Reply) {
+        if command == Command::MigrateHome(pid(SLOW)) {
+            return self.waiting.lock().unwrap().push(reply);
+        }
         let result = match command {
             Command::Emigrate { pid, .. } | Command::Explain { pid, .. }
                 if pid.raw() == MISSING =>
@@ -79,16 +91,22 @@ impl Control for Pretender {
     }
 }
 
+fn pid(raw: i32) -> Pid {
+    Pid::new(raw).unwrap()
+}
+
 struct Rig {
     server: Server,
+    control: Arc<Pretender>,
     _dir: tempfile::TempDir,
 }
 
 fn rig() -> Rig {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    let server = Server::mount(dir.path(), Arc::new(Pretender));
-    Rig { server: server.expect("mounting needs root and /dev/fuse"), _dir: dir }
+    let control = Arc::new(Pretender::default());
+    let server = Server::mount(dir.path(), control.clone());
+    Rig { server: server.expect("mounting needs root and /dev/fuse"), control, _dir: dir }
 }
 
 fn tcmi(dir: &Path, args: &[&str]) -> Output {
@@ -176,6 +194,30 @@ fn an_explanation_is_printed_as_it_is() {
     let rig = rig();
     let expected = (0, "no: it has an io_uring\n".to_owned(), String::new());
     assert_eq!(rig.run(&format!("explain {IMMOVABLE} desk")), expected);
+}
+
+#[test]
+fn a_long_transfer_shows_how_far_it_is() {
+    let rig = rig();
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let mut program = Program::new(env!("CARGO_BIN_EXE_tcmi"));
+    program.args(["home", &SLOW.to_string()]).env("TCMI_CTLFS", rig.server.mount_point());
+    program.env("TERM", "xterm").stdout(Stdio::piped()).stderr(terminal.slave);
+    let child = program.spawn().unwrap();
+    // Its end of the terminal, so that reading ends with it.
+    drop(program);
+    let mut screen = File::from(terminal.master);
+    let (mut shown, mut part) = (String::new(), [0; 512]);
+    while !(shown.contains("returning") && shown.contains("1.00 KiB/4.00 KiB")) {
+        let n = screen.read(&mut part).expect("it ended without a bar");
+        shown.push_str(&String::from_utf8_lossy(&part[..n]));
+    }
+    for reply in rig.control.waiting.lock().unwrap().drain(..) {
+        reply.send(Ok(Answer::Done));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(output.stdout, format!("process {SLOW} runs at home\n").as_bytes());
 }
 
 #[test]

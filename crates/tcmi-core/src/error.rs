@@ -65,12 +65,17 @@ pub enum MigrateError {
     BadKey(String),
     #[error("{0} is not trusted here")]
     NotTrusted(String),
-    #[error("{0} exists already")]
+    #[error("{0} is gone")]
+    NoEntry(String),
+    #[error("{0}")]
     Exists(String),
     #[error("{phase} took more than {limit_ms} ms")]
     TimedOut { phase: State, limit_ms: u64 },
     #[error("no connection to {address}: {source}")]
     Connect { address: String, source: io::Error },
+    /// One of the two ends does not know the other's key.
+    #[error("{reason}")]
+    Untrusted { reason: String },
     #[error("cannot listen on {address}: {source}")]
     Listen { address: String, source: io::Error },
     #[error("node {node} broke the protocol: {reason}")]
@@ -93,7 +98,8 @@ impl MigrateError {
             }
             Self::Busy { .. } | Self::TooManyCommands => Errno::Busy,
             Self::Invalid(_) | Self::BadKey(_) => Errno::Invalid,
-            Self::NotTrusted(_) => Errno::NoEntry,
+            Self::Untrusted { .. } => Errno::Access,
+            Self::NotTrusted(_) | Self::NoEntry(_) => Errno::NoEntry,
             Self::Exists(_) => Errno::Exists,
             Self::TimedOut { .. } => Errno::TimedOut,
             Self::Connect { source, .. } => connect_errno(source.kind()),

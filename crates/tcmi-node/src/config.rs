@@ -1,0 +1,198 @@
+//! What a daemon is told: its flags, and the file they override.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{CommandFactory, Parser};
+use serde::Deserialize;
+use tcmi_core::command::{Address, GrammarError, KeyText, NodeName};
+
+/// tcmid, the node daemon
+///
+/// Serves this machine's control filesystem, and moves processes as the files in it
+/// are told. Runs in the foreground; SIGTERM, SIGINT and SIGHUP end it.
+#[derive(Debug, Parser)]
+#[command(name = "tcmid", version, max_term_width = 100)]
+pub struct Args {
+    /// What this node calls itself; the host's name if absent
+    #[arg(long)]
+    pub name: Option<NodeName>,
+    /// Its identity and whom it trusts; made if absent [default: /var/lib/tcmi]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Where to mount the control filesystem; made if absent [default: /run/tcmi]
+    #[arg(long, value_name = "DIR")]
+    pub ctlfs: Option<PathBuf>,
+    /// Root directory of guests; a private empty one if absent
+    #[arg(long, value_name = "DIR")]
+    pub pen_root: Option<PathBuf>,
+    /// Settings in TOML; flags override it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// For the man page.
+pub fn definition() -> clap::Command {
+    Args::command()
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct File {
+    name: Option<String>,
+    state: Option<PathBuf>,
+    ctlfs: Option<PathBuf>,
+    pen_root: Option<PathBuf>,
+    listen: Vec<String>,
+    trust: Vec<String>,
+    connect: Vec<FileHome>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileHome {
+    address: String,
+    key: String,
+}
+
+/// A home that this machine offers itself to for as long as it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Home {
+    pub address: Address,
+    pub key: KeyText,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Config {
+    pub name: NodeName,
+    pub state: PathBuf,
+    pub ctlfs: PathBuf,
+    pub pen_root: Option<PathBuf>,
+    pub listen: Vec<Address>,
+    pub trust: Vec<KeyText>,
+    pub connect: Vec<Home>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path}: {source}")]
+    Toml { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("{what} {text:?}: {source}")]
+    Value { what: &'static str, text: String, source: GrammarError },
+    #[error("no --name, and the host's name {0:?} cannot be one")]
+    NoName(String),
+}
+
+const HOST_NAME_FILE: &str = "/proc/sys/kernel/hostname";
+
+impl Config {
+    pub fn load(args: Args) -> Result<Self, ConfigError> {
+        let file = match &args.config {
+            Some(path) => read(path)?,
+            None => File::default(),
+        };
+        let name = match (args.name, file.name) {
+            (Some(name), _) => name,
+            (None, Some(text)) => value("name", &text)?,
+            (None, None) => host_name()?,
+        };
+        let home = |home: &FileHome| {
+            Ok(Home { address: value("address", &home.address)?, key: value("key", &home.key)? })
+        };
+        Ok(Self {
+            name,
+            state: args.state.or(file.state).unwrap_or_else(|| "/var/lib/tcmi".into()),
+            ctlfs: args.ctlfs.or(file.ctlfs).unwrap_or_else(|| "/run/tcmi".into()),
+            pen_root: args.pen_root.or(file.pen_root),
+            listen: values("listen", &file.listen)?,
+            trust: values("trust", &file.trust)?,
+            connect: file.connect.iter().map(home).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let text = fs::read_to_string(path);
+    let text = text.map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|source| {
+        let source = Box::new(source);
+        ConfigError::Toml { path: path.to_owned(), source }
+    })
+}
+
+fn value<T>(what: &'static str, text: &str) -> Result<T, ConfigError>
+where
+    T: std::str::FromStr<Err = GrammarError>,
+{
+    text.parse().map_err(|source| ConfigError::Value { what, text: text.to_owned(), source })
+}
+
+fn values<T>(what: &'static str, texts: &[String]) -> Result<Vec<T>, ConfigError>
+where
+    T: std::str::FromStr<Err = GrammarError>,
+{
+    texts.iter().map(|text| value(what, text)).collect()
+}
+
+fn host_name() -> Result<NodeName, ConfigError> {
+    let path = Path::new(HOST_NAME_FILE);
+    let text = fs::read_to_string(path);
+    let text = text.map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let label = text.trim().split('.').next().unwrap_or_else(|| text.trim());
+    label.parse().map_err(|_| ConfigError::NoName(label.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(toml: &str, flags: &[&str]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tcmid.toml");
+        fs::write(&path, toml).unwrap();
+        let flags = ["tcmid", "--config", path.to_str().unwrap()].into_iter().chain(flags.to_vec());
+        Config::load(Args::try_parse_from(flags).unwrap())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        definition().debug_assert();
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let config = load("name = 'home'\nstate = '/a'\n", &["--state", "/b"]).unwrap();
+        assert_eq!(config.name.as_str(), "home");
+        assert_eq!(config.state, Path::new("/b"));
+        assert_eq!(config.ctlfs, Path::new("/run/tcmi"));
+    }
+
+    #[test]
+    fn the_example_is_valid() {
+        let config = load(include_str!("../tcmid.toml"), &["--name", "x"]).unwrap();
+        assert_eq!((config.listen.len(), config.connect.len()), (0, 0));
+        let all_on: String = include_str!("../tcmid.toml")
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|l| !l.starts_with(' ')).unwrap_or(line))
+            .collect::<Vec<_>>()
+            .join("\n");
+        let config = load(&all_on, &[]).unwrap();
+        assert_eq!((config.listen.len(), config.trust.len(), config.connect.len()), (1, 1, 1));
+    }
+
+    #[test]
+    fn what_is_unknown_or_wrong_is_refused() {
+        for toml in [
+            "nmae = 'x'",
+            "name = '12'",
+            "listen = ['127.0.0.1:1']",
+            "connect = [{ address = 'tcp:h:1' }]",
+            "trust = ['']",
+        ] {
+            assert!(load(toml, &[]).is_err(), "{toml}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Bring-up and unwind of a node.
+
+use std::fs;
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use nix::sys::signal::{SigSet, Signal};
+use sd_notify::NotifyState;
+use tcmi_core::error::MigrateError;
+use tcmi_ctlfs::{Server, unmount_stale};
+use tcmi_kkc::{Endpoint, Identity};
+use tcmi_node::config::{Args, Config, Home};
+use tcmi_node::control::{Node, Tasks};
+use tcmi_node::facts;
+use tcmi_node::peers::{Peers, peer_key};
+use tcmi_node::state_dir::StateDir;
+use tcmi_node::tasks::NoEngine;
+use tcmi_node::trusted::Trusted;
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+const LOG_DEFAULT: &str = "info,fuser=error";
+/// Events of links that wait to be taken; a link that has more to say waits.
+const LINK_EVENTS_MAX: usize = 1024;
+const LOAD_INTERVAL: Duration = Duration::from_secs(2);
+/// Between two attempts to connect to a home of the configuration.
+const CONNECT_INTERVAL: Duration = Duration::from_secs(5);
+/// Version of the checkpoint format, as `node/version` shows it.
+const CHECKPOINT_VERSION: u32 = 1;
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tcmid: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    log_to_stderr()?;
+    // Before any thread is made: all inherit it, and only `wait` below takes them. A
+    // child process has to reset its mask.
+    let ends = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect::<SigSet>();
+    ends.thread_block().context("cannot block signals")?;
+
+    let config = Config::load(args)?;
+    let state = StateDir::lock(&config.state)?;
+    let ctlfs = prepare_mount_point(&config)?;
+    let (peers, events) = start_links(&config, &state)?;
+    let tasks: Arc<dyn Tasks> = Arc::new(NoEngine);
+    let (follower, follows) = (Arc::clone(&peers), Arc::clone(&tasks));
+    thread::Builder::new()
+        .name("link-events".to_owned())
+        .spawn(move || follower.follow(&events, &follows))?;
+    for address in &config.listen {
+        peers.listen(address)?;
+    }
+    let server = Server::mount(&ctlfs, Arc::new(node(&config, &peers, &tasks)?))
+        .with_context(|| format!("cannot mount {}", ctlfs.display()))?;
+    // Dropped to end the threads that wait in between.
+    let (running, ended) = bounded::<()>(0);
+    start_periodic(&config, &peers, &ended)?;
+
+    announce(&config)?;
+    let signal = ends.wait().context("cannot wait for signals")?;
+    info!("ending by {signal}");
+    if let Err(error) = sd_notify::notify(&[NotifyState::Stopping]) {
+        warn!("cannot notify the service manager: {error}");
+    }
+    drop(running);
+    let unmounted = server.unmount().context("cannot unmount the control filesystem");
+    tasks.shut_down();
+    peers.endpoint().close("the node is going down");
+    unmounted
+}
+
+fn log_to_stderr() -> anyhow::Result<()> {
+    let filter = match std::env::var("TCMI_LOG") {
+        Ok(text) => EnvFilter::try_new(&text).with_context(|| format!("TCMI_LOG={text}"))?,
+        Err(std::env::VarError::NotPresent) => EnvFilter::new(LOG_DEFAULT),
+        Err(error) => bail!("TCMI_LOG: {error}"),
+    };
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(std::io::stderr().is_terminal()).init();
+    Ok(())
+}
+
+/// Other users are to get through it to the files that are theirs.
+fn prepare_mount_point(config: &Config) -> anyhow::Result<PathBuf> {
+    let dir = &config.ctlfs;
+    unmount_stale(dir).with_context(|| format!("{} cannot be used", dir.display()))?;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
+    made.with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir.canonicalize()?)
+}
+
+type LinkEvents = Receiver<tcmi_kkc::LinkEvent>;
+
+fn start_links(config: &Config, state: &StateDir) -> anyhow::Result<(Arc<Peers>, LinkEvents)> {
+    let identity = Identity::load_or_create(state.path())?;
+    let trusted = Trusted::load(state.path())?;
+    let more = config.trust.iter().map(peer_key).collect::<Result<Vec<_>, _>>()?;
+    let (sender, events) = bounded(LINK_EVENTS_MAX);
+    let endpoint = Endpoint::new(identity, config.name.as_str(), facts::features()?, sender)?;
+    Ok((Arc::new(Peers::new(endpoint, trusted, &more)), events))
+}
+
+fn node(config: &Config, peers: &Arc<Peers>, tasks: &Arc<dyn Tasks>) -> anyhow::Result<Node> {
+    Ok(Node {
+        name: format!("{}\n", config.name),
+        version: facts::version(CHECKPOINT_VERSION),
+        features: facts::features()?.iter().map(|feature| format!("{feature}\n")).collect(),
+        peers: Arc::clone(peers),
+        tasks: Arc::clone(tasks),
+    })
+}
+
+/// What goes on until `ended` says otherwise: reporting our load, and keeping the links
+/// of the configuration.
+fn start_periodic(config: &Config, peers: &Arc<Peers>, ended: &Receiver<()>) -> anyhow::Result<()> {
+    let (reporter, end) = (Arc::clone(peers), ended.clone());
+    thread::Builder::new().name("load".to_owned()).spawn(move || {
+        repeat(&end, LOAD_INTERVAL, || match facts::load() {
+            Ok(load) => reporter.endpoint().set_load(load),
+            Err(error) => warn!("cannot read the load: {error}"),
+        });
+    })?;
+    for home in config.connect.clone() {
+        let (peers, end) = (Arc::clone(peers), ended.clone());
+        thread::Builder::new().name("connect".to_owned()).spawn(move || {
+            let mut last_failure = None;
+            repeat(&end, CONNECT_INTERVAL, || keep_connected(&peers, &home, &mut last_failure));
+        })?;
+    }
+    Ok(())
+}
+
+fn repeat(ended: &Receiver<()>, interval: Duration, mut work: impl FnMut()) {
+    loop {
+        work();
+        match ended.recv_timeout(interval) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// A failure is logged when it changes, not at every attempt.
+fn keep_connected(peers: &Peers, home: &Home, last_failure: &mut Option<String>) {
+    match peers.connect(&home.address, &home.key) {
+        Ok(()) | Err(MigrateError::Exists(_)) => *last_failure = None,
+        Err(error) => {
+            let text = error.to_string();
+            if last_failure.as_ref() != Some(&text) {
+                warn!("{text}; trying again");
+                *last_failure = Some(text);
+            }
+        }
+    }
+}
+
+fn announce(config: &Config) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    let ready = writeln!(out, "tcmid: ready name={} ctlfs={}", config.name, config.ctlfs.display());
+    ready.and_then(|()| out.flush()).context("cannot write to standard output")?;
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        warn!("cannot notify the service manager: {error}");
+    }
+    Ok(())
+}

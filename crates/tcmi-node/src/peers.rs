@@ -1,0 +1,281 @@
+//! The nodes at the other ends of our links, as the control files name them.
+//!
+//! A peer's number is its link's: it counts up and is never reused. Its name is what
+//! it calls itself, with a suffix if a peer with another key has that name already.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+use parking_lot::Mutex;
+use tcmi_core::command::{Address, KeyText, NodeName, NodeRef, TrustChange};
+use tcmi_core::error::MigrateError;
+use tcmi_core::limits::NODE_NAME_BYTES_MAX;
+use tcmi_ctlfs::tree::Role;
+use tcmi_kkc::{
+    ConnectError, Endpoint, Link, LinkEvent, LinkId, ListenError, PeerKey, Role as LinkRole,
+};
+use tracing::{info, warn};
+
+use crate::control::Tasks;
+use crate::trusted::{Trusted, TrustedError};
+
+/// A peer whose own name cannot be a file here.
+const NAMELESS: &str = "node";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub name: NodeName,
+    key: PeerKey,
+    /// Our role towards it.
+    role: Role,
+    /// Asked to go, or to be let go; gets no more processes.
+    pub leaving: bool,
+}
+
+pub struct Peers {
+    endpoint: Endpoint,
+    connected: Mutex<BTreeMap<LinkId, Peer>>,
+    trusted: Mutex<Trusted>,
+}
+
+impl Peers {
+    /// `more` is trusted besides what is kept, and kept from the next change on.
+    pub fn new(endpoint: Endpoint, trusted: Trusted, more: &[PeerKey]) -> Self {
+        for key in trusted.keys().iter().chain(more) {
+            endpoint.trust(*key);
+        }
+        Self { endpoint, connected: Mutex::default(), trusted: Mutex::new(trusted) }
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// None: not connected in this role.
+    pub fn get(&self, role: Role, id: LinkId) -> Option<Peer> {
+        self.connected.lock().get(&id).filter(|peer| peer.role == role).cloned()
+    }
+
+    pub fn by_name(&self, role: Role, name: &NodeName) -> Option<LinkId> {
+        let connected = self.connected.lock();
+        let found = connected.iter().find(|(_, peer)| peer.role == role && peer.name == *name);
+        found.map(|(id, _)| *id)
+    }
+
+    pub fn list(&self, role: Role) -> Vec<(LinkId, Peer)> {
+        let connected = self.connected.lock();
+        let ours = connected.iter().filter(|(_, peer)| peer.role == role);
+        ours.map(|(id, peer)| (*id, peer.clone())).collect()
+    }
+
+    /// An execution node that takes processes.
+    pub fn destination(&self, node: &NodeRef) -> Result<LinkId, MigrateError> {
+        let id = match node {
+            NodeRef::Number(number) => Some(LinkId(*number)),
+            NodeRef::Name(name) => self.by_name(Role::Ccn, name),
+        };
+        let found = id.and_then(|id| Some((id, self.get(Role::Ccn, id)?)));
+        match found {
+            Some((_, peer)) if peer.leaving => {
+                let reason = "it is leaving".to_owned();
+                Err(MigrateError::PeerGone { node: peer.name.to_string(), reason })
+            }
+            Some((id, _)) => Ok(id),
+            None => Err(MigrateError::NoSuchNode(node.clone())),
+        }
+    }
+
+    /// The link, if it is up and `role` is our role on it.
+    pub fn link(&self, role: Role, id: LinkId) -> Option<Link> {
+        self.get(role, id)?;
+        self.endpoint.link(id)
+    }
+
+    /// False: it is leaving already, or gone.
+    pub fn set_leaving(&self, id: LinkId) -> bool {
+        let mut connected = self.connected.lock();
+        connected.get_mut(&id).is_some_and(|peer| !std::mem::replace(&mut peer.leaving, true))
+    }
+
+    pub fn set_staying(&self, id: LinkId) {
+        if let Some(peer) = self.connected.lock().get_mut(&id) {
+            peer.leaving = false;
+        }
+    }
+
+    pub fn listen(&self, address: &Address) -> Result<(), MigrateError> {
+        let listening = self.endpoint.listen(&address.to_string());
+        let listener = listening.map_err(|error| listen_error(address, error))?;
+        info!("listening on tcp:{}", listener.sockname);
+        Ok(())
+    }
+
+    /// Ok: connected, and the peer said who it is.
+    pub fn connect(&self, address: &Address, key: &KeyText) -> Result<(), MigrateError> {
+        let key = peer_key(key)?;
+        let connected = self.endpoint.connect(&address.to_string(), key);
+        let id = connected.map_err(|error| connect_error(address, error))?;
+        // Not left to the link's Up event: who connects may look for its directory at once.
+        if let Some(link) = self.endpoint.link(id) {
+            self.add(&link);
+        }
+        Ok(())
+    }
+
+    /// Ok: all of them, and kept. Err: none of them.
+    pub fn change_trust(&self, changes: &[TrustChange]) -> Result<(), MigrateError> {
+        let mut trusted = self.trusted.lock();
+        let before: BTreeSet<PeerKey> = self.endpoint.trusted().into_iter().collect();
+        let mut after = before.clone();
+        for change in changes {
+            match change {
+                TrustChange::Add(key) => {
+                    after.insert(peer_key(key)?);
+                }
+                TrustChange::Remove(key) => {
+                    if !after.remove(&peer_key(key)?) {
+                        return Err(MigrateError::NotTrusted(key.to_string()));
+                    }
+                }
+            }
+        }
+        trusted.replace(after.clone()).map_err(trusted_error)?;
+        for key in before.difference(&after) {
+            self.endpoint.untrust(key);
+        }
+        for key in after.difference(&before) {
+            self.endpoint.trust(*key);
+        }
+        Ok(())
+    }
+
+    /// Takes the endpoint's events until it is gone.
+    pub fn follow(&self, events: &Receiver<LinkEvent>, tasks: &Arc<dyn Tasks>) {
+        for event in events {
+            match event {
+                LinkEvent::Up { link } => {
+                    // None: down again already; its Down follows.
+                    if let Some(link) = self.endpoint.link(link) {
+                        self.add(&link);
+                        tasks.link_up(link);
+                    }
+                }
+                LinkEvent::Message { link, message } => tasks.message(link, message),
+                LinkEvent::Down { link, reason } => {
+                    self.connected.lock().remove(&link);
+                    tasks.link_down(link, &reason.to_string());
+                }
+            }
+        }
+    }
+
+    /// Adds it unless it is there, or down again.
+    fn add(&self, link: &Link) {
+        let role = match link.role() {
+            LinkRole::Listener => Role::Ccn,
+            LinkRole::Dialer => Role::Pen,
+        };
+        let mut connected = self.connected.lock();
+        // A link is down before its Down event is, which waits for this lock to remove it.
+        if !link.is_up() || connected.contains_key(&link.id()) {
+            return;
+        }
+        let key = link.peer_key();
+        // The peer's older link, if it is still there, is on its way out.
+        let of_others = |peer: &&Peer| peer.role == role && peer.key != key;
+        let taken: Vec<_> = connected.values().filter(of_others).map(|peer| &peer.name).collect();
+        let name = free_name(link.peer_name(), &taken);
+        if name.as_str() != link.peer_name() {
+            warn!("node {} ({key}) is called {name} here", link.peer_name());
+        }
+        connected.insert(link.id(), Peer { name, key, role, leaving: false });
+    }
+}
+
+pub fn peer_key(text: &KeyText) -> Result<PeerKey, MigrateError> {
+    text.as_str().parse().map_err(|_| MigrateError::BadKey(text.to_string()))
+}
+
+/// `wanted`, or `wanted-2` and so on.
+fn free_name(wanted: &str, taken: &[&NodeName]) -> NodeName {
+    let base = wanted.parse::<NodeName>();
+    let base = base.as_ref().map_or(NAMELESS, NodeName::as_str);
+    let suffixed = (2u64..).map(|n| {
+        let suffix = format!("-{n}");
+        let kept = base.len().min(NODE_NAME_BYTES_MAX - suffix.len());
+        format!("{}{suffix}", &base[..kept])
+    });
+    std::iter::once(base.to_owned())
+        .chain(suffixed)
+        .filter_map(|name| name.parse().ok())
+        .find(|name| !taken.contains(&name))
+        .expect("more names than peers")
+}
+
+fn trusted_error(error: TrustedError) -> MigrateError {
+    match error {
+        TrustedError::Io { path, source } => {
+            MigrateError::Local { doing: format!("cannot keep {}", path.display()), source }
+        }
+        TrustedError::Damaged { .. } => MigrateError::Local {
+            doing: "cannot keep who is trusted".to_owned(),
+            source: std::io::Error::other(error.to_string()),
+        },
+    }
+}
+
+fn listen_error(address: &Address, error: ListenError) -> MigrateError {
+    let address = address.to_string();
+    match error {
+        ListenError::Address(error) => {
+            let source = std::io::Error::new(std::io::ErrorKind::AddrNotAvailable, error);
+            MigrateError::Listen { address, source }
+        }
+        ListenError::Io { source, .. } => MigrateError::Listen { address, source },
+    }
+}
+
+fn connect_error(address: &Address, error: ConnectError) -> MigrateError {
+    let reason = error.to_string();
+    let address = address.to_string();
+    let of_kind = |kind| MigrateError::Connect {
+        address: address.clone(),
+        source: std::io::Error::new(kind, reason.clone()),
+    };
+    match error {
+        ConnectError::Resolve { source, .. } | ConnectError::Tcp { source, .. } => {
+            MigrateError::Connect { address, source }
+        }
+        ConnectError::Timeout(_) => of_kind(std::io::ErrorKind::TimedOut),
+        ConnectError::Refused { .. } => of_kind(std::io::ErrorKind::ConnectionRefused),
+        ConnectError::AlreadyConnected(_) => MigrateError::Exists(reason),
+        ConnectError::WrongKey(_) | ConnectError::NotTrusted(_) => {
+            MigrateError::Untrusted { reason }
+        }
+        ConnectError::Address(_) => of_kind(std::io::ErrorKind::InvalidInput),
+        ConnectError::NotANode { .. }
+        | ConnectError::Version { .. }
+        | ConnectError::Ended { .. } => MigrateError::Protocol { node: address, reason },
+        ConnectError::Resources(source) => {
+            MigrateError::Local { doing: format!("cannot connect to {address}"), source }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_not_collide() {
+        let desk: NodeName = "desk".parse().unwrap();
+        let desk_2: NodeName = "desk-2".parse().unwrap();
+        assert_eq!(free_name("desk", &[]), desk);
+        assert_eq!(free_name("desk", &[&desk]), desk_2);
+        assert_eq!(free_name("desk", &[&desk, &desk_2]).as_str(), "desk-3");
+        assert_eq!(free_name("count", &[]).as_str(), "node");
+        let long: NodeName = "a".repeat(NODE_NAME_BYTES_MAX).parse().unwrap();
+        assert_eq!(free_name(long.as_str(), &[&long]).as_str().len(), NODE_NAME_BYTES_MAX);
+    }
+}

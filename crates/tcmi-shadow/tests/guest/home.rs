@@ -65,7 +65,7 @@ fn handle(signo: i32) {
     }
 }
 
-fn mask(how: i32) {
+pub fn mask(how: i32) {
     // SAFETY: sigset of our own.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();

@@ -296,6 +296,8 @@ fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
 
 fn run_home(streams: Vec<OwnedFd>, events: OwnedFd) -> ! {
     let board = board();
+    // Only a thread in a call takes signals.
+    home::mask(libc::SIG_BLOCK);
     let streams: Vec<_> = streams.into_iter().map(out_of_the_way).collect();
     let events = out_of_the_way(events);
     sys(libc::SYS_close_range, &[3, RESERVED_FIRST as u64 - 1, 0]);

@@ -14,6 +14,8 @@ pub const ALL: &[(&str, fn())] = &[
     ("payload_arrives", payload),
     ("process_signal_with_many_threads", many_threads),
     ("blocked_calls_delay_nobody", blocked_calls),
+    ("cancelled_call_is_made_again", cancelled),
+    ("stop_taking_and_cancel", cancel_for_a_move),
     ("quiesce_and_resume", quiesce),
     ("speed", speed),
 ];
@@ -260,7 +262,9 @@ fn blocked_calls() {
     }
     assert_eq!(rig.calls.in_flight(), BLOCKED);
     word(7).store(1, Ordering::Release);
-    wait_until("a thousand calls beside a hundred blocked", || word(8).load(Ordering::Acquire) == 1);
+    wait_until("a thousand calls beside a hundred blocked", || {
+        word(8).load(Ordering::Acquire) == 1
+    });
     for _ in 0..BLOCKED {
         feed(&rig);
     }
@@ -273,6 +277,59 @@ fn forever(_: usize) {
     loop {
         sys(libc::SYS_futex, &[never.as_ptr() as u64, 0, 0, 0]);
     }
+}
+
+fn reads_answered(rig: &Rig) -> u64 {
+    let stats = rig.calls.stats().snapshot();
+    stats.iter().find(|s| s.name == "read").map_or(0, |s| s.calls)
+}
+
+fn cancelled() {
+    let rig = Rig::start(1, |i| {
+        on(libc::SIGUSR1, counting(), 0);
+        read_and_note(i);
+    });
+    rig.wait_for_home_in(0, libc::SYS_read);
+    rig.board.cancel.store(1, Ordering::Release);
+    signal_home(&rig, libc::SIGUSR1);
+    wait_until("the call's return", || reads_answered(&rig) == 1);
+    rig.wait_for_home_in(0, libc::SYS_read);
+    feed(&rig);
+    assert_eq!(outcome(rig), (1, 0));
+}
+
+/// The way of a move: interrupt, stop taking, cancel, quiet; then go on as if nothing had been.
+fn cancel_for_a_move() {
+    let rig = Rig::start(1, |i| {
+        on(libc::SIGUSR1, counting(), 0);
+        read_and_note(i);
+    });
+    rig.wait_for_home_in(0, libc::SYS_read);
+    let null = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: our child; these requests write nothing here.
+    unsafe {
+        assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, rig.guest, null, null), 0);
+        assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, rig.guest, null, null), 0);
+    }
+    rig.calls.stop_taking();
+    assert!(rig.calls.quiesce(std::time::Duration::ZERO).is_err(), "the read still waits");
+    rig.board.cancel.store(1, Ordering::Release);
+    signal_home(&rig, libc::SIGUSR1);
+    rig.calls.quiesce(std::time::Duration::from_secs(5)).expect("cancelled");
+    let mut status = 0;
+    // SAFETY: our tracee, whose registers fit the structure.
+    unsafe {
+        assert_eq!(libc::waitpid(rig.guest, &mut status, libc::__WALL), rig.guest);
+        assert!(libc::WIFSTOPPED(status));
+        let mut regs: libc::user_regs_struct = std::mem::zeroed();
+        assert_eq!(libc::ptrace(libc::PTRACE_GETREGS, rig.guest, null, &raw mut regs), 0);
+        assert_eq!((regs.orig_rax, regs.rax as i64), (libc::SYS_read as u64, -513));
+        assert_eq!(libc::ptrace(libc::PTRACE_DETACH, rig.guest, null, null), 0);
+    }
+    rig.calls.resume();
+    rig.wait_for_home_in(0, libc::SYS_read);
+    feed(&rig);
+    assert_eq!(outcome(rig), (1, 0));
 }
 
 fn quiesce() {
@@ -306,7 +363,9 @@ fn speed() {
         }
     });
     let stats = rig.calls.stats();
-    wait_until("the calls", || stats.snapshot().iter().any(|s| s.name == "getppid" && s.calls >= u64::from(ROUNDS)));
+    wait_until("the calls", || {
+        stats.snapshot().iter().any(|s| s.name == "getppid" && s.calls >= u64::from(ROUNDS))
+    });
     let line = stats.snapshot().into_iter().find(|s| s.name == "getppid").expect("counted");
     println!("getppid: {:?} a call in the monitor", line.time / line.calls as u32);
     rig.finish();

@@ -16,8 +16,9 @@ use crate::table::{self, Arg, Class, LocalIf, Row, When};
 
 /// Bytes of a path with its NUL.
 pub const PATH_MAX_BYTES: usize = 4096;
-/// In kernel space, so no process can have mapped it.
-pub const BAD_POINTER: u64 = 0xffff_ffff_ffff_0000;
+/// In a page that no process has (`mmap_min_addr`). A user address, so that it fails where it is
+/// used, not where addresses are checked.
+pub const BAD_POINTER: u64 = 16;
 const USER_END: u64 = 1 << 47;
 const PAGE_BYTES: u64 = 4096;
 /// A call's buffers above this are given back after it.
@@ -224,6 +225,10 @@ impl Call {
             return Ok(());
         }
         let outcome = match place.content {
+            // The rest of a timeout may stand in read-only memory; kernels do not mind.
+            Content::Buffer(When::SuccessOrInterrupted) => {
+                return mem.write(place.addr, range).or(Ok(()));
+            }
             Content::Buffer(_) => mem.write(place.addr, range).map_err(|_| EFAULT.ret()),
             Content::Stream => mem.write(place.addr, range).map_err(short_or_fault),
             Content::Segments => self.put_segments(range, mem),

@@ -13,7 +13,7 @@ fn every_number_has_its_kernel_name() {
             ),
         }
     }
-    assert!(table::ROWS > 467);
+    const { assert!(table::ROWS > 467) };
 }
 
 #[test]

@@ -119,6 +119,20 @@ impl Drop for Events {
     }
 }
 
+/// A siginfo that the kernel takes from the steward.
+///
+/// Codes that only kernels and `kill` give (0 and above, SI_TKILL) are allowed only from a
+/// thread to itself, and the steward is not the thread that is meant. They become SI_QUEUE,
+/// which keeps sender, user and status or value.
+fn permitted(siginfo: &[u8; 128]) -> [u8; 128] {
+    let mut changed = *siginfo;
+    let code = i32::from_le_bytes([siginfo[8], siginfo[9], siginfo[10], siginfo[11]]);
+    if code >= 0 || code == libc::SI_TKILL {
+        changed[8..12].copy_from_slice(&libc::SI_QUEUE.to_le_bytes());
+    }
+    changed
+}
+
 fn inject(steward: &Steward, tgid: i32, frame: &SignalFrame) -> Result<(), GuestGone> {
     let info = steward.data_address(0);
     let (tgid, signo) = (tgid as u64, u64::from(frame.signo));
@@ -134,7 +148,7 @@ fn inject(steward: &Steward, tgid: i32, frame: &SignalFrame) -> Result<(), Guest
             ..BatchOp::default()
         },
     };
-    steward.run(std::slice::from_mut(&mut op), &frame.siginfo)?;
+    steward.run(std::slice::from_mut(&mut op), &permitted(&frame.siginfo))?;
     if op.ret < 0 {
         // ESRCH: the thread ended meanwhile; EAGAIN: the queue is full. Both lose a signal
         // that a process on one machine would have lost as well.

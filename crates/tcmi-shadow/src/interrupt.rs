@@ -48,7 +48,11 @@ pub(crate) fn pending(tid: i32, mask: Option<u64>) -> io::Result<Pending> {
     }
     // The steward blocks everything, so of two threads it is not the one that was told.
     let alone = field(&status, "Threads", 10)? <= 2;
-    Ok(if alone || deliverable & own & !blocked != 0 { Pending::Told } else { Pending::PerhapsTold })
+    Ok(if alone || deliverable & own & !blocked != 0 {
+        Pending::Told
+    } else {
+        Pending::PerhapsTold
+    })
 }
 
 fn ptrace(request: libc::c_uint, tid: i32, data: usize) -> io::Result<()> {
@@ -148,7 +152,11 @@ fn stop(tid: i32) -> io::Result<i32> {
             return Err(error);
         }
     }
-    if libc::WIFSTOPPED(status) { Ok(status) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+    if libc::WIFSTOPPED(status) {
+        Ok(status)
+    } else {
+        Err(io::Error::from_raw_os_error(libc::ESRCH))
+    }
 }
 
 fn detach(tid: i32, status: i32) -> io::Result<()> {

@@ -79,12 +79,16 @@ impl Steward {
         let area = self.area.as_ptr();
         // SAFETY: both words are aligned, live as long as `self`, and only accessed atomically.
         unsafe {
-            (AtomicU32::from_ptr(&raw mut (*area).request), AtomicU32::from_ptr(&raw mut (*area).answered))
+            (
+                AtomicU32::from_ptr(&raw mut (*area).request),
+                AtomicU32::from_ptr(&raw mut (*area).answered),
+            )
         }
     }
 
     fn guest_ended(&self) -> bool {
-        let mut poll = libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut poll =
+            libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one valid pollfd, no waiting.
         unsafe { libc::poll(&mut poll, 1, 0) > 0 }
     }

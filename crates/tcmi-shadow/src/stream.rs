@@ -7,8 +7,8 @@ use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use tcmi_call::engine::BadReply;
 use tcmi_call::frame::{CALL_BUFFER_MAX_BYTES, OUTS_MAX, ReplyHeader};
 use tcmi_call::record::{
-    Aead, DirectionKeys, HEADER_BYTES, OVERHEAD_BYTES, Opener, PLAIN_MAX_BYTES, RecordError, Sealer,
-    TAG_BYTES, body_len,
+    Aead, DirectionKeys, HEADER_BYTES, OVERHEAD_BYTES, Opener, PLAIN_MAX_BYTES, RecordError,
+    Sealer, TAG_BYTES, body_len,
 };
 
 /// Records gathered before they are handed to the socket.
@@ -48,7 +48,8 @@ pub struct ChaCha(LessSafeKey);
 
 impl ChaCha {
     pub fn new(key: &[u8; 32]) -> Self {
-        let key = UnboundKey::new(&CHACHA20_POLY1305, key).expect("the key has the cipher's length");
+        let key =
+            UnboundKey::new(&CHACHA20_POLY1305, key).expect("the key has the cipher's length");
         ChaCha(LessSafeKey::new(key))
     }
 }

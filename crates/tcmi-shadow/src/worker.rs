@@ -136,21 +136,21 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             shared.hooks.process_exits(notif.args[0] as i32);
             Ok(Outcome::Answer(Answer::Continue))
         }
-        Some(Both::MapFile) => match mapping::map_file(shared, &mut thread, notif.id, &notif.args) {
-            Ok(addr) => Ok(returned(addr)),
-            Err(Refusal::Errno(errno)) => Ok(failed(errno)),
-            Err(Refusal::Stream(error)) => Err(error),
-        },
+        Some(Both::MapFile) => {
+            match mapping::map_file(shared, &mut thread, notif.id, &notif.args) {
+                Ok(addr) => Ok(returned(addr)),
+                Err(Refusal::Errno(errno)) => Ok(failed(errno)),
+                Err(Refusal::Stream(error)) => Err(error),
+            }
+        }
         Some(Both::Prctl) => match prctl::option(notif.args[0]) {
             prctl::Side::Local => Ok(Outcome::Answer(Answer::Continue)),
             prctl::Side::Refused(errno) => Ok(failed(errno)),
             prctl::Side::Home(_) => forward(shared, &mut thread, notif, row),
-            prctl::Side::HomeThenLocal(_) => {
-                match forward(shared, &mut thread, notif, row)? {
-                    Outcome::Answer(Answer::Value(_)) => Ok(Outcome::Answer(Answer::Continue)),
-                    other => Ok(other),
-                }
-            }
+            prctl::Side::HomeThenLocal(_) => match forward(shared, &mut thread, notif, row)? {
+                Outcome::Answer(Answer::Value(_)) => Ok(Outcome::Answer(Answer::Continue)),
+                other => Ok(other),
+            },
         },
     }
 }
@@ -186,7 +186,9 @@ fn forward(
             return Err(StreamError::Closed);
         }
         match after(&reply, notif, row, mask) {
-            After::Deliver => return Ok(returned(thread.call.unmarshal(&reply, payload, &mut mem)?)),
+            After::Deliver => {
+                return Ok(returned(thread.call.unmarshal(&reply, payload, &mut mem)?));
+            }
             After::Interrupt(outcome) => {
                 // What an interrupted call leaves: the rest of a timeout. One that was not
                 // begun leaves nothing.

@@ -8,9 +8,9 @@ use tcmi_call::table::{self, Class, LocalIf, X32_BIT};
 
 /// `seccomp(SECCOMP_SET_MODE_FILTER, INSTALL_FLAGS, &prog)`: one filter for all threads, a
 /// listener, and a wait that only SIGKILL ends once the monitor has taken the call.
-pub const INSTALL_FLAGS: u64 = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u64
-    | libc::SECCOMP_FILTER_FLAG_TSYNC as u64
-    | libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH as u64
+pub const INSTALL_FLAGS: u64 = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER
+    | libc::SECCOMP_FILTER_FLAG_TSYNC
+    | libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH
     | FLAG_WAIT_KILLABLE_RECV;
 pub const SET_MODE_FILTER: u64 = 1;
 const FLAG_WAIT_KILLABLE_RECV: u64 = 1 << 5;
@@ -46,7 +46,12 @@ fn stmt(code: u32, k: u32) -> sock_filter {
 
 fn jump(test: u32, k: u32, jt: usize, jf: usize) -> sock_filter {
     let short = |n: usize| u8::try_from(n).expect("a block of the filter is under 256 long");
-    sock_filter { code: (libc::BPF_JMP | test | libc::BPF_K) as u16, jt: short(jt), jf: short(jf), k }
+    sock_filter {
+        code: (libc::BPF_JMP | test | libc::BPF_K) as u16,
+        jt: short(jt),
+        jf: short(jf),
+        k,
+    }
 }
 
 /// What the filter does with one number.
@@ -121,16 +126,15 @@ fn look(nr: u32, test: LocalIf, pid: i32, steward: Option<u64>) -> Vec<sock_filt
     }
     match test {
         LocalIf::Never => {}
-        LocalIf::Anonymous => code.extend([
-            load(ARGS + 8 * 3),
-            jump(libc::BPF_JSET, MAP_ANONYMOUS, 0, 1),
-            ret(ALLOW),
-        ]),
+        LocalIf::Anonymous => {
+            code.extend([load(ARGS + 8 * 3), jump(libc::BPF_JSET, MAP_ANONYMOUS, 0, 1), ret(ALLOW)])
+        }
         LocalIf::AbsoluteTime => {
             code.extend([load(ARGS + 8), jump(libc::BPF_JSET, TIMER_ABSTIME, 0, 1), ret(ALLOW)]);
         }
         LocalIf::OwnPid | LocalIf::MainThread => {
-            let three = matches!(table::row(nr).map(|r| r.name), Some("tgkill" | "rt_tgsigqueueinfo"));
+            let three =
+                matches!(table::row(nr).map(|r| r.name), Some("tgkill" | "rt_tgsigqueueinfo"));
             let signal = if three { ARGS + 16 } else { ARGS + 8 };
             code.extend([
                 load(ARGS),

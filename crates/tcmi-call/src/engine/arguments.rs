@@ -59,11 +59,7 @@ fn extent(size: Size, args: &[u64; 6]) -> Extent {
 
 /// Pointers that mean the same on every machine: none, and surely bad ones.
 pub(super) fn universal(pointer: u64) -> Option<u64> {
-    match pointer {
-        0 => Some(0),
-        p if !(LOWEST_POINTER..USER_END).contains(&p) => Some(BAD_POINTER),
-        _ => None,
-    }
+    (!(LOWEST_POINTER..USER_END).contains(&pointer)).then_some(pointer)
 }
 
 impl Call {

@@ -85,6 +85,9 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (323, Row::refused("userfaultfd", ENOSYS)),
     (335, Row::refused("uretprobe", ENOSYS)),
     (336, Row::refused("uprobe", ENOSYS)),
+    // A handle says itself how long it is, and nobody needs it but servers of file systems.
+    (303, Row::refused("name_to_handle_at", ENOSYS)),
+    (304, Row::refused("open_by_handle_at", ENOSYS)),
     (425, Row::refused("io_uring_setup", ENOSYS)),
     (426, Row::refused("io_uring_enter", ENOSYS)),
     (427, Row::refused("io_uring_register", ENOSYS)),

@@ -149,16 +149,6 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (296, Row::waits("pwritev", SaRestart, &[Fd, IovecIn(2), Value, Value, Value])),
     (300, Row::forward("fanotify_init", &[Value, Value])),
     (301, Row::forward("fanotify_mark", &[Fd, Value, Value, Fd, Path])),
-    // The handle's own length field says how much room there is; 128 bytes of handle follow
-    // the 8 of its header at most.
-    (
-        303,
-        Row::forward(
-            "name_to_handle_at",
-            &[Fd, Path, InOut(Bytes(136), super::When::Always), Out(Bytes(8), Success), Value],
-        ),
-    ),
-    (304, Row::forward("open_by_handle_at", &[Fd, In(Bytes(136)), Value])),
     (306, Row::forward("syncfs", &[Fd])),
     (316, Row::forward("renameat2", &[Fd, Path, Fd, Path, Value])),
     (319, Row::forward("memfd_create", &[Path, Value])),

@@ -4,7 +4,9 @@ use std::cell::UnsafeCell;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use tcmi_call::frame::{CallHeader, OutRange, ReplyHeader, SignalFrame, kind, out_rule, reply_flags};
+use tcmi_call::frame::{
+    CallHeader, OutRange, ReplyHeader, SignalFrame, kind, out_rule, reply_flags,
+};
 use tcmi_call::record::DirectionKeys;
 use tcmi_shadow::CallStream;
 
@@ -27,7 +29,15 @@ pub fn set_events(stream: CallStream) {
     unsafe { *EVENTS.0.get() = Some(stream) };
 }
 
+/// A signal takes the waiting call back, as the keeper does before a move.
+fn cancelling() -> bool {
+    crate::rig::board().cancel.load(Ordering::Acquire) != 0
+}
+
 extern "C" fn on_signal(signo: i32, info: *const [u8; 128], _: *mut libc::c_void) {
+    if cancelling() {
+        return INTERRUPTED.with(|i| i.store(true, Ordering::Relaxed));
+    }
     while EVENTS_BUSY.swap(true, Ordering::Acquire) {
         std::hint::spin_loop();
     }
@@ -41,7 +51,11 @@ extern "C" fn on_signal(signo: i32, info: *const [u8; 128], _: *mut libc::c_void
         pad: 0,
         seq,
         signo: signo as u32,
-        tid: if code == libc::SI_TKILL { crate::rig::board().guest_tid_of_home(sys(186, &[])) } else { 0 },
+        tid: if code == libc::SI_TKILL {
+            crate::rig::board().guest_tid_of_home(sys(186, &[]))
+        } else {
+            0
+        },
         pad2: 0,
         siginfo,
     };
@@ -65,7 +79,7 @@ fn handle(signo: i32) {
     }
 }
 
-fn mask(how: i32) {
+pub fn mask(how: i32) {
     // SAFETY: sigset of our own.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
@@ -106,8 +120,7 @@ fn execute(stream: &mut CallStream, header: &CallHeader, rest: &[u8]) {
     let mut buffer = vec![0u64; (header.buf_len as usize).div_ceil(8) + 1];
     let base = buffer.as_mut_ptr() as u64;
     // SAFETY: the vector has at least buf_len bytes and lives to the end of the function.
-    let bytes =
-        unsafe { std::slice::from_raw_parts_mut(base as *mut u8, header.buf_len as usize) };
+    let bytes = unsafe { std::slice::from_raw_parts_mut(base as *mut u8, header.buf_len as usize) };
     bytes[..image.len()].copy_from_slice(image);
     for fixup in fixups.chunks(4) {
         let at = u32_at(fixup, 0);
@@ -129,7 +142,9 @@ fn execute(stream: &mut CallStream, header: &CallHeader, rest: &[u8]) {
     mask(libc::SIG_BLOCK);
     let hit = INTERRUPTED.with(|i| i.load(Ordering::Relaxed));
     let mut flags = 0;
-    if hit {
+    if hit && cancelling() && ret == -i64::from(libc::EINTR) {
+        flags |= reply_flags::CANCELLED;
+    } else if hit {
         flags |= reply_flags::INTERRUPTED;
     }
     if early {

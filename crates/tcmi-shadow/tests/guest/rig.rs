@@ -28,6 +28,8 @@ pub struct Board {
     /// Listener's number in the guest, plus 1.
     listener: AtomicU32,
     go: AtomicU32,
+    /// Not 0: signals at home cancel calls.
+    pub cancel: AtomicU32,
     /// Free for the bodies of tests.
     pub words: [AtomicU32; 16],
     log_len: AtomicUsize,
@@ -44,7 +46,14 @@ pub fn board() -> &'static Board {
 fn new_board() -> &'static Board {
     // SAFETY: a new mapping.
     let at = unsafe {
-        libc::mmap(std::ptr::null_mut(), size_of::<Board>(), 3, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0)
+        libc::mmap(
+            std::ptr::null_mut(),
+            size_of::<Board>(),
+            3,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
     };
     assert_ne!(at, libc::MAP_FAILED);
     BOARD.store(at.cast(), Ordering::Release);
@@ -61,7 +70,13 @@ impl Board {
         let at = self.log_len.fetch_add(bytes.len(), Ordering::AcqRel);
         assert!(at + bytes.len() <= LOG_BYTES);
         // SAFETY: this range was just reserved for us.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.log.as_ptr().add(at).cast_mut(), bytes.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.log.as_ptr().add(at).cast_mut(),
+                bytes.len(),
+            )
+        };
     }
 
     fn take_log(&self) -> Vec<u8> {
@@ -116,7 +131,10 @@ fn steward_loop() {
     let area = std::ptr::from_ref(&board().steward).cast_mut();
     // SAFETY: the protocol of StewardArea: the page is ours between request and answer.
     let (request, answered) = unsafe {
-        (AtomicU32::from_ptr(&raw mut (*area).request), AtomicU32::from_ptr(&raw mut (*area).answered))
+        (
+            AtomicU32::from_ptr(&raw mut (*area).request),
+            AtomicU32::from_ptr(&raw mut (*area).answered),
+        )
     };
     loop {
         let done = answered.load(Ordering::Acquire);
@@ -281,7 +299,6 @@ impl Rig {
     }
 }
 
-
 /// Home's own descriptors stand above those of the program, as the agent's do.
 const RESERVED_FIRST: i32 = 600;
 
@@ -296,6 +313,8 @@ fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
 
 fn run_home(streams: Vec<OwnedFd>, events: OwnedFd) -> ! {
     let board = board();
+    // Only a thread in a call takes signals.
+    home::mask(libc::SIG_BLOCK);
     let streams: Vec<_> = streams.into_iter().map(out_of_the_way).collect();
     let events = out_of_the_way(events);
     sys(libc::SYS_close_range, &[3, RESERVED_FIRST as u64 - 1, 0]);
@@ -325,10 +344,15 @@ fn run_guest(threads: usize, body: Body) -> ! {
     for i in 1..threads {
         std::thread::Builder::new().stack_size(64 * 1024).spawn(move || ready(i)).expect("thread");
     }
-    wait_until("threads", || (1..threads).all(|i| board.guest_tids[i].load(Ordering::Acquire) != 0));
+    wait_until("threads", || {
+        (1..threads).all(|i| board.guest_tids[i].load(Ordering::Acquire) != 0)
+    });
     // A guest has no descriptor of its own.
     sys(libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]);
-    let program = seccomp::program(sys(libc::SYS_getpid, &[]) as i32, Some(rig_steward_end as *const () as u64));
+    let program = seccomp::program(
+        sys(libc::SYS_getpid, &[]) as i32,
+        Some(rig_steward_end as *const () as u64),
+    );
     sys(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]);
     let listener = seccomp::install(&program).expect("filter");
     board.listener.store(listener.as_raw_fd() as u32 + 1, Ordering::Release);

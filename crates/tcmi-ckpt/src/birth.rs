@@ -22,6 +22,9 @@ const USER_END: u64 = 0x7fff_ffff_f000;
 /// hands out last.
 pub const STEWARD_TID: i32 = 4_194_303;
 
+/// An empty directory in the monitor's root, which becomes the guest's root.
+pub const EMPTY_ROOT: &std::ffi::CStr = c"/empty";
+
 /// A guest under construction. Dropping it leaves a stopped child that dies with its monitor;
 /// [`Newborn::kill`] ends it at once.
 pub struct Newborn {
@@ -258,9 +261,16 @@ impl Newborn {
     }
 
     /// Gives up every privilege and descriptor, and installs `filter` in all threads.
-    /// Returns the filter's listener. From here on forwarded calls wait for the monitor.
-    pub fn shut_in(&mut self, uid: u32, gid: u32, filter: &[u8]) -> Result<OwnedFd> {
+    /// Returns the filter's listener, and its number in the guest, where the steward has to
+    /// close it. From here on forwarded calls wait for the monitor.
+    pub fn shut_in(&mut self, uid: u32, gid: u32, filter: &[u8]) -> Result<(OwnedFd, i32)> {
         let (pid, host) = (self.pid, self.frozen.pid);
+        let mut b = self.leader();
+        let empty = b.data(EMPTY_ROOT.to_bytes_with_nul())?;
+        b.push("chroot", libc::SYS_chroot, [empty, 0, 0, 0, 0, 0])?;
+        let root = b.data(b"/\0")?;
+        b.push("chdir", libc::SYS_chdir, [root, 0, 0, 0, 0, 0])?;
+        b.flush()?;
         let tids = self.tids()?;
         let steward = self.steward.as_mut().ok_or(Error::Ended)?;
         let all = self.frozen.threads.iter_mut().zip(tids).chain([(steward, STEWARD_TID)]);
@@ -269,7 +279,7 @@ impl Newborn {
             drop_privilege(&mut b, uid, gid)?;
         }
         let listener = self.install(filter)?;
-        take_descriptor(host, listener)
+        Ok((take_descriptor(host, listener)?, listener))
     }
 
     fn install(&mut self, filter: &[u8]) -> Result<i32> {

@@ -40,7 +40,7 @@ pub struct Frozen {
 }
 
 /// Seizes the threads of `pid` that are not known yet.
-fn seize_new(pid: i32, known: impl Fn(i32) -> bool) -> Result<Vec<Running>> {
+pub fn seize_new(pid: i32, known: impl Fn(i32) -> bool) -> Result<Vec<Running>> {
     let mut new = Vec::new();
     for tid in proc::tids(pid)? {
         if known(tid) {
@@ -67,17 +67,20 @@ fn is_exiting(pid: i32, tid: i32) -> bool {
 ///
 /// Ok: every thread is held and nothing of the process runs. Err: it runs on.
 pub fn freeze(pid: i32) -> Result<Frozen> {
-    freeze_held(pid, Vec::new())
+    freeze_held(pid, Vec::new(), &[])
 }
 
-/// As [`freeze`], for a process of which some threads are seized already.
-pub fn freeze_held(pid: i32, mut held: Vec<Running>) -> Result<Frozen> {
+/// As [`freeze`], for a process of which some threads are seized already; those in `except`
+/// are left alone.
+pub fn freeze_held(pid: i32, mut held: Vec<Running>, except: &[i32]) -> Result<Frozen> {
     let mut stopped: BTreeMap<i32, Thread> = BTreeMap::new();
     let mut group_stop = None;
     for _ in 0..FREEZE_RESCAN_ATTEMPTS_MAX {
         // Seize before reading more of /proc: from then on the pid cannot be reused unseen.
         let seized: Vec<i32> = held.iter().map(Running::tid).collect();
-        held.extend(seize_new(pid, |t| stopped.contains_key(&t) || seized.contains(&t))?);
+        held.extend(seize_new(pid, |t| {
+            stopped.contains_key(&t) || seized.contains(&t) || except.contains(&t)
+        })?);
         if held.is_empty() {
             return all_held(pid, stopped, group_stop);
         }

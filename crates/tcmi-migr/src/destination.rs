@@ -100,10 +100,13 @@ pub struct Built {
     newborn: Newborn,
     pub image: ProcessImage,
     pub listener: OwnedFd,
+    /// Its number in the guest, where only the steward can close it.
+    pub listener_there: i32,
     pub area: OwnedFd,
     /// Guest address of the steward's area.
     pub area_at: u64,
-    pub events: Stream,
+    /// Taken when serving begins.
+    pub events: Option<Stream>,
     pub calls: Vec<(i32, Stream)>,
     pub files: GuestFiles,
     pub bytes: u64,
@@ -174,7 +177,7 @@ fn construct(
     let steward_end = reserved.0 + blob.header().steward_syscall_end;
     let filter = tcmi_sys::seccomp::program(image.pid, Some(steward_end));
     let code: Vec<u8> = filter.iter().flat_map(|i| remote::bytes_of(i).to_vec()).collect();
-    let listener = n.shut_in(begin.uid, begin.gid, &code)?;
+    let (listener, listener_there) = n.shut_in(begin.uid, begin.gid, &code)?;
     let calls = calls
         .into_iter()
         .map(|(tid, id)| parked.remove(&id).map(|s| (tid, s)))
@@ -184,7 +187,7 @@ fn construct(
     msg::send(w, &msg::Ready {})?;
     fault::pass(Point::NodeReadySent)?;
     let area_at = reserved.0 + page_up(blob.code_bytes() as u64);
-    Ok(Built { newborn: n, image, listener, area, area_at, events, calls, files, bytes })
+    Ok(Built { newborn: n, image, listener, listener_there, area, area_at, events: Some(events), calls, files, bytes })
 }
 
 fn check_cpu(n: &Newborn, begin: &msg::Begin) -> Result<()> {
@@ -262,6 +265,10 @@ impl Built {
     pub fn kill(self) {
         self.newborn.kill();
     }
+    /// The agent that built the guest, to be unmapped once the steward runs: (start, bytes).
+    pub fn builder(&self) -> (u64, u64) {
+        (self.newborn.agent.base, self.newborn.agent.len)
+    }
 }
 
 /// The guest must not see its clock go back: its offset was measured when the move began.
@@ -308,21 +315,18 @@ impl Held {
     pub fn capture(
         &mut self,
         names: &dyn Fn(i32) -> i32,
-        files: &mut GuestFiles,
+        files: &mut dyn Files,
         reserved: (u64, u64),
         vdso_hash: [u8; 32],
     ) -> Result<(ProcessImage, Vec<std::ops::Range<u64>>)> {
         let host = self.frozen.pid;
-        let own = (self.agent.base, self.agent.base + self.agent.len);
         let maps: Vec<Mapping> = capture::mappings(host)?
             .iter()
             .flat_map(|m| capture::outside(m, reserved))
             .collect();
         let mut image = capture::capture(&mut self.frozen, &self.agent, names, &maps, files)?;
-        debug_assert_eq!(image.mm.reserved, own);
         image.mm.reserved = reserved;
         image.mm.vdso_hash = vdso_hash;
-        image.files = files.refs.clone();
         let runs = capture::own_pages(host, &image.mm.vmas)?;
         Ok((image, runs))
     }

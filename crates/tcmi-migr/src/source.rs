@@ -11,6 +11,7 @@ use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Space};
 use tcmi_ckpt::freeze::{Frozen, freeze};
 use tcmi_ckpt::image::ProcessImage;
+use tcmi_ckpt::rebuild;
 use tcmi_ckpt::remote::{self, Agent, page_up};
 use tcmi_core::lifecycle::State;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
@@ -103,8 +104,8 @@ pub fn xfeatures(xstate: &[u8]) -> u64 {
 
 /// What a move needs of the link.
 pub struct Channel<'a> {
-    pub w: BulkWriter,
-    pub r: BulkReader,
+    pub w: &'a mut BulkWriter,
+    pub r: &'a mut BulkReader,
     /// A new stream for calls, parked or dialed now.
     pub take_stream: &'a mut dyn FnMut() -> Result<Stream>,
 }
@@ -180,7 +181,7 @@ fn micros(since: std::time::Instant) -> u64 {
 fn tell(c: &mut Channel, e: Error) -> Error {
     if !matches!(e, Error::Stream(_) | Error::Peer { .. }) {
         let failed = msg::Failed { errno: e.errno(), text: e.to_string() };
-        if let Err(lost) = msg::send(&mut c.w, &failed) {
+        if let Err(lost) = msg::send(c.w, &failed) {
             tracing::debug!(error = %lost, "the peer could not be told");
         }
     }
@@ -220,18 +221,18 @@ fn prepare(
         events: streams[0].id,
         calls: streams[1..].iter().map(|s| s.id).collect(),
     };
-    msg::send(&mut c.w, &begin)?;
+    msg::send(c.w, &begin)?;
     fault::pass(Point::HomeBeginSent)?;
     send_files(&files, c)?;
     fault::pass(Point::HomeFilesSent)?;
-    msg::expect::<msg::Prepared>(&mut c.r)?;
+    msg::expect::<msg::Prepared>(c.r)?;
     Ok(streams)
 }
 
 fn send_files(files: &HomeFiles, c: &mut Channel) -> Result<()> {
-    for index in msg::expect::<msg::Need>(&mut c.r)?.files {
-        msg::send(&mut c.w, &msg::File { index })?;
-        files.send(&mut c.w, index)?;
+    for index in msg::expect::<msg::Need>(c.r)?.files {
+        msg::send(c.w, &msg::File { index })?;
+        files.send(c.w, index)?;
         c.w.flush()?;
     }
     Ok(())
@@ -285,21 +286,21 @@ fn transfer(
     let fds = installed.insert(Installed::install(f, a, streams)?);
     fault::pass(Point::HomeStreamsInstalled)?;
     let calls = f.threads.iter().zip(&fds.calls).map(|(t, c)| (t.tid, c.id)).collect();
-    msg::send(&mut c.w, &msg::State { image: image.clone(), calls })?;
+    msg::send(c.w, &msg::State { image: image.clone(), calls })?;
     fault::pass(Point::HomeStateSent)?;
     send_files(&files, c)?;
-    pages::send(&mut c.w, f.pid, &image.mm.vmas, &runs, &|n| watch.memory(n, total))?;
+    pages::send(c.w, f.pid, &image.mm.vmas, &runs, &|n| watch.memory(n, total))?;
     fault::pass(Point::HomePagesSent)?;
-    msg::expect::<msg::Ready>(&mut c.r)?;
+    msg::expect::<msg::Ready>(c.r)?;
     (times.transfer, times.bytes) = (micros(started), total);
     fault::pass(Point::HomeReadyReceived)?;
     watch.enter(State::Committing);
     let started = std::time::Instant::now();
-    msg::send(&mut c.w, &msg::Commit {})?;
+    msg::send(c.w, &msg::Commit {})?;
     // The original is whole until the first call is served, and none is before Running: without
     // it, closing the streams makes the guest a copy that can do nothing, and home goes on.
     fault::pass(Point::HomeCommitSent)?;
-    let running = msg::expect::<msg::Running>(&mut c.r)?;
+    let running = msg::expect::<msg::Running>(c.r)?;
     fault::pass(Point::HomeRunningReceived)?;
     times.resume = micros(started);
     Ok((image, running.remote_pid))
@@ -316,6 +317,15 @@ fn undo(mut f: Frozen, a: &Attached, installed: Option<&Installed>) {
         // Dropping what was held lets it run all the same: the kernel detaches.
         tracing::error!(pid, error = %e, "the process could not be put back cleanly");
     }
+}
+
+/// The last step home: every thread gets its registers and runs, untraced.
+pub fn run_at_home(mut f: Frozen, image: &ProcessImage) -> Result<()> {
+    for t in &mut f.threads {
+        let state = rebuild::thread_of(image, t.tid)?;
+        rebuild::set_registers(t, state)?;
+    }
+    Ok(rebuild::release(f)?)
 }
 
 impl Emigrated {

@@ -3,8 +3,13 @@
 
 pub mod config;
 pub mod control;
+mod doorbell;
+mod explain;
 pub mod facts;
+pub mod guests;
+mod keeper;
 pub mod peers;
 pub mod state_dir;
+mod task;
 pub mod tasks;
 pub mod trusted;

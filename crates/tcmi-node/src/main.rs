@@ -1,7 +1,8 @@
 //! Bring-up and unwind of a node.
 
 use std::fs;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,7 +23,8 @@ use tcmi_node::control::{Node, Tasks};
 use tcmi_node::facts;
 use tcmi_node::peers::{Peers, peer_key};
 use tcmi_node::state_dir::StateDir;
-use tcmi_node::tasks::NoEngine;
+use tcmi_node::guests::MONITOR;
+use tcmi_node::tasks::Engine;
 use tcmi_node::trusted::Trusted;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
@@ -37,6 +39,16 @@ const CONNECT_INTERVAL: Duration = Duration::from_secs(5);
 const CHECKPOINT_VERSION: u32 = 1;
 
 fn main() -> ExitCode {
+    let name = std::env::args_os().next();
+    if name.is_some_and(|n| n == MONITOR) {
+        return monitor();
+    }
+    if std::env::args_os().nth(1).is_some_and(|a| a == "--list-faults") {
+        for point in tcmi_migr::fault::Point::ALL {
+            println!("{}", point.name());
+        }
+        return ExitCode::SUCCESS;
+    }
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -46,18 +58,44 @@ fn main() -> ExitCode {
     }
 }
 
+/// This program as the monitor of one guest; the daemon's socket is its standard input.
+fn monitor() -> ExitCode {
+    if let Err(error) = log_to_stderr() {
+        eprintln!("{MONITOR}: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    match std::io::stdin().as_fd().try_clone_to_owned() {
+        Ok(daemon) => ExitCode::from(tcmi_monitor::run(daemon) as u8),
+        Err(error) => {
+            eprintln!("{MONITOR}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A number that no former run of this node has used.
+fn first_migration() -> anyhow::Result<u64> {
+    let mut bytes = [0; 8];
+    fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes))?;
+    Ok(u64::from_le_bytes(bytes) >> 1)
+}
+
 fn run(args: Args) -> anyhow::Result<()> {
     log_to_stderr()?;
     // Before any thread is made: all inherit it, and only `wait` below takes them. A
     // child process has to reset its mask.
     let ends = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect::<SigSet>();
-    ends.thread_block().context("cannot block signals")?;
+    let mut blocked = ends;
+    blocked.add(Signal::SIGCHLD);
+    blocked.thread_block().context("cannot block signals")?;
 
     let config = Config::load(args)?;
     let state = StateDir::lock(&config.state)?;
     let ctlfs = prepare_mount_point(&config)?;
     let (peers, events) = start_links(&config, &state)?;
-    let tasks: Arc<dyn Tasks> = Arc::new(NoEngine);
+    let root = config.pen_root.clone().unwrap_or_else(|| config.state.join("root"));
+    let engine = Engine::new(state.path().to_owned(), root, facts::features()?, first_migration()?);
+    let tasks: Arc<dyn Tasks> = Arc::new(engine.context("cannot start")?);
     let (follower, follows) = (Arc::clone(&peers), Arc::clone(&tasks));
     thread::Builder::new()
         .name("link-events".to_owned())

@@ -1,41 +1,304 @@
-//! Who moves processes.
+//! Who moves processes: home's keepers and the execution node's monitors, by their pids.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded};
+use parking_lot::Mutex;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
-use tcmi_kkc::{Control, Link, LinkId};
+use tcmi_core::lifecycle::State;
+use tcmi_core::limits::PHASE_TIMEOUT_MS;
+use tcmi_ctlfs::Caller;
+use tcmi_kkc::{Control, GuestControl, Link, LinkId, StreamKind};
 
 use crate::control::{Done, Side, TaskView, Tasks};
-use tcmi_ctlfs::Caller;
+use crate::doorbell::Doorbell;
+use crate::explain::{self, examine};
+use crate::guests::{EVACUATION, Guests, Offer};
+use crate::keeper;
+use crate::task::{Order, Task};
 
-/// Moves nothing: what a node is before it has an engine.
-pub struct NoEngine;
+const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(PHASE_TIMEOUT_MS);
 
-impl NoEngine {
-    fn unable(pid: Pid) -> MigrateError {
-        MigrateError::Unsupported { pid, reasons: vec!["this node moves nothing".to_owned()] }
+/// An execution node's answer to an offer: errno (0: yes) and text.
+type Answer = (i32, String);
+
+struct Shared {
+    home: Mutex<HashMap<Pid, Arc<Task>>>,
+    links: Mutex<HashMap<LinkId, Link>>,
+    /// Offers that wait for their answer, by migration.
+    offers: Mutex<HashMap<u64, Sender<Answer>>>,
+    next_migration: AtomicU64,
+    doorbell: Doorbell,
+    ending: AtomicBool,
+}
+
+/// The engine of a node, in both roles.
+pub struct Engine {
+    shared: Arc<Shared>,
+    guests: Arc<Guests>,
+    features: Vec<String>,
+}
+
+impl Engine {
+    /// `first_migration` differs from run to run, so that no id is used twice.
+    pub fn new(
+        state: PathBuf,
+        root: PathBuf,
+        features: Vec<String>,
+        first_migration: u64,
+    ) -> std::io::Result<Self> {
+        let shared = Shared {
+            home: Mutex::default(),
+            links: Mutex::default(),
+            offers: Mutex::default(),
+            next_migration: AtomicU64::new(first_migration),
+            doorbell: Doorbell::start()?,
+            ending: AtomicBool::new(false),
+        };
+        let guests = Arc::new(Guests::new(state, root)?);
+        Ok(Self { shared: Arc::new(shared), guests, features })
+    }
+
+    fn link(&self, id: LinkId) -> Option<Link> {
+        self.shared.links.lock().get(&id).cloned()
+    }
+
+    /// Checks a process and enters it in the books. Err: nothing was done.
+    fn admit(&self, pid: Pid, node: LinkId, caller: &Caller) -> Result<Arc<Task>, MigrateError> {
+        let examined = examine(pid, caller.uid, self.is_away(pid))?;
+        let ids = (examined.status.uid[0], examined.status.gid[0]);
+        let mut home = self.shared.home.lock();
+        if let Some(task) = home.get(&pid) {
+            let state = task.state();
+            if !matches!(state, State::Running | State::Gone | State::Failed) || task.is_held() {
+                return Err(MigrateError::Busy { pid, state });
+            }
+        }
+        examined.refusal()?;
+        let migration = self.shared.next_migration.fetch_add(1, Ordering::Relaxed);
+        let task = Task::new(pid, ids, node, migration).map_err(|source| MigrateError::Local {
+            doing: "start a move".to_owned(),
+            source,
+        })?;
+        let task = Arc::new(task);
+        self.shared.doorbell.add(&task.bell);
+        home.insert(pid, Arc::clone(&task));
+        Ok(task)
+    }
+
+    fn is_away(&self, pid: Pid) -> bool {
+        self.shared.home.lock().get(&pid).is_some_and(|t| t.is_held())
     }
 }
 
-impl Tasks for NoEngine {
-    fn emigrate(&self, pid: Pid, _: LinkId, _: Caller, reply: Done) {
-        reply(Err(Self::unable(pid)));
+impl Shared {
+    /// The life of one move, in its own thread.
+    fn run(&self, task: &Arc<Task>, link: &Link, done: Done) {
+        match self.offer(task, link) {
+            Ok(bulk) => keeper::keep(task, link, bulk, done),
+            Err(error) => {
+                task.failed(&error.to_string());
+                task.to(State::Running);
+                done(Err(error));
+            }
+        }
+        task.release();
+        let mut home = self.home.lock();
+        let forget = task.view().last_error.is_empty() || task.state() == State::Gone;
+        if forget && home.get(&task.pid).is_some_and(|t| Arc::ptr_eq(t, task)) {
+            home.remove(&task.pid);
+        }
     }
-    fn migrate_home(&self, pid: Pid, _: Side, _: Caller, reply: Done) {
-        reply(Err(MigrateError::NotAway(pid)));
+
+    fn offer(&self, task: &Task, link: &Link) -> Result<tcmi_kkc::Stream, MigrateError> {
+        let node = link.peer_name().to_owned();
+        let gone =
+            |reason: String| MigrateError::PeerGone { node: node.clone(), reason };
+        task.to(State::Preparing);
+        let bulk = link
+            .take_stream(StreamKind::Bulk, STREAM_TIMEOUT)
+            .map_err(|e| gone(e.to_string()))?;
+        let (sender, answer) = bounded(1);
+        self.offers.lock().insert(task.migration, sender);
+        let comm = tcmi_sys::proc::comm(task.pid.raw(), task.pid.raw())
+            .map_err(|_| MigrateError::NoSuchProcess(task.pid))?;
+        let sent = link.send(&Control::Offer {
+            migration: task.migration,
+            epoch: 1,
+            pid: task.pid.raw(),
+            uid: task.uid,
+            comm: String::from_utf8_lossy(&comm).into_owned(),
+            bulk: bulk.id,
+        });
+        let answered = sent
+            .map_err(|e| gone(e.to_string()))
+            .and_then(|()| answer.recv_timeout(ANSWER_TIMEOUT).map_err(|e| gone(e.to_string())));
+        self.offers.lock().remove(&task.migration);
+        match answered? {
+            (0, _) => Ok(bulk),
+            (_, reason) => Err(MigrateError::PeerRefused { node, reason }),
+        }
     }
-    fn migrate_all_home(&self, _: LinkId, _: Side, reply: Done) {
-        reply(Ok(()));
+}
+
+impl Tasks for Engine {
+    fn emigrate(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done) {
+        let Some(link) = self.link(node) else {
+            let reason = "not connected".to_owned();
+            return reply(Err(MigrateError::PeerGone { node: node.to_string(), reason }));
+        };
+        if self.shared.ending.load(Ordering::Relaxed) {
+            return reply(Err(MigrateError::ShuttingDown));
+        }
+        let task = match self.admit(pid, node, &caller) {
+            Ok(task) => task,
+            Err(e) => return reply(Err(e)),
+        };
+        let shared = Arc::clone(&self.shared);
+        let ours = Arc::clone(&task);
+        let reply = Arc::new(Mutex::new(Some(reply)));
+        let theirs = Arc::clone(&reply);
+        let started = thread::Builder::new().name(format!("keep-{pid}")).spawn(move || {
+            if let Some(reply) = theirs.lock().take() {
+                shared.run(&ours, &link, reply);
+            }
+        });
+        if let Err(source) = started {
+            self.shared.home.lock().remove(&pid);
+            if let Some(reply) = reply.lock().take() {
+                reply(Err(MigrateError::Local { doing: "start a move".to_owned(), source }));
+            }
+        }
     }
-    fn explain(&self, pid: Pid, _: Option<LinkId>, _: Caller) -> Result<String, MigrateError> {
-        Err(Self::unable(pid))
+
+    fn migrate_home(&self, pid: Pid, side: Side, _: Caller, reply: Done) {
+        match side {
+            Side::Guest => self.guests.send_home(pid, reply),
+            Side::Home => {
+                let task = self.shared.home.lock().get(&pid).cloned();
+                let Some(task) = task else { return reply(Err(MigrateError::NotAway(pid))) };
+                if let Err((state, Order::Home(reply))) = task.order(Order::Home(reply)) {
+                    reply(Err(match task.is_held() {
+                        true => MigrateError::Busy { pid, state },
+                        false => MigrateError::NotAway(pid),
+                    }));
+                }
+            }
+        }
     }
-    fn list(&self, _: Side) -> Vec<TaskView> {
-        Vec::new()
+
+    fn migrate_all_home(&self, node: LinkId, side: Side, reply: Done) {
+        match side {
+            Side::Guest => reply(self.guests.evacuate(Some(node), EVACUATION)),
+            Side::Home => reply(self.recall(|t| t.node == node)),
+        }
     }
-    fn link_up(&self, _: Link) {}
-    fn link_down(&self, _: LinkId, _: &str) {}
-    fn message(&self, link: LinkId, message: Control) {
-        tracing::warn!("{} from node {link}: this node moves nothing", message.label());
+
+    fn explain(
+        &self,
+        pid: Pid,
+        node: Option<LinkId>,
+        caller: Caller,
+    ) -> Result<String, MigrateError> {
+        let away = self.is_away(pid);
+        let examined = examine(pid, caller.uid, away)?;
+        let link = node.and_then(|id| self.link(id));
+        let lacking = link.as_ref().map(|l| explain::lacking(&self.features, l.peer_features()));
+        let mut text = examined.text(link.as_ref().map(Link::peer_name).zip(lacking));
+        if away {
+            text += "is away already\n";
+        }
+        Ok(text)
     }
-    fn shut_down(&self) {}
+
+    fn list(&self, side: Side) -> Vec<TaskView> {
+        match side {
+            Side::Guest => self.guests.list(),
+            Side::Home => {
+                let mut home = self.shared.home.lock();
+                // What is left of a failed move goes with its process.
+                home.retain(|pid, t| t.is_held() || tcmi_sys::proc::status(pid.raw()).is_ok());
+                home.values().map(|t| t.view()).collect()
+            }
+        }
+    }
+
+    fn link_up(&self, link: Link) {
+        self.shared.links.lock().insert(link.id(), link);
+    }
+
+    fn message(&self, from: LinkId, message: Control) {
+        match message {
+            Control::Offer { migration, pid, uid, bulk, .. } => {
+                if let Some(link) = self.link(from) {
+                    self.guests.offered(link, Offer { migration, pid, uid, bulk });
+                }
+            }
+            Control::OfferAnswer { migration, errno, text } => {
+                let waiting = self.shared.offers.lock().remove(&migration);
+                // Nobody waits for an answer that came too late.
+                if let Some(Err(_)) = waiting.map(|w| w.send((errno, text))) {
+                    tracing::debug!(migration, "late answer");
+                }
+            }
+            Control::Guest { migration, what: GuestControl::WantHome } => {
+                let home = self.shared.home.lock();
+                let task = home.values().find(|t| t.migration == migration && t.node == from);
+                if let Some(Err((state, _))) = task.map(|t| t.order(Order::HomeUnasked)) {
+                    tracing::debug!(migration, %state, "asked home while it moves");
+                }
+            }
+            other => tracing::warn!("{} from node {from}: not expected", other.label()),
+        }
+    }
+
+    fn link_down(&self, link: LinkId, reason: &str) {
+        self.shared.links.lock().remove(&link);
+        // Guests go on over their own streams; a move in progress notices by its own.
+        tracing::info!(%link, reason, "link down");
+    }
+
+    fn shut_down(&self) {
+        self.shared.ending.store(true, Ordering::Relaxed);
+        if let Err(error) = self.recall(|_| true) {
+            tracing::warn!(%error, "not all processes came home");
+        }
+        if let Err(error) = self.guests.evacuate(None, EVACUATION) {
+            tracing::warn!(%error, "not all guests went home");
+        }
+    }
+}
+
+impl Engine {
+    /// Calls processes home; returns when all are, or one cannot.
+    fn recall(&self, which: impl Fn(&Task) -> bool) -> Result<(), MigrateError> {
+        let tasks: Vec<Arc<Task>> =
+            self.shared.home.lock().values().filter(|t| which(t)).cloned().collect();
+        let (sender, answers) = crossbeam_channel::unbounded();
+        for task in &tasks {
+            let sender = sender.clone();
+            let done: Done = Box::new(move |result| {
+                if sender.send(result).is_err() {
+                    tracing::debug!("a recall came late");
+                }
+            });
+            // One that moves home already, or is gone, needs no order.
+            drop(task.order(Order::Home(done)));
+        }
+        drop(sender);
+        while let Ok(result) = answers.recv_timeout(EVACUATION) {
+            match result {
+                Ok(()) | Err(MigrateError::NotAway(_) | MigrateError::NoSuchProcess(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
 }

@@ -329,7 +329,7 @@ impl Shadow {
     /// Stops every thread. Returns how many signals were sent to the guest in all.
     pub fn hold(&mut self) -> Result<(Frozen, u32)> {
         let held = std::mem::take(&mut self.running).into_values().collect();
-        let f = freeze_held(self.pid, held)?;
+        let f = freeze_held(self.pid, held, &[])?;
         Ok((f, self.word(offset_of!(ProcArea, signal_seq))?))
     }
 
@@ -358,6 +358,43 @@ impl Shadow {
     pub fn kill(&self) {
         // SAFETY: plain call on a process that we trace and have not reaped.
         unsafe { libc::kill(self.pid, libc::SIGKILL) };
+    }
+
+    /// Ends the shadow as its guest ended: `status` is the guest's raw wait status.
+    pub fn end_as(&mut self, status: i32) -> Result<()> {
+        let (mut f, _) = self.hold()?;
+        if libc::WIFSIGNALED(status) {
+            let sig = libc::WTERMSIG(status);
+            let mut b = leader(&mut f, &self.places.agent);
+            let none = b.data(&[0; 32])?;
+            b.attempt("rt_sigaction", libc::SYS_rt_sigaction, [sig as u64, none, 0, 8, 0, 0])?;
+            // A core of the agent would tell nothing.
+            b.attempt("setrlimit", libc::SYS_setrlimit, [4, none, 0, 0, 0, 0])?;
+            b.flush()?;
+            let mut sig = sig;
+            for t in &mut f.threads {
+                let s = t.take()?;
+                s.set_sigmask(0)?;
+                // The first, which is the leader, takes it with it.
+                s.detach(std::mem::take(&mut sig))?;
+            }
+            return Ok(());
+        }
+        let code = libc::WEXITSTATUS(status) as u64;
+        let agent = self.places.agent;
+        let t = f.leader_mut();
+        let regs = UserRegs {
+            rip: agent.entry(agent.blob.syscall_insn),
+            rax: libc::SYS_exit_group as u64,
+            rdi: code,
+            orig_rax: u64::MAX,
+            ..t.regs
+        };
+        t.stopped()?.set_regs(&regs)?;
+        for t in &mut f.threads {
+            self.running.insert(t.tid, t.take()?.cont(0)?);
+        }
+        Ok(())
     }
 
     /// Reaps what is left of a process that ended.

@@ -1,0 +1,491 @@
+//! The life of one guest, from the offer to its end or its return.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tcmi_call::abi::{BatchOp, StewardArea};
+use tcmi_ckpt::birth::Guest;
+use tcmi_ckpt::capture::Files;
+use tcmi_ckpt::freeze::{Frozen, freeze_held, seize_new};
+use tcmi_ckpt::image::{FileRef, ProcessImage};
+use tcmi_kkc::{BulkReader, BulkWriter, Stream};
+use tcmi_migr::destination::{self, Built, GuestFiles, Held, Site};
+use tcmi_migr::fault::{self, Point};
+use tcmi_migr::files::Cache;
+use tcmi_migr::messages::{self as msg, Message};
+use tcmi_migr::{Error, Result, pages};
+use tcmi_shadow::{
+    CallStream, Calls, Events, GuestThread, Hooks, MappedFiles, SignalStream, Steward, StreamError,
+};
+use tcmi_sys::Errno;
+use tcmi_sys::maps::Mapping;
+
+use crate::ipc::{self, ToDaemon, ToMonitor};
+use crate::rooms;
+
+/// Longest that home's cancelling of calls may take before it is asked again.
+const QUIESCE_STEP: Duration = Duration::from_millis(20);
+/// Longest until no call is in flight on the way home.
+const QUIESCE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The monitor's whole run over its socket to the daemon. Exit status: 0 unless the guest could
+/// not be made.
+pub fn run(daemon: OwnedFd) -> i32 {
+    match live(&daemon) {
+        Ok(text) => {
+            tell(&daemon, &ToDaemon::Ended { text });
+            0
+        }
+        Err(e) => {
+            tell(&daemon, &ToDaemon::Ended { text: e.to_string() });
+            1
+        }
+    }
+}
+
+/// The daemon may be gone; the guest goes on without it.
+fn tell(daemon: &OwnedFd, what: &ToDaemon) {
+    if let Err(e) = ipc::send(daemon.as_fd(), what, &[]) {
+        tracing::debug!(error = %e, "the daemon is gone");
+    }
+}
+
+fn live(daemon: &OwnedFd) -> Result<String> {
+    let (start, fds) =
+        ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(Error::io("the daemon's socket"))?;
+    let (ToMonitor::Start { bulk, root }, Ok([socket, cache])) =
+        (start, <[OwnedFd; 2]>::try_from(fds))
+    else {
+        return Err(Errno::new("the daemon's first message", libc::EPROTO).into());
+    };
+    let (mut w, mut r) = bulk.with(socket).into_bulk();
+    let built = build(daemon, Cache::new(cache), &root, &mut w, &mut r);
+    let built = match built {
+        Ok(b) => b,
+        Err(e) => {
+            let failed = msg::Failed { errno: e.errno(), text: e.to_string() };
+            if !matches!(e, Error::Stream(_) | Error::Peer { .. }) {
+                msg::send(&mut w, &failed)?;
+            }
+            return Err(e);
+        }
+    };
+    let mut life = Life::begin(built, w, r)?;
+    tell(daemon, &ToDaemon::Runs { remote_pid: life.guest.host_pid });
+    let ended = life.serve(daemon);
+    life.kill();
+    ended
+}
+
+fn build(
+    daemon: &OwnedFd,
+    cache: Cache,
+    root: &str,
+    w: &mut BulkWriter,
+    r: &mut BulkReader,
+) -> Result<Built> {
+    let mut site = Site {
+        cache,
+        claim: &mut |id| claim(daemon, id),
+        enter: &mut |begin| rooms::enter(root, begin),
+    };
+    destination::build(w, r, &mut site)
+}
+
+/// Has the daemon hand over a stream that home parked for us.
+fn claim(daemon: &OwnedFd, id: u64) -> Result<Stream> {
+    let io = || Error::io("the daemon's socket");
+    ipc::send(daemon.as_fd(), &ToDaemon::Claim { id }, &[]).map_err(io())?;
+    let (answer, mut fds) = ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(io())?;
+    match (answer, fds.pop()) {
+        (ToMonitor::Stream { keys }, Some(fd)) => Ok(keys.with(fd)),
+        (ToMonitor::NoStream { text }, _) => {
+            Err(Error::Peer { errno: libc::EHOSTUNREACH, text })
+        }
+        _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
+    }
+}
+
+/// Wakes the main loop when the shadow cannot be reached.
+struct Lost {
+    bell: OwnedFd,
+    lost: AtomicBool,
+}
+
+impl Hooks for Lost {
+    fn thread_exits(&self, _: i32, _: i32, _: usize) {}
+    fn process_exits(&self, _: i32) {}
+    fn stream_failed(&self, tid: i32, error: &StreamError) {
+        tracing::warn!(tid, %error, "the shadow is not reached any more");
+        self.lost.store(true, Ordering::Release);
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: eight bytes to an eventfd; it can only fail when the counter is full, and
+        // then the loop is awake already.
+        unsafe { libc::write(self.bell.as_raw_fd(), one.as_ptr().cast(), 8) };
+    }
+}
+
+/// A guest that runs, and everything that keeps it running.
+struct Life {
+    guest: Guest,
+    image: ProcessImage,
+    files: GuestFiles,
+    calls: Calls,
+    events: Arc<Events>,
+    lost: Arc<Lost>,
+    pidfd: OwnedFd,
+    w: BulkWriter,
+    r: BulkReader,
+    /// Home's keeper still answers.
+    keeper: bool,
+    /// What the filter's memory of home's threads says: tid here, tid at home.
+    names: Vec<(i32, i32)>,
+}
+
+enum Next {
+    Message,
+    Daemon,
+    Ended,
+    Lost,
+}
+
+impl Life {
+    /// Waits for COMMIT and lets the guest run. On Err nothing is left of it.
+    fn begin(mut built: Built, mut w: BulkWriter, mut r: BulkReader) -> Result<Self> {
+        let host = built.host_pid();
+        let prepared = Self::prepare(&mut built).and_then(|p| {
+            msg::expect::<msg::Commit>(&mut r)?;
+            fault::pass(Point::NodeCommitReceived)?;
+            Ok(p)
+        });
+        let (calls, steward, events, lost, pidfd, names) = match prepared {
+            Ok(p) => p,
+            Err(e) => {
+                kill(host);
+                return Err(e);
+            }
+        };
+        let listener_there = built.listener_there;
+        let builder = built.builder();
+        let (guest, image, files) = built.run()?;
+        let close = op(libc::SYS_close, [listener_there as u64, 0]);
+        let unmap = op(libc::SYS_munmap, [builder.0, builder.1]);
+        if steward.run(&mut [close, unmap], &[]).is_err() {
+            return Err(tcmi_ckpt::Error::Ended.into());
+        }
+        msg::send(&mut w, &msg::Running { remote_pid: guest.host_pid })?;
+        let keeper = true;
+        Ok(Self { guest, image, files, calls, events, lost, pidfd, w, r, keeper, names })
+    }
+
+    #[allow(clippy::type_complexity, reason = "taken apart at once")]
+    fn prepare(
+        built: &mut Built,
+    ) -> Result<(Calls, Arc<Steward>, Arc<Events>, Arc<Lost>, OwnedFd, Vec<(i32, i32)>)> {
+        let io = || Error::io("start serving the guest");
+        let names = built.threads()?;
+        let area = map_area(built.area.as_raw_fd())?;
+        let pidfd = open_pidfd(built.host_pid())?;
+        let watched = pidfd.try_clone().map_err(io())?;
+        // SAFETY: the area is mapped shared with the guest for as long as we live, and only the
+        // steward uses it there.
+        let steward = Arc::new(unsafe { Steward::new(area, built.area_at, watched) });
+        let (fd, _, rx) = take(&mut built.events)?.into_parts();
+        let signals = SignalStream::new(fd, &rx);
+        let pid = built.image.pid;
+        let events = Arc::new(Events::start(signals, steward.clone(), pid, 0).map_err(io())?);
+        let mut threads = Vec::new();
+        for (tid, stream) in built.calls.drain(..) {
+            let here = names.iter().find(|(_, home)| *home == tid).map(|(here, _)| *here);
+            let tid = here.ok_or(tcmi_ckpt::Error::Image("a stream for no thread"))?;
+            let (fd, tx, rx) = stream.into_parts();
+            threads.push(GuestThread { tid, stream: CallStream::new(fd, &tx, &rx) });
+        }
+        let lost = Arc::new(Lost { bell: eventfd()?, lost: AtomicBool::new(false) });
+        let listener = built.listener.try_clone().map_err(io())?;
+        let parts = tcmi_shadow::Guest { steward: steward.clone(), events: events.clone() };
+        let calls = Calls::start(listener, threads, parts, lost.clone()).map_err(io())?;
+        Ok((calls, steward, events, lost, pidfd, names))
+    }
+
+    /// Until the guest ends or has gone home. Returns what to tell the daemon.
+    fn serve(&mut self, daemon: &OwnedFd) -> Result<String> {
+        let mut daemon_lives = true;
+        loop {
+            match self.wait(daemon, daemon_lives)? {
+                Next::Ended => return self.ended(),
+                Next::Lost => return Ok("the shadow at home is gone".to_owned()),
+                Next::Daemon => match ipc::receive::<ToMonitor>(daemon.as_fd()) {
+                    Ok((ToMonitor::SendHome {}, _)) if self.keeper => {
+                        msg::send(&mut self.w, &msg::WantHome {})?;
+                    }
+                    Ok(_) => {}
+                    Err(_) => daemon_lives = false,
+                },
+                Next::Message => {
+                    if let Some(text) = self.message(daemon)? {
+                        return Ok(text);
+                    }
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self, daemon: &OwnedFd, daemon_lives: bool) -> Result<Next> {
+        if self.keeper && self.r.has_buffered() {
+            return Ok(Next::Message);
+        }
+        let bulk = if self.keeper { self.r.as_fd().as_raw_fd() } else { -1 };
+        let daemon = if daemon_lives { daemon.as_raw_fd() } else { -1 };
+        let mut fds = [self.pidfd.as_raw_fd(), self.lost.bell.as_raw_fd(), bulk, daemon]
+            .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+        // SAFETY: a live array and its length.
+        while unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as u64, -1) } < 0 {
+            let e = Errno::last("poll");
+            if e.code != libc::EINTR {
+                return Err(e.into());
+            }
+        }
+        // An end is told before what it caused: a shadow that ended because the guest did.
+        Ok(match fds.map(|f| f.revents != 0) {
+            [true, ..] => Next::Ended,
+            [_, true, ..] if self.lost.lost.load(Ordering::Acquire) => Next::Lost,
+            [_, _, true, _] => Next::Message,
+            _ => Next::Daemon,
+        })
+    }
+
+    /// One message of home's keeper. Some: the guest is no longer here.
+    fn message(&mut self, daemon: &OwnedFd) -> Result<Option<String>> {
+        let frame = match self.r.recv_message() {
+            Ok(f) => f,
+            Err(e) => {
+                // The daemon at home is gone. The shadow needs it not.
+                tracing::warn!(error = %e, "home's keeper is gone; the guest goes on");
+                self.keeper = false;
+                return Ok(None);
+            }
+        };
+        match frame.kind {
+            msg::Signal::KIND => {
+                let s: msg::Signal = msg::decode(&frame)?;
+                // SAFETY: plain call on our own child, not reaped yet.
+                unsafe { libc::kill(self.guest.host_pid, s.signal) };
+            }
+            msg::AskStats::KIND => {
+                let stats = msg::Stats { text: self.stats() };
+                msg::send(&mut self.w, &stats)?;
+            }
+            msg::ComeHome::KIND => {
+                tell(daemon, &ToDaemon::Returning {});
+                match self.go_home() {
+                    Ok(true) => return Ok(Some("went home".to_owned())),
+                    Ok(false) => tell(daemon, &ToDaemon::Stays { text: "home gave up".to_owned() }),
+                    Err(e) => {
+                        let text = e.to_string();
+                        let failed = msg::Failed { errno: e.errno(), text: text.clone() };
+                        msg::send(&mut self.w, &failed)?;
+                        tell(daemon, &ToDaemon::Stays { text });
+                    }
+                }
+            }
+            other => return Err(Error::Protocol { want: "a command for the guest", got: other }),
+        }
+        Ok(None)
+    }
+
+    fn stats(&self) -> String {
+        let mut all = self.calls.stats().snapshot();
+        all.sort_by_key(|c| std::cmp::Reverse(c.time));
+        all.iter()
+            .map(|c| {
+                let us = c.time.as_micros();
+                format!("call-{} calls={} errors={} us={us}\n", c.name, c.calls, c.errors)
+            })
+            .collect()
+    }
+
+    fn ended(&mut self) -> Result<String> {
+        let mut status = 0;
+        // SAFETY: our own child; the pidfd says that it ended.
+        let r = unsafe { libc::waitpid(self.guest.host_pid, &mut status, libc::__WALL) };
+        if r != self.guest.host_pid {
+            return Err(Errno::last("waitpid").into());
+        }
+        if self.keeper {
+            let stats = msg::Stats { text: self.stats() };
+            msg::send(&mut self.w, &stats)?;
+            msg::send(&mut self.w, &msg::Ended { status })?;
+        }
+        Ok(format!("ended with wait status {status:#x}"))
+    }
+
+    /// Ok(true): the guest is at home and ends here. Ok(false), Err: it runs on here.
+    fn go_home(&mut self) -> Result<bool> {
+        fault::pass(Point::NodeReturnAsked)?;
+        self.calls.stop_taking();
+        let frozen = match self.freeze() {
+            Ok(f) => f,
+            Err(e) => {
+                self.calls.resume();
+                return Err(e);
+            }
+        };
+        let mut held = match Held::new(frozen, self.image.mm.vdso) {
+            Ok(h) => h,
+            Err((f, e)) => {
+                f.thaw()?;
+                self.calls.resume();
+                return Err(e);
+            }
+        };
+        let sent = self.send_image(&mut held);
+        match sent.and_then(|()| self.r.recv_message().map_err(Error::from)) {
+            Ok(f) if f.kind == msg::Finish::KIND => {
+                kill(self.guest.host_pid);
+                drop(held);
+                self.reap()?;
+                // Home goes on without it, if it must.
+                if let Err(e) = msg::send(&mut self.w, &msg::Gone {}) {
+                    tracing::debug!(error = %e, "home did not wait for the end");
+                }
+                Ok(true)
+            }
+            other => {
+                held.thaw()?;
+                self.calls.resume();
+                let frame = other?;
+                msg::decode::<msg::Thaw>(&frame)?;
+                msg::send(&mut self.w, &msg::Thawed {})?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Holds the guest's threads, with no call in flight.
+    fn freeze(&mut self) -> Result<Frozen> {
+        let host = self.guest.host_pid;
+        let steward = self.guest.steward;
+        let held = seize_new(host, |t| t == steward)?;
+        // Told before home takes calls back: a cancelled call's restart code is acted upon only
+        // by a thread that is on its way to a stop.
+        for t in &held {
+            t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
+        }
+        let until = Instant::now() + QUIESCE_TIMEOUT;
+        while let Err(e) = self.calls.quiesce(QUIESCE_STEP) {
+            if Instant::now() > until {
+                return Err(Error::Io { what: "take the calls back", source: io::Error::other(e) });
+            }
+            msg::send(&mut self.w, &msg::CancelCalls {})?;
+        }
+        let frozen = freeze_held(host, held, &[steward])?;
+        fault::pass(Point::NodeGuestFrozen).map(|()| frozen)
+    }
+
+    fn send_image(&mut self, held: &mut Held) -> Result<()> {
+        msg::send(&mut self.w, &msg::Quiet {})?;
+        let capture: msg::Capture = msg::expect(&mut self.r)?;
+        // The steward is not held: what home has sent is in the image.
+        self.events.wait_injected(capture.signals);
+        let names = self.names.clone();
+        let name = |tid: i32| names.iter().find(|(here, _)| *here == tid).map_or(tid, |n| n.1);
+        let mut files = Mapped { files: &mut self.files, memfds: self.calls.mapped_files() };
+        let mm = &self.image.mm;
+        let (image, runs) = held.capture(&name, &mut files, mm.reserved, mm.vdso_hash)?;
+        let image = ProcessImage { files: self.files.refs.clone(), ..image };
+        msg::send(&mut self.w, &msg::Image { image: image.clone() })?;
+        pages::send(&mut self.w, self.guest.host_pid, &image.mm.vmas, &runs, &|_| {})?;
+        fault::pass(Point::NodeImageSent)
+    }
+
+    fn reap(&self) -> Result<()> {
+        let mut status = 0;
+        // SAFETY: our own child, killed before.
+        let r = unsafe { libc::waitpid(self.guest.host_pid, &mut status, libc::__WALL) };
+        if r < 0 { Err(Errno::last("waitpid").into()) } else { Ok(()) }
+    }
+
+    fn kill(&self) {
+        kill(self.guest.host_pid);
+    }
+}
+
+/// The guest's files, and those that it mapped since it came.
+struct Mapped<'a> {
+    files: &'a mut GuestFiles,
+    memfds: &'a MappedFiles,
+}
+
+impl Mapped<'_> {
+    fn learn(&mut self, m: &Mapping) {
+        let Some(f) = self.memfds.get(m.inode) else { return };
+        let dev = u64::from(libc::major(f.dev)) << 32 | u64::from(libc::minor(f.dev));
+        let r = FileRef {
+            path: String::new(),
+            dev,
+            inode: f.ino,
+            size: 0,
+            first: 0,
+            last: 0,
+            hash: [0; 32],
+        };
+        self.files.add_memfd(m.dev, m.inode, r, f.offset);
+    }
+}
+
+impl Files for Mapped<'_> {
+    fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {
+        self.learn(m);
+        self.files.index(m)
+    }
+    fn offset(&self, m: &Mapping) -> u64 {
+        self.files.offset(m)
+    }
+}
+
+fn op(nr: i64, args: [u64; 2]) -> BatchOp {
+    BatchOp { nr: nr as u64, args: [args[0], args[1], 0, 0, 0, 0], ret: 0, flags: 0 }
+}
+
+fn kill(host: i32) {
+    // SAFETY: our own child, which nobody else reaps.
+    unsafe { libc::kill(host, libc::SIGKILL) };
+}
+
+fn map_area(fd: RawFd) -> Result<NonNull<StewardArea>> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let len = std::mem::size_of::<StewardArea>();
+    // SAFETY: a new shared mapping at a place of the kernel's choice.
+    let p = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0) };
+    match p {
+        libc::MAP_FAILED => Err(Errno::last("mmap steward area").into()),
+        p => Ok(NonNull::new(p.cast()).expect("mmap does not give null")),
+    }
+}
+
+fn owned(what: &'static str, fd: i64) -> Result<OwnedFd> {
+    if fd < 0 {
+        return Err(Errno::last(what).into());
+    }
+    // SAFETY: a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn open_pidfd(pid: i32) -> Result<OwnedFd> {
+    // SAFETY: plain call.
+    owned("pidfd_open", unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+fn eventfd() -> Result<OwnedFd> {
+    // SAFETY: plain call.
+    owned("eventfd", i64::from(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }))
+}
+
+fn take(s: &mut Option<Stream>) -> Result<Stream> {
+    s.take().ok_or(tcmi_ckpt::Error::Image("no event stream").into())
+}

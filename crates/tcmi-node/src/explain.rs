@@ -1,0 +1,135 @@
+//! May a process move, and what would stay home?
+
+use std::collections::BTreeMap;
+
+use tcmi_ckpt::capture;
+use tcmi_core::command::Pid;
+use tcmi_core::error::MigrateError;
+use tcmi_sys::proc::{self, Status};
+use tcmi_sys::{Errno, maps};
+
+/// A process that exists and that a caller may look at.
+pub struct Examined {
+    pub pid: Pid,
+    pub status: Status,
+    /// Each thing that stops a move.
+    pub obstacles: Vec<String>,
+}
+
+/// Looks at `pid` for a caller with `uid`. Err: no such process, or not the caller's.
+pub fn examine(pid: Pid, uid: u32, away: bool) -> Result<Examined, MigrateError> {
+    let gone = |_: Errno| MigrateError::NoSuchProcess(pid);
+    let status = proc::status(pid.raw()).map_err(gone)?;
+    if status.tgid != pid.raw() || matches!(status.state, 'Z' | 'X') {
+        return Err(MigrateError::NoSuchProcess(pid));
+    }
+    if uid != 0 && status.uid[..3].iter().any(|&owner| owner != uid) {
+        return Err(MigrateError::NotYours(pid));
+    }
+    let obstacles = obstacles(pid, &status, away).map_err(gone)?;
+    Ok(Examined { pid, status, obstacles })
+}
+
+fn obstacles(pid: Pid, s: &Status, away: bool) -> Result<Vec<String>, Errno> {
+    let n = pid.raw();
+    let mut all: Vec<String> = Vec::new();
+    if s.kernel_thread {
+        return Ok(vec!["a kernel thread".to_owned()]);
+    }
+    if n == 1 {
+        all.push("the init of the system".to_owned());
+    }
+    if n == std::process::id() as i32 {
+        return Ok(vec!["the daemon that would move it".to_owned()]);
+    }
+    if away {
+        return Ok(all);
+    }
+    if s.tracer != 0 {
+        all.push(format!("traced by process {}", s.tracer));
+    }
+    if s.seccomp != 0 {
+        all.push("a seccomp filter of its own".to_owned());
+    }
+    let name = proc::exe(n).map(|p| p.to_string_lossy().into_owned());
+    if name.as_deref().is_ok_and(|n| n.ends_with("/tcmid")) {
+        all.push("a node's daemon".to_owned());
+    }
+    if !proc::is_elf64(n)? {
+        all.push("a 32-bit program".to_owned());
+    }
+    all.extend(maps::read(n)?.iter().filter_map(capture::obstacle));
+    for (fd, target) in proc::descriptors(n)? {
+        if let Some(what) = unmovable(&target) {
+            all.push(format!("{what} (descriptor {fd})"));
+        }
+    }
+    Ok(all)
+}
+
+fn unmovable(target: &str) -> Option<&'static str> {
+    match target {
+        "anon_inode:[io_uring]" => Some("an io_uring"),
+        "anon_inode:[userfaultfd]" => Some("a userfaultfd"),
+        "anon_inode:[perf_event]" => Some("a performance counter"),
+        "anon_inode:kvm-vm" | "anon_inode:kvm-vcpu:0" => Some("a virtual machine"),
+        _ => None,
+    }
+}
+
+/// Features of the CPU here that a node lacks.
+pub fn lacking(ours: &[String], theirs: &[String]) -> Vec<String> {
+    ours.iter()
+        .filter(|f| f.starts_with("cpu=") && !theirs.contains(f))
+        .map(|f| format!("the node's CPU lacks {}", &f["cpu=".len()..]))
+        .collect()
+}
+
+impl Examined {
+    pub fn refusal(self) -> Result<Self, MigrateError> {
+        match self.obstacles.is_empty() {
+            true => Ok(self),
+            false => Err(MigrateError::Unsupported { pid: self.pid, reasons: self.obstacles }),
+        }
+    }
+
+    /// Lines for people.
+    pub fn text(&self, node: Option<(&str, Vec<String>)>) -> String {
+        let s = &self.status;
+        let mut text = format!("process {} ({}), {} threads\n", self.pid, s.name, s.threads);
+        let lacking = node.as_ref().map_or(&[][..], |(_, l)| l);
+        let whereto = node.as_ref().map_or(String::new(), |(n, _)| format!(" to {n}"));
+        let stops: Vec<&String> = self.obstacles.iter().chain(lacking).collect();
+        if stops.is_empty() {
+            text += &format!("may move{whereto}: yes\n");
+        } else {
+            text += &format!("may move{whereto}: no\n");
+            stops.iter().for_each(|o| text += &format!("stopped by: {o}\n"));
+        }
+        text += &format!("memory to send: at most {} KiB\n", s.rss / 1024);
+        text += "stays home: its pid, parent, children, session, terminal, credentials, cwd, umask\n";
+        for (kind, numbers) in self.descriptors() {
+            let list: Vec<String> = numbers.iter().map(i32::to_string).collect();
+            text += &format!("stays home: {kind}, descriptors {}\n", list.join(" "));
+        }
+        text += "not yet as a guest: fork, new threads, exec (they fail with ENOSYS there)\n";
+        text
+    }
+
+    fn descriptors(&self) -> BTreeMap<&'static str, Vec<i32>> {
+        let mut kinds: BTreeMap<&'static str, Vec<i32>> = BTreeMap::new();
+        // A process that ended meanwhile has none.
+        for (fd, target) in proc::descriptors(self.pid.raw()).unwrap_or_else(|_| Vec::new()) {
+            let kind = match target.split_once(':') {
+                Some(("socket", _)) => "sockets",
+                Some(("pipe", _)) => "pipes",
+                Some(("anon_inode", _)) => "kernel objects",
+                _ if target.starts_with("/dev/pts/") || target == "/dev/tty" => "terminals",
+                _ if target.starts_with("/dev/") => "devices",
+                _ => "files",
+            };
+            kinds.entry(kind).or_default().push(fd);
+        }
+        kinds
+    }
+}

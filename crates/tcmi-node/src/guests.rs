@@ -1,0 +1,256 @@
+//! The execution node's side: guests of other nodes, each in the hands of its monitor.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use parking_lot::{Condvar, Mutex};
+use tcmi_core::command::Pid;
+use tcmi_core::error::MigrateError;
+use tcmi_core::lifecycle::State;
+use tcmi_core::limits::PHASE_TIMEOUT_MS;
+use tcmi_kkc::{Control, Link, LinkId};
+use tcmi_migr::source::Times;
+use tcmi_monitor::ipc::{self, StreamKeys, ToDaemon, ToMonitor};
+
+use crate::control::{Done, TaskView};
+use crate::task::Task;
+
+/// Name under which this program is a monitor.
+pub const MONITOR: &str = "tcmi-monitor";
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A process that another node offers.
+pub struct Offer {
+    pub migration: u64,
+    pub pid: i32,
+    pub uid: u32,
+    pub bulk: u64,
+}
+
+struct Guest {
+    task: Task,
+    socket: Arc<OwnedFd>,
+    waiting: Mutex<Vec<Done>>,
+}
+
+type Key = (LinkId, i32);
+
+/// All guests here.
+pub struct Guests {
+    /// Of the file cache and of the roots.
+    state: PathBuf,
+    root: PathBuf,
+    all: Mutex<HashMap<Key, Arc<Guest>>>,
+    changed: Condvar,
+}
+
+impl Guests {
+    pub fn new(state: PathBuf, root: PathBuf) -> io::Result<Self> {
+        std::fs::create_dir_all(state.join("cache"))?;
+        std::fs::create_dir_all(&root)?;
+        Ok(Self { state, root, all: Mutex::default(), changed: Condvar::new() })
+    }
+
+    /// Starts a monitor for what is offered, and answers.
+    pub fn offered(self: &Arc<Self>, link: Link, offer: Offer) {
+        let guests = Arc::clone(self);
+        let name = format!("guest-{}", offer.pid);
+        let started = thread::Builder::new().name(name).spawn(move || {
+            let migration = offer.migration;
+            if let Err(e) = guests.host(&link, offer) {
+                let errno = e.raw_os_error().unwrap_or(libc::EIO);
+                answer(&link, migration, errno, &e.to_string());
+            }
+        });
+        if let Err(error) = started {
+            tracing::error!(%error, "no thread for a guest");
+        }
+    }
+
+    /// From the offer to the guest's end. Err: nothing was begun, and home is to be told.
+    fn host(self: &Arc<Self>, link: &Link, offer: Offer) -> io::Result<()> {
+        let pid = Pid::new(offer.pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let key = (link.id(), offer.pid);
+        let bulk = link.claim_stream(offer.bulk, CLAIM_TIMEOUT).map_err(io::Error::other)?;
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )?;
+        let cache = File::open(self.state.join("cache"))?;
+        let child = start_monitor(theirs)?;
+        let task = Task::new(pid, (offer.uid, offer.uid), link.id(), offer.migration)?;
+        task.to(State::Preparing);
+        let guest =
+            Arc::new(Guest { task, socket: Arc::new(ours), waiting: Mutex::default() });
+        let start = ToMonitor::Start {
+            bulk: StreamKeys::of(&bulk),
+            root: self.root.to_string_lossy().into_owned(),
+        };
+        let fds = [bulk.fd.as_raw_fd(), cache.as_raw_fd()];
+        ipc::send(guest.socket.as_fd(), &start, &fds)?;
+        drop(bulk);
+        if self.all.lock().insert(key, guest.clone()).is_some() {
+            tracing::warn!(pid = offer.pid, "a former guest of this pid is still ending");
+        }
+        answer(link, offer.migration, 0, "");
+        let text = attend(&guest, link);
+        tracing::info!(pid = offer.pid, text, "a guest is gone");
+        finish(child);
+        guest.task.to(State::Gone);
+        let mut all = self.all.lock();
+        if all.get(&key).is_some_and(|g| Arc::ptr_eq(g, &guest)) {
+            all.remove(&key);
+        }
+        drop(all);
+        self.changed.notify_all();
+        for done in guest.waiting.lock().drain(..) {
+            done(Ok(()));
+        }
+        Ok(())
+    }
+
+    pub fn list(&self) -> Vec<TaskView> {
+        let all = self.all.lock();
+        all.values().filter(|g| g.task.state() != State::Preparing).map(|g| g.task.view()).collect()
+    }
+
+    /// Sends a guest home; `done` when it is gone from here, or stays.
+    pub fn send_home(&self, pid: Pid, done: Done) {
+        let found = {
+            let all = self.all.lock();
+            all.values().find(|g| g.task.pid == pid).cloned()
+        };
+        match found {
+            None => done(Err(MigrateError::NotAway(pid))),
+            Some(g) => g.send_home(done),
+        }
+    }
+
+    /// Sends all guests of one home, or all there are, back. Returns when they are gone, stay,
+    /// or time is up.
+    pub fn evacuate(&self, home: Option<LinkId>, patience: Duration) -> Result<(), MigrateError> {
+        let chosen: Vec<Arc<Guest>> = {
+            let all = self.all.lock();
+            all.values().filter(|g| home.is_none_or(|h| h == g.task.node)).cloned().collect()
+        };
+        let (sender, answers) = crossbeam_channel::unbounded();
+        for g in &chosen {
+            let sender = sender.clone();
+            g.send_home(Box::new(move |result| {
+                // Nobody listens any more when time was up.
+                if sender.send(result).is_err() {
+                    tracing::debug!("an evacuation came late");
+                }
+            }));
+        }
+        drop(sender);
+        let until = std::time::Instant::now() + patience;
+        for _ in &chosen {
+            match answers.recv_deadline(until) {
+                Ok(result) => result?,
+                Err(_) => {
+                    let limit_ms = patience.as_millis() as u64;
+                    return Err(MigrateError::TimedOut { phase: State::Returning, limit_ms });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Guest {
+    fn send_home(&self, done: Done) {
+        let mut waiting = self.waiting.lock();
+        match ipc::send(self.socket.as_fd(), &ToMonitor::SendHome {}, &[]) {
+            Ok(()) => waiting.push(done),
+            Err(_) => {
+                drop(waiting);
+                done(Err(MigrateError::NotAway(self.task.pid)));
+            }
+        }
+    }
+}
+
+fn answer(link: &Link, migration: u64, errno: i32, text: &str) {
+    let text = text.to_owned();
+    if let Err(error) = link.send(&Control::OfferAnswer { migration, errno, text }) {
+        tracing::debug!(%error, "the home that offered is gone");
+    }
+}
+
+fn start_monitor(socket: OwnedFd) -> io::Result<Child> {
+    Command::new("/proc/self/exe").arg0(MONITOR).stdin(socket).spawn()
+}
+
+fn finish(mut child: Child) {
+    match child.wait() {
+        Ok(status) if status.success() => {}
+        Ok(status) => tracing::debug!(%status, "a monitor ended"),
+        Err(error) => tracing::error!(%error, "waiting for a monitor"),
+    }
+}
+
+/// Serves a monitor until it ends; returns what it said last.
+fn attend(guest: &Guest, link: &Link) -> String {
+    let task = &guest.task;
+    loop {
+        let message = match ipc::receive::<ToDaemon>(guest.socket.as_fd()) {
+            Ok((message, _)) => message,
+            Err(e) => return format!("its monitor ended: {e}"),
+        };
+        match message {
+            ToDaemon::Claim { id } => {
+                if let Err(e) = hand_over(guest, link, id) {
+                    return format!("its monitor ended: {e}");
+                }
+            }
+            ToDaemon::Runs { remote_pid } => {
+                for state in
+                    [State::Freezing, State::Transferring, State::Committing, State::Emigrated]
+                {
+                    task.to(state);
+                }
+                task.moved(remote_pid, Times::default());
+            }
+            ToDaemon::Returning {} => task.to(State::Returning),
+            ToDaemon::Stays { text } => {
+                task.failed(&text);
+                task.to(State::Emigrated);
+                for done in guest.waiting.lock().drain(..) {
+                    done(Err(MigrateError::PeerRefused {
+                        node: link.peer_name().to_owned(),
+                        reason: text.clone(),
+                    }));
+                }
+            }
+            ToDaemon::Stats { text } => task.set_calls(text),
+            ToDaemon::Ended { text } => return text,
+        }
+    }
+}
+
+fn hand_over(guest: &Guest, link: &Link, id: u64) -> io::Result<()> {
+    match link.claim_stream(id, CLAIM_TIMEOUT) {
+        Ok(stream) => {
+            let message = ToMonitor::Stream { keys: StreamKeys::of(&stream) };
+            ipc::send(guest.socket.as_fd(), &message, &[stream.fd.as_raw_fd()])
+        }
+        Err(e) => {
+            ipc::send(guest.socket.as_fd(), &ToMonitor::NoStream { text: e.to_string() }, &[])
+        }
+    }
+}
+
+/// How long a guest may take to go home when its node's daemon ends.
+pub const EVACUATION: Duration = Duration::from_millis(PHASE_TIMEOUT_MS);

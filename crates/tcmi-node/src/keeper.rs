@@ -1,0 +1,359 @@
+//! The thread that moves one process out, keeps its shadow, and brings it home.
+//!
+//! All of ptrace for one process happens here: the kernel ties a tracee to the thread that
+//! seized it.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tcmi_core::error::MigrateError;
+use tcmi_core::lifecycle::State;
+use tcmi_core::limits::PHASE_TIMEOUT_MS;
+use tcmi_kkc::{BulkReader, BulkWriter, Link, Stream, StreamKind};
+use tcmi_migr::fault::{self, Point};
+use tcmi_migr::messages::{self as msg, Message};
+use tcmi_migr::source::{self, Attached, Channel, Emigrated, Installed};
+use tcmi_migr::{Error, Result};
+use tcmi_shadow::shadow::{Fate, Places, Shadow, StreamAt, settle_in};
+
+use crate::control::Done;
+use crate::task::{Order, Task};
+
+/// Longest wait for a stream that the node has to dial.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the node to say that it has let go of a guest that is home already.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A move in the words of the control filesystem.
+pub fn explain_error(task: &Task, node: &str, e: Error) -> MigrateError {
+    let pid = task.pid;
+    let text = e.to_string();
+    match e.errno() {
+        libc::ESRCH => MigrateError::NoSuchProcess(pid),
+        libc::EOPNOTSUPP => MigrateError::Unsupported { pid, reasons: vec![text] },
+        libc::EHOSTUNREACH => MigrateError::PeerGone { node: node.to_owned(), reason: text },
+        libc::EBUSY => MigrateError::Busy { pid, state: task.state() },
+        libc::ETIMEDOUT => {
+            MigrateError::TimedOut { phase: task.state(), limit_ms: PHASE_TIMEOUT_MS }
+        }
+        _ => MigrateError::Protocol { node: node.to_owned(), reason: text },
+    }
+}
+
+/// What a keeper holds of its guest's node.
+struct Wire {
+    w: BulkWriter,
+    r: BulkReader,
+}
+
+/// Moves `task` out over `bulk`, then keeps it until it is home or gone. `done` is told once
+/// the guest runs, or that it does not.
+pub fn keep(task: &Arc<Task>, link: &Link, bulk: Stream, done: Done) {
+    let (w, r) = bulk.into_bulk();
+    let mut wire = Wire { w, r };
+    let node = link.peer_name().to_owned();
+    let shadow = match go_out(task, link, &mut wire) {
+        Ok(s) => s,
+        Err(e) => {
+            let error = explain_error(task, &node, e);
+            task.failed(&error.to_string());
+            let state = match error {
+                MigrateError::NoSuchProcess(_) => State::Gone,
+                _ => State::Running,
+            };
+            task.to(state);
+            done(Err(error));
+            return;
+        }
+    };
+    task.to(State::Emigrated);
+    done(Ok(()));
+    let mut keeper = Keeper { task, node, wire, shadow: Some(shadow) };
+    let end = keeper.serve();
+    keeper.close(end);
+}
+
+/// An original that became a shadow, with what it takes to make it whole again.
+struct Kept {
+    shadow: Shadow,
+    attached: Attached,
+    installed: Installed,
+}
+
+fn go_out(task: &Arc<Task>, link: &Link, wire: &mut Wire) -> Result<Kept> {
+    let mut take = || Ok(link.take_stream(StreamKind::Call, STREAM_TIMEOUT)?);
+    // The channel owns the stream's halves only for the time of the move.
+    let mut channel = Channel { w: &mut wire.w, r: &mut wire.r, take_stream: &mut take };
+    let watch: &Task = task;
+    let Emigrated { frozen, attached, image, installed, remote_pid, times } =
+        source::emigrate(task.pid.raw(), task.migration, 1, &mut channel, watch)?;
+    let threads = frozen.threads.len();
+    let places = Places {
+        agent: attached.agent,
+        proc_area: attached.proc_area(),
+        thread_areas: (0..threads).map(|n| attached.thread_area(n)).collect(),
+    };
+    let at = |s: &source::InstalledStream| StreamAt { fd: s.fd, tx: s.tx, rx: s.rx };
+    let calls: Vec<StreamAt> = installed.calls.iter().take(threads).map(at).collect();
+    let events = at(&installed.events);
+    let shadow = settle_in(frozen, &image, places, events, &calls, installed.range())?;
+    task.moved(remote_pid, times);
+    Ok(Kept { shadow, attached, installed })
+}
+
+/// How keeping a shadow ended.
+enum End {
+    Home,
+    /// The process ended, here or as guest.
+    Gone,
+    /// Its node is lost.
+    Lost(String),
+}
+
+struct Keeper<'a> {
+    task: &'a Arc<Task>,
+    node: String,
+    wire: Wire,
+    shadow: Option<Kept>,
+}
+
+impl Keeper<'_> {
+    fn kept(&mut self) -> Result<&mut Kept> {
+        self.shadow.as_mut().ok_or(tcmi_ckpt::Error::Ended.into())
+    }
+
+    fn serve(&mut self) -> End {
+        loop {
+            let step = self.wait().and_then(|()| self.step());
+            match step {
+                Ok(None) => {}
+                Ok(Some(end)) => return end,
+                Err(Error::Process(tcmi_ckpt::Error::Ended)) => return End::Gone,
+                Err(e) => return End::Lost(e.to_string()),
+            }
+        }
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        if self.wire.r.has_buffered() {
+            return Ok(());
+        }
+        let mut fds = [
+            PollFd::new(self.wire.r.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.task.bell.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(e) => Err(Error::Io { what: "poll", source: e.into() }),
+        }
+    }
+
+    fn has_message(&self) -> bool {
+        let mut fds = [PollFd::new(self.wire.r.as_fd(), PollFlags::POLLIN)];
+        self.wire.r.has_buffered() || poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+    }
+
+    fn step(&mut self) -> Result<Option<End>> {
+        self.task.bell.quiet();
+        for fate in self.kept()?.shadow.poll()? {
+            let signal = match fate {
+                Fate::Stopped(_) => libc::SIGSTOP,
+                Fate::Continued => libc::SIGCONT,
+                Fate::Ended => {
+                    // The guest may have ended first and be the reason.
+                    msg::send(&mut self.wire.w, &msg::Signal { signal: libc::SIGKILL })?;
+                    return Ok(Some(End::Gone));
+                }
+            };
+            msg::send(&mut self.wire.w, &msg::Signal { signal })?;
+        }
+        if self.has_message() {
+            return self.message();
+        }
+        match self.task.next_order() {
+            None => Ok(None),
+            Some(Order::HomeUnasked) => self.bring_home(None),
+            Some(Order::Home(done)) => self.bring_home(Some(done)),
+        }
+    }
+
+    fn message(&mut self) -> Result<Option<End>> {
+        let frame = self.wire.r.recv_message()?;
+        match frame.kind {
+            msg::WantHome::KIND => self.bring_home(None),
+            msg::Stats::KIND => {
+                let stats: msg::Stats = msg::decode(&frame)?;
+                self.task.set_calls(stats.text);
+                Ok(None)
+            }
+            msg::Ended::KIND => {
+                let ended: msg::Ended = frame.decode().map_err(Error::from)?;
+                self.kept()?.shadow.end_as(ended.status).or_else(gone_is_fine)?;
+                Ok(Some(End::Gone))
+            }
+            other => Err(Error::Protocol { want: "news of the guest", got: other }),
+        }
+    }
+
+    /// Some: the process is home or gone. None: the return failed, the guest runs on.
+    fn bring_home(&mut self, done: Option<Done>) -> Result<Option<End>> {
+        self.task.to(State::Returning);
+        let result = self.come_home();
+        let outcome = match &result {
+            Ok(()) => Ok(Some(End::Home)),
+            Err(Return::Stays(_)) => {
+                self.task.to(State::Emigrated);
+                Ok(None)
+            }
+            Err(Return::Ended) => Ok(Some(End::Gone)),
+            Err(Return::Lost(text)) => Ok(Some(End::Lost(text.clone()))),
+        };
+        let answer = result.map_err(|r| match r {
+            Return::Stays(e) => explain_error(self.task, &self.node, e),
+            Return::Ended => MigrateError::NoSuchProcess(self.task.pid),
+            Return::Lost(reason) => MigrateError::PeerGone { node: self.node.clone(), reason },
+        });
+        match answer {
+            Ok(()) => self.task.to(State::Running),
+            Err(ref e) => self.task.failed(&e.to_string()),
+        }
+        if let Some(done) = done {
+            done(answer);
+        }
+        outcome
+    }
+
+    fn come_home(&mut self) -> std::result::Result<(), Return> {
+        msg::send(&mut self.wire.w, &msg::ComeHome {}).map_err(Return::lost)?;
+        self.until_quiet()?;
+        let kept = self.kept().map_err(Return::lost)?;
+        let (mut frozen, signals) = kept.shadow.hold().map_err(|_| Return::Ended)?;
+        let (attached, agent) = (kept.attached, *kept.shadow.agent());
+        let rebuilt = self.rebuild(&mut frozen, &attached, signals);
+        let image = match rebuilt {
+            Ok(image) => image,
+            Err(e) => return Err(self.stay(frozen, e)),
+        };
+        // COMMIT of the way back: home has everything. Whatever the node says from here on,
+        // the process runs here, and the guest has no streams.
+        let kept = self.shadow.take().ok_or(Return::Ended)?;
+        if let Err(e) = msg::send(&mut self.wire.w, &msg::Finish {}) {
+            tracing::warn!(error = %e, "the node is gone; the process is home");
+        }
+        let made = kept
+            .installed
+            .close(&mut frozen, &agent)
+            .and_then(|()| attached.unmap(&mut frozen))
+            .and_then(|()| source::run_at_home(frozen, &image));
+        self.wire.r.set_idle_timeout(FAREWELL_TIMEOUT);
+        if let Err(e) = msg::expect::<msg::Gone>(&mut self.wire.r) {
+            tracing::debug!(error = %e, "the node did not say farewell");
+        }
+        made.map_err(|_| Return::Ended)
+    }
+
+    /// The node takes no more calls; those that wait are taken back as often as it asks.
+    fn until_quiet(&mut self) -> std::result::Result<(), Return> {
+        loop {
+            let frame = self.wire.r.recv_message().map_err(|e| Return::lost(e.into()))?;
+            match frame.kind {
+                msg::Quiet::KIND => return Ok(()),
+                msg::CancelCalls::KIND => {
+                    let kept = self.kept().map_err(Return::lost)?;
+                    kept.shadow.cancel_calls().map_err(|_| Return::Ended)?;
+                }
+                msg::Stats::KIND | msg::WantHome::KIND => {}
+                msg::Ended::KIND => {
+                    let ended: msg::Ended = frame.decode().map_err(|e| Return::lost(e.into()))?;
+                    let kept = self.kept().map_err(Return::lost)?;
+                    kept.shadow.end_as(ended.status).or_else(gone_is_fine).map_err(|e| Return::lost(e.into()))?;
+                    return Err(Return::Ended);
+                }
+                msg::Failed::KIND => {
+                    let f: msg::Failed = frame.decode().map_err(|e| Return::lost(e.into()))?;
+                    return Err(Return::Stays(Error::Peer { errno: f.errno, text: f.text }));
+                }
+                got => return Err(Return::lost(Error::Protocol { want: "Quiet", got })),
+            }
+        }
+    }
+
+    fn rebuild(
+        &mut self,
+        frozen: &mut tcmi_ckpt::freeze::Frozen,
+        attached: &Attached,
+        signals: u32,
+    ) -> Result<tcmi_ckpt::image::ProcessImage> {
+        msg::send(&mut self.wire.w, &msg::Capture { signals })?;
+        let msg::Image { image } = msg::expect(&mut self.wire.r)?;
+        let task: &Task = self.task;
+        source::rebuild_at_home(frozen, attached, &image, &mut self.wire.r, task)?;
+        fault::pass(Point::HomeRebuilt)?;
+        Ok(image)
+    }
+
+    /// A return that failed: the guest goes on if it still can.
+    fn stay(&mut self, frozen: tcmi_ckpt::freeze::Frozen, e: Error) -> Return {
+        let told = match &e {
+            // It said so itself and has let the guest run.
+            Error::Peer { .. } => Ok(()),
+            _ => msg::send(&mut self.wire.w, &msg::Thaw {})
+                .and_then(|()| msg::expect::<msg::Thawed>(&mut self.wire.r).map(drop)),
+        };
+        if let Err(lost) = told {
+            return Return::lost(lost);
+        }
+        match self.kept().and_then(|k| Ok(k.shadow.serve_again(frozen)?)) {
+            Ok(()) => Return::Stays(e),
+            Err(_) => Return::Ended,
+        }
+    }
+
+    fn close(mut self, end: End) {
+        match end {
+            End::Home => {}
+            End::Gone => self.task.to(State::Gone),
+            End::Lost(reason) => {
+                tracing::error!(pid = %self.task.pid, node = %self.node, reason, "the guest is lost");
+                self.task.failed(&format!("its node is lost: {reason}"));
+                self.task.to(State::Failed);
+                if let Some(k) = &self.shadow {
+                    k.shadow.kill();
+                }
+            }
+        }
+        if let Some(k) = self.shadow.take()
+            && let Err(e) = k.shadow.reap()
+        {
+            tracing::warn!(pid = %self.task.pid, error = %e, "reaping the shadow");
+        }
+        let pid = self.task.pid;
+        self.task.refuse_orders(|| MigrateError::NotAway(pid));
+    }
+}
+
+fn gone_is_fine(e: tcmi_ckpt::Error) -> std::result::Result<(), tcmi_ckpt::Error> {
+    match e {
+        tcmi_ckpt::Error::Ended => Ok(()),
+        tcmi_ckpt::Error::System(e) if e.is_gone() => Ok(()),
+        e => Err(e),
+    }
+}
+
+/// Why a return did not bring the process home.
+enum Return {
+    Stays(Error),
+    Ended,
+    Lost(String),
+}
+
+impl Return {
+    fn lost(e: Error) -> Self {
+        match e {
+            Error::Process(tcmi_ckpt::Error::Ended) => Self::Ended,
+            e => Self::Lost(e.to_string()),
+        }
+    }
+}

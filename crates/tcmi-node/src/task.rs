@@ -1,0 +1,172 @@
+//! One process that is away, on its way, or a guest: what its thread and the control files
+//! share.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tcmi_core::command::Pid;
+use tcmi_core::error::MigrateError;
+use tcmi_core::lifecycle::State;
+use tcmi_core::stats::{BYTES_SENT, BYTES_TOTAL};
+use tcmi_kkc::LinkId;
+use tcmi_migr::source::{Times, Watch};
+
+use crate::control::{Done, TaskView};
+use crate::doorbell::Bell;
+
+/// What a task's thread is asked to do.
+pub enum Order {
+    Home(Done),
+    /// The node asks for it, or the daemon ends.
+    HomeUnasked,
+}
+
+pub struct Task {
+    pub pid: Pid,
+    pub uid: u32,
+    pub gid: u32,
+    pub node: LinkId,
+    pub migration: u64,
+    pub bell: Arc<Bell>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    state: State,
+    remote_pid: i32,
+    last_error: String,
+    sent: u64,
+    total: u64,
+    out: Times,
+    calls: String,
+    orders: VecDeque<Order>,
+    /// Its thread is at work.
+    held: bool,
+}
+
+impl Task {
+    pub fn new(pid: Pid, ids: (u32, u32), node: LinkId, migration: u64) -> std::io::Result<Self> {
+        Ok(Self {
+            pid,
+            uid: ids.0,
+            gid: ids.1,
+            node,
+            migration,
+            bell: Arc::new(Bell::new()?),
+            inner: Mutex::new(Inner {
+                state: State::Running,
+                remote_pid: 0,
+                last_error: String::new(),
+                sent: 0,
+                total: 0,
+                out: Times::default(),
+                calls: String::new(),
+                orders: VecDeque::new(),
+                held: true,
+            }),
+        })
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.inner.lock().held
+    }
+    /// Its thread has nothing more to do with the process.
+    pub fn release(&self) {
+        self.inner.lock().held = false;
+    }
+
+    pub fn state(&self) -> State {
+        self.inner.lock().state
+    }
+
+    /// A transition that the lifecycle does not know is a bug of ours; it is not made.
+    pub fn to(&self, next: State) {
+        let mut inner = self.inner.lock();
+        if inner.state == next {
+            return;
+        }
+        match inner.state.to(next) {
+            Ok(state) => inner.state = state,
+            Err(error) => tracing::error!(pid = %self.pid, %error, "lifecycle"),
+        }
+    }
+
+    /// The move failed; where the process is, `state` says.
+    pub fn failed(&self, text: &str) {
+        self.inner.lock().last_error = text.replace('\n', " ");
+    }
+    pub fn moved(&self, remote_pid: i32, times: Times) {
+        let mut inner = self.inner.lock();
+        (inner.remote_pid, inner.out) = (remote_pid, times);
+        inner.last_error.clear();
+    }
+    pub fn set_calls(&self, text: String) {
+        self.inner.lock().calls = text;
+    }
+
+    /// Err: it moves already; the order is given back.
+    pub fn order(&self, order: Order) -> Result<(), (State, Order)> {
+        let mut inner = self.inner.lock();
+        let queued = inner.orders.iter().any(|o| matches!(o, Order::Home(_)));
+        if inner.state != State::Emigrated || (queued && matches!(order, Order::Home(_))) {
+            return Err((inner.state, order));
+        }
+        inner.orders.push_back(order);
+        drop(inner);
+        self.bell.ring();
+        Ok(())
+    }
+    pub fn next_order(&self) -> Option<Order> {
+        self.inner.lock().orders.pop_front()
+    }
+
+    /// Answers orders that nobody will carry out any more.
+    pub fn refuse_orders(&self, error: impl Fn() -> MigrateError) {
+        while let Some(order) = self.next_order() {
+            if let Order::Home(done) = order {
+                done(Err(error()));
+            }
+        }
+    }
+
+    pub fn view(&self) -> TaskView {
+        let inner = self.inner.lock();
+        TaskView {
+            pid: self.pid,
+            uid: self.uid,
+            gid: self.gid,
+            node: self.node,
+            remote_pid: inner.remote_pid,
+            state: inner.state,
+            stats: inner.stats(),
+            last_error: inner.last_error.clone(),
+        }
+    }
+}
+
+impl Inner {
+    fn stats(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: u64| text.push_str(&format!("{name} {value}\n"));
+        if self.total > 0 {
+            line(BYTES_TOTAL, self.total);
+            line(BYTES_SENT, self.sent);
+        }
+        line("freeze-us", self.out.freeze);
+        line("transfer-us", self.out.transfer);
+        line("resume-us", self.out.resume);
+        text.push_str(&self.calls);
+        text
+    }
+}
+
+impl Watch for Task {
+    fn enter(&self, state: State) {
+        self.to(state);
+    }
+    fn memory(&self, sent: u64, total: u64) {
+        let mut inner = self.inner.lock();
+        (inner.sent, inner.total) = (sent, total);
+    }
+}

@@ -102,8 +102,12 @@ impl Calls {
         hooks: Arc<dyn Hooks>,
     ) -> io::Result<Calls> {
         install_wake_signal();
+        let listener = Listener::from(listener);
+        if let Err(error) = listener.wake_on_same_core() {
+            tracing::debug!(%error, "calls wake their worker on any core");
+        }
         let calls = Calls(Arc::new(Shared {
-            listener: Listener::from(listener),
+            listener,
             guest,
             hooks,
             stats: Stats::default(),

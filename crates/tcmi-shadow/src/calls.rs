@@ -91,7 +91,9 @@ impl Shared {
     }
 }
 
-/// The running workers. Dropping it ends them; calls in flight stay unanswered.
+/// The running workers. Workers ptrace guest threads for an instant, so no other thread of the
+/// process may `waitpid` for a guest before its pidfd says that it ended.
+/// Dropping it ends them; calls in flight stay unanswered.
 pub struct Calls(Arc<Shared>);
 
 impl Calls {

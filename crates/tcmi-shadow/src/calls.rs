@@ -91,7 +91,9 @@ impl Shared {
     }
 }
 
-/// The running workers. Dropping it ends them; calls in flight stay unanswered.
+/// The running workers. Workers ptrace guest threads for an instant, so no other thread of the
+/// process may `waitpid` for a guest before its pidfd says that it ended.
+/// Dropping it ends them; calls in flight stay unanswered.
 pub struct Calls(Arc<Shared>);
 
 impl Calls {
@@ -102,8 +104,12 @@ impl Calls {
         hooks: Arc<dyn Hooks>,
     ) -> io::Result<Calls> {
         install_wake_signal();
+        let listener = Listener::from(listener);
+        if let Err(error) = listener.wake_on_same_core() {
+            tracing::debug!(%error, "calls wake their worker on any core");
+        }
         let calls = Calls(Arc::new(Shared {
-            listener: Listener::from(listener),
+            listener,
             guest,
             hooks,
             stats: Stats::default(),

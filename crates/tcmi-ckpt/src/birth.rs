@@ -11,7 +11,7 @@ use crate::remote::{Agent, Ids, call, find_syscall, page_up};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use tcmi_call::abi::StewardArea;
 use tcmi_sys::maps::{self, Mapping};
-use tcmi_sys::namespace::{CloneArgs, fork_as};
+use tcmi_sys::namespace::CloneArgs;
 use tcmi_sys::ptrace::Running;
 use tcmi_sys::signal;
 use tcmi_sys::Errno;
@@ -36,18 +36,10 @@ pub struct Newborn {
 }
 
 impl Newborn {
-    /// Forks a child with `image.pid` in the caller's pid namespace for children and empties
-    /// it. The caller has one thread.
-    pub fn spawn(pid: i32, mm: &AddressSpace, blob: &Blob) -> Result<Self> {
-        // SAFETY: the caller has one thread; the child only pauses until it is taken over.
-        let child = unsafe { fork_as(Some(pid)) }?;
-        if child == 0 {
-            loop {
-                // SAFETY: no arguments.
-                unsafe { libc::pause() };
-            }
-        }
-        let frozen = freeze(child)?;
+    /// Takes over `child`, a process that only waits, and empties it. It is a fork of a program
+    /// with one thread, and has `pid` in its own pid namespace. On Err it is killed.
+    pub fn take(child: i32, pid: i32, mm: &AddressSpace, blob: &Blob) -> Result<Self> {
+        let frozen = freeze(child).inspect_err(|_| kill(child))?;
         let mut n = Self { frozen, agent: Agent::none(), pid, steward: None };
         n.take_over(mm, blob).inspect_err(|_| kill(child))?;
         Ok(n)

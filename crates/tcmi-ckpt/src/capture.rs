@@ -89,7 +89,10 @@ fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
 /// Why a mapping cannot be moved, if it cannot.
 pub fn obstacle(m: &Mapping) -> Option<String> {
     let at = format!("{:x}-{:x} {}", m.start, m.end, m.name);
-    if m.has(b"io") || m.has(b"pf") {
+    if m.name.starts_with("[v") {
+        // vvar, vdso, vsyscall: the kernel's own, there on every node.
+        None
+    } else if m.has(b"io") || m.has(b"pf") {
         Some(format!("a mapped device ({at})"))
     } else if m.has(b"ht") {
         Some(format!("huge pages of hugetlbfs ({at})"))

@@ -14,6 +14,7 @@ use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent};
 use tcmi_ckpt::{Result, freeze};
 use tcmi_sys::maps::Mapping;
+use tcmi_sys::namespace::Parent;
 use tcmi_sys::{memory, namespace};
 
 /// Opens each mapped file under its own path.
@@ -79,10 +80,10 @@ fn copy(pid: i32, blob: &Blob) -> Copy {
     Copy { image, pages, files }
 }
 
-fn new_namespaces() {
+/// A child of ours with `pid` in new namespaces; it waits.
+fn waiting_child(pid: i32) -> i32 {
     // SAFETY: plain calls.
     let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
-    let me = std::process::id() as i32;
     namespace::unshare(
         libc::CLONE_NEWUSER
             | libc::CLONE_NEWPID
@@ -91,17 +92,24 @@ fn new_namespaces() {
             | libc::CLONE_NEWIPC,
     )
     .expect("unshare");
-    namespace::map_ids(me, (0, 0), (uid, gid)).expect("map ids");
-    // SAFETY: one thread; the child only waits.
-    if unsafe { namespace::fork_as(None) }.expect("init") == 0 {
-        // SAFETY: plain calls in the new namespace's init.
-        unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            loop {
-                libc::pause();
+    namespace::map_ids(std::process::id() as i32, (0, 0), (uid, gid)).expect("map ids");
+    for pid in [None, Some(pid)] {
+        // SAFETY: one thread; the child only waits.
+        let child = unsafe { namespace::fork_as(pid, Parent::Me) }.expect("fork");
+        if child == 0 {
+            // SAFETY: plain calls.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                loop {
+                    libc::pause();
+                }
             }
         }
+        if pid.is_some() {
+            return child;
+        }
     }
+    unreachable!("the second child was returned")
 }
 
 fn memfd(len: u64) -> OwnedFd {
@@ -143,11 +151,11 @@ fn main() {
     child.kill().expect("end the original");
     child.wait().expect("reap");
 
-    new_namespaces();
+    let waiting = waiting_child(pid);
     let area = memfd(64 * 1024);
     let mm = &c.image.mm;
     let fds: Vec<i32> = c.files.open.iter().map(|f| f.as_raw_fd()).collect();
-    let mut n = Newborn::spawn(pid, mm, &blob).expect("spawn");
+    let mut n = Newborn::take(waiting, pid, mm, &blob).expect("spawn");
     n.build_space(&[], &mm.vmas, &fds).expect("space");
     n.place_steward(mm.reserved, &blob, area.as_raw_fd()).expect("steward");
     let others: Vec<i32> = c.image.threads.iter().map(|t| t.tid).filter(|&t| t != pid).collect();

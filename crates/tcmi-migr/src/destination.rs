@@ -91,8 +91,8 @@ pub struct Site<'a> {
     pub cache: Cache,
     /// A stream that home parked for this guest, by its id.
     pub claim: &'a mut dyn FnMut(u64) -> Result<Stream>,
-    /// Enters new namespaces and the bare root; afterwards children are in them.
-    pub enter: &'a mut dyn FnMut(&msg::Begin) -> Result<()>,
+    /// Makes a process that waits, with home's pid, in namespaces and a root of its own.
+    pub bear: &'a mut dyn FnMut(&msg::Begin) -> Result<i32>,
 }
 
 /// A guest that is complete and does not run.
@@ -120,11 +120,11 @@ pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<
     fault::pass(Point::NodeBeginReceived)?;
     let mut files = GuestFiles::default();
     fetch(&mut files, &begin.files, w, r, &site.cache)?;
-    (site.enter)(&begin)?;
     let blob = Blob::built_in();
     let area_len = page_up(std::mem::size_of::<StewardArea>() as u64);
     let area = memfd(area_len)?;
-    let newborn = Newborn::spawn(begin.pid, &begin.mm, &blob)?;
+    let child = (site.bear)(&begin)?;
+    let newborn = Newborn::take(child, begin.pid, &begin.mm, &blob)?;
     let host = newborn.host_pid();
     let built = construct(newborn, &begin, files, area, &blob, w, r, site);
     if built.is_err() {
@@ -284,13 +284,13 @@ fn wait_for_clock(seen: i64) {
 /// What was added to this node's CLOCK_MONOTONIC for the guest, in nanoseconds.
 static GUEST_CLOCK: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
 
-/// Sets the clocks of the guest to be made. Its monotonic clock goes on from where home's was.
-pub fn set_clocks(begin: &msg::Begin) -> Result<()> {
+/// What to add to this node's monotonic and boot-time clocks for the guest to be made, so that
+/// its monotonic clock goes on from where home's was. Nanoseconds.
+pub fn clock_offsets(begin: &msg::Begin) -> (i64, i64) {
     let monotonic = begin.monotonic - namespace::clock(libc::CLOCK_MONOTONIC);
     let boottime = begin.boottime - namespace::clock(libc::CLOCK_BOOTTIME);
-    namespace::set_clock_offsets(monotonic, boottime)?;
     GUEST_CLOCK.store(monotonic, std::sync::atomic::Ordering::Relaxed);
-    Ok(())
+    (monotonic, boottime)
 }
 
 /// A held guest with the agent that captures it.

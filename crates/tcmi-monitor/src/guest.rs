@@ -91,7 +91,7 @@ fn build(
     let mut site = Site {
         cache,
         claim: &mut |id| claim(daemon, id),
-        enter: &mut |begin| rooms::enter(root, begin),
+        bear: &mut |begin| rooms::bear(root, begin),
     };
     destination::build(w, r, &mut site)
 }

@@ -6,21 +6,81 @@ use std::os::unix::net::UnixStream;
 
 use tcmi_migr::messages::Begin;
 use tcmi_migr::{Error, Result, destination};
+use tcmi_sys::namespace::Parent;
 use tcmi_sys::{Errno, namespace};
 
 /// Ids that a guest of a privileged node has outside of its namespace.
 const NOBODY: u32 = 65534;
 
-/// Enters new namespaces and an empty root. Children made afterwards are in them, beginning
-/// with a pid 1 that ends with this process, and takes all others with it.
-pub fn enter(root: &str, begin: &Begin) -> Result<()> {
-    // SAFETY: plain calls.
-    let own = unsafe { (libc::geteuid(), libc::getegid()) };
-    if own.0 == 0 {
+/// Makes the process that becomes the guest's leader: it waits, has home's pid, and lives in new
+/// namespaces with a pid 1 that ends with this process and takes all others with it.
+///
+/// A child of ours enters the namespaces and makes both as our children: a process whose
+/// children go to another pid namespace can have no threads, and we need some.
+pub fn bear(root: &str, begin: &Begin) -> Result<i32> {
+    let privileged = is_root();
+    if privileged {
         bare_root(root)?;
-        user_namespace((begin.uid, begin.gid), (NOBODY, NOBODY))?;
-    } else {
-        user_namespace((begin.uid, begin.gid), own)?;
+    }
+    let offsets = destination::clock_offsets(begin);
+    let (mut ours, theirs) = UnixStream::pair().map_err(Error::io("socketpair"))?;
+    // SAFETY: this process has one thread.
+    let midwife = unsafe { namespace::fork_as(None, Parent::Me) }?;
+    if midwife == 0 {
+        let bare = (!privileged).then_some(root);
+        let code = match deliver(theirs, bare, begin.pid, offsets) {
+            Ok(()) => 0,
+            Err(e) => {
+                tracing::error!(error = %e, "making the guest's namespaces");
+                1
+            }
+        };
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(code) };
+    }
+    drop(theirs);
+    let born = attend(&mut ours, midwife, privileged, begin);
+    let mut status = 0;
+    // SAFETY: our own child.
+    if unsafe { libc::waitpid(midwife, &mut status, 0) } < 0 {
+        return Err(Errno::last("waitpid").into());
+    }
+    born
+}
+
+fn is_root() -> bool {
+    // SAFETY: no arguments.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Our side: maps the ids, which can be done only from outside, and learns the guest's pid.
+fn attend(ours: &mut UnixStream, midwife: i32, privileged: bool, begin: &Begin) -> Result<i32> {
+    let io = || Error::io("make the guest's namespaces");
+    let mut entered = [0];
+    ours.read_exact(&mut entered).map_err(io())?;
+    // SAFETY: no arguments.
+    let own = unsafe { (libc::geteuid(), libc::getegid()) };
+    let outside = if privileged { (NOBODY, NOBODY) } else { own };
+    namespace::map_ids(midwife, (begin.uid, begin.gid), outside)?;
+    ours.write_all(&[1]).map_err(io())?;
+    let mut pid = [0; 4];
+    ours.read_exact(&mut pid).map_err(io())?;
+    Ok(i32::from_le_bytes(pid))
+}
+
+/// The child's side.
+fn deliver(
+    mut parent: UnixStream,
+    bare: Option<&str>,
+    pid: i32,
+    offsets: (i64, i64),
+) -> Result<()> {
+    let io = || Error::io("make the guest's namespaces");
+    namespace::unshare(libc::CLONE_NEWUSER)?;
+    parent.write_all(&[1]).map_err(io())?;
+    let mut mapped = [0];
+    parent.read_exact(&mut mapped).map_err(io())?;
+    if let Some(root) = bare {
         bare_root(root)?;
     }
     namespace::unshare(
@@ -30,34 +90,30 @@ pub fn enter(root: &str, begin: &Begin) -> Result<()> {
             | libc::CLONE_NEWUTS
             | libc::CLONE_NEWTIME,
     )?;
-    destination::set_clocks(begin)?;
-    start_init()
+    namespace::set_clock_offsets(offsets.0, offsets.1)?;
+    wait_as(None)?;
+    let guest = wait_as(Some(pid))?;
+    parent.write_all(&guest.to_le_bytes()).map_err(io())
 }
 
-/// The maps of a user namespace that change ids can be written only from outside.
-fn user_namespace(inside: (u32, u32), outside: (u32, u32)) -> Result<()> {
-    let (mut ours, mut theirs) = UnixStream::pair().map_err(Error::io("socketpair"))?;
-    let me = std::process::id() as i32;
-    // SAFETY: this process has one thread; the child ends by _exit.
-    let helper = unsafe { namespace::fork_as(None) }?;
-    if helper == 0 {
-        let mut go = [0];
-        let done = theirs.read_exact(&mut go).is_ok()
-            && namespace::map_ids(me, inside, outside).is_ok();
-        // SAFETY: ends the child at once.
-        unsafe { libc::_exit(if done { 0 } else { 1 }) };
+/// A sibling that waits, and ends with the parent.
+fn wait_as(pid: Option<i32>) -> Result<i32> {
+    // SAFETY: one thread; the child only closes what it inherited and waits.
+    let child = unsafe { namespace::fork_as(pid, Parent::Mine) }?;
+    if child == 0 {
+        // SAFETY: plain calls in a process of its own. The guest's leader keeps its
+        // descriptors: the mapped files are among them.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if pid.is_none() {
+                libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
+            }
+            loop {
+                libc::pause();
+            }
+        }
     }
-    namespace::unshare(libc::CLONE_NEWUSER)?;
-    ours.write_all(b"g").map_err(Error::io("start the id mapping"))?;
-    let mut status = 0;
-    // SAFETY: our own child.
-    if unsafe { libc::waitpid(helper, &mut status, 0) } < 0 {
-        return Err(Errno::last("waitpid").into());
-    }
-    if status != 0 {
-        return Err(Errno::new("map ids of the guest", libc::EPERM).into());
-    }
-    Ok(())
+    Ok(child)
 }
 
 fn mount(source: &str, target: &str, kind: &str, flags: u64) -> Result<()> {
@@ -86,21 +142,6 @@ fn bare_root(dir: &str) -> Result<()> {
             || libc::chdir(c"/".as_ptr()) < 0
         {
             return Err(Errno::last("pivot_root").into());
-        }
-    }
-    Ok(())
-}
-
-fn start_init() -> Result<()> {
-    // SAFETY: one thread; the child only closes what it inherited and waits.
-    if unsafe { namespace::fork_as(None) }? == 0 {
-        // SAFETY: plain calls in a process of its own.
-        unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
-            loop {
-                libc::pause();
-            }
         }
     }
     Ok(())

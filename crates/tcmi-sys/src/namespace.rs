@@ -21,14 +21,25 @@ pub struct CloneArgs {
     pub cgroup: u64,
 }
 
+/// Whose child a new process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parent {
+    Me,
+    /// The caller's own parent.
+    Mine,
+}
+
 /// Forks; the child has `pid` in its (the caller's children's) pid namespace if one is given.
 /// Returns 0 in the child, the child's pid as the caller sees it in the parent.
 ///
 /// # Safety
 /// As fork(2): the caller has one thread, or the child calls only async-signal-safe functions.
-pub unsafe fn fork_as(pid: Option<pid_t>) -> Result<pid_t> {
+pub unsafe fn fork_as(pid: Option<pid_t>, parent: Parent) -> Result<pid_t> {
     let set_tid = [pid.unwrap_or(0)];
-    let mut args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    let mut args = match parent {
+        Parent::Me => CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() },
+        Parent::Mine => CloneArgs { flags: libc::CLONE_PARENT as u64, ..CloneArgs::default() },
+    };
     if pid.is_some() {
         args.set_tid = set_tid.as_ptr() as u64;
         args.set_tid_size = 1;
@@ -49,8 +60,8 @@ fn put(what: &'static str, path: &str, text: &str) -> Result<()> {
     fs::write(path, text).map_err(|e| Errno::from_io(what, &e))
 }
 
-/// Maps one user and one group of the new user namespace that the caller is in.
-/// Must be called with the ids of the namespace's creator.
+/// Maps one user and one group of the user namespace that `pid` is in. The caller is outside of
+/// it, and its owner or privileged.
 pub fn map_ids(pid: pid_t, inside: (u32, u32), outside: (u32, u32)) -> Result<()> {
     put("write setgroups", &format!("/proc/{pid}/setgroups"), "deny")?;
     put("write uid_map", &format!("/proc/{pid}/uid_map"), &format!("{} {} 1", inside.0, outside.0))?;

@@ -6,8 +6,13 @@
 pub trait Aead {
     fn seal(&mut self, nonce: &[u8; 12], aad: &[u8; 5], data: &mut [u8]) -> [u8; TAG_BYTES];
     /// False if the tag does not match; `data` is then worthless.
-    fn open(&mut self, nonce: &[u8; 12], aad: &[u8; 5], data: &mut [u8], tag: &[u8; TAG_BYTES])
-    -> bool;
+    fn open(
+        &mut self,
+        nonce: &[u8; 12],
+        aad: &[u8; 5],
+        data: &mut [u8],
+        tag: &[u8; TAG_BYTES],
+    ) -> bool;
 }
 
 pub const HEADER_BYTES: usize = 5;
@@ -107,7 +112,11 @@ impl<A: Aead> Opener<A> {
     }
     /// Opens `body` (of the length that [`body_len`] told) in place; returns the
     /// length of the plaintext at its start.
-    pub fn open(&mut self, head: &[u8; HEADER_BYTES], body: &mut [u8]) -> Result<usize, RecordError> {
+    pub fn open(
+        &mut self,
+        head: &[u8; HEADER_BYTES],
+        body: &mut [u8],
+    ) -> Result<usize, RecordError> {
         if body.len() < 1 + TAG_BYTES {
             return Err(RecordError::NotARecord);
         }

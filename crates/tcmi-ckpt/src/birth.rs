@@ -10,11 +10,11 @@ use crate::rebuild::{self, Batcher};
 use crate::remote::{Agent, Ids, call, find_syscall, page_up};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use tcmi_call::abi::StewardArea;
+use tcmi_sys::Errno;
 use tcmi_sys::maps::{self, Mapping};
 use tcmi_sys::namespace::CloneArgs;
 use tcmi_sys::ptrace::Running;
 use tcmi_sys::signal;
-use tcmi_sys::Errno;
 
 /// Last address of user space on x86-64 with 47 bits.
 const USER_END: u64 = 0x7fff_ffff_f000;
@@ -60,10 +60,8 @@ impl Newborn {
     fn take_over(&mut self, mm: &AddressSpace, blob: &Blob) -> Result<()> {
         let host = self.frozen.pid;
         let old = maps::read(host)?;
-        let special: Vec<&Mapping> = old
-            .iter()
-            .filter(|m| m.name == "[vdso]" || m.name.starts_with("[vvar"))
-            .collect();
+        let special: Vec<&Mapping> =
+            old.iter().filter(|m| m.name == "[vdso]" || m.name.starts_with("[vvar")).collect();
         let vdso = special
             .iter()
             .find(|m| m.name == "[vdso]")
@@ -189,12 +187,8 @@ impl Newborn {
         let mut b = self.leader();
         for tid in tids.iter().copied().chain([STEWARD_TID]) {
             let set_tid = b.data(&tid.to_le_bytes())?;
-            let args = CloneArgs {
-                flags: FLAGS as u64,
-                set_tid,
-                set_tid_size: 1,
-                ..CloneArgs::default()
-            };
+            let args =
+                CloneArgs { flags: FLAGS as u64, set_tid, set_tid_size: 1, ..CloneArgs::default() };
             let at = b.data(crate::remote::bytes_of(&args))?;
             let size = std::mem::size_of::<CloneArgs>() as u64;
             b.push("clone3", libc::SYS_clone3, [at, size, 0, 0, 0, 0])?;
@@ -224,11 +218,7 @@ impl Newborn {
     /// The guest's own tid of each thread, in the order of `frozen.threads`.
     pub fn tids(&self) -> Result<Vec<i32>> {
         let host = self.frozen.pid;
-        self.frozen
-            .threads
-            .iter()
-            .map(|t| inner_tid(host, t.tid).ok_or(Error::Ended))
-            .collect()
+        self.frozen.threads.iter().map(|t| inner_tid(host, t.tid).ok_or(Error::Ended)).collect()
     }
 
     /// Per-thread and per-process state but for registers.
@@ -284,7 +274,8 @@ impl Newborn {
         b.push("no new privileges", libc::SYS_prctl, args)?;
         let code = b.data(filter)?;
         let program = b.data(crate::remote::bytes_of(&[(filter.len() / 8) as u64, code]))?;
-        let op = b.push("seccomp", libc::SYS_seccomp, [SET_MODE_FILTER, FLAGS, program, 0, 0, 0])?;
+        let op =
+            b.push("seccomp", libc::SYS_seccomp, [SET_MODE_FILTER, FLAGS, program, 0, 0, 0])?;
         Ok(b.flush()?.ret(op) as i32)
     }
 
@@ -345,9 +336,7 @@ fn kill(host: i32) {
 }
 
 fn settle_all(held: Vec<Running>) -> Result<Vec<crate::freeze::Thread>> {
-    held.into_iter()
-        .map(|t| settle(t)?.map(|(t, _)| t).ok_or(Error::Ended))
-        .collect()
+    held.into_iter().map(|t| settle(t)?.map(|(t, _)| t).ok_or(Error::Ended)).collect()
 }
 
 /// The id that a thread has in its own pid namespace.

@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::freeze::{Frozen, restartable};
 use crate::image::*;
-use crate::remote::{Agent, Calls, Ids, Slot, from_bytes, bytes_of};
+use crate::remote::{Agent, Calls, Ids, Slot, bytes_of, from_bytes};
 use std::ops::Range;
 use tcmi_sys::maps::Mapping;
 use tcmi_sys::pages::Pagemap;
@@ -58,7 +58,12 @@ pub fn outside(m: &Mapping, reserved: (u64, u64)) -> Vec<Mapping> {
     [below, above]
         .into_iter()
         .filter(|(start, end)| start < end)
-        .map(|(start, end)| Mapping { start, end, offset: m.offset + (start - m.start), ..m.clone() })
+        .map(|(start, end)| Mapping {
+            start,
+            end,
+            offset: m.offset + (start - m.start),
+            ..m.clone()
+        })
         .collect()
 }
 
@@ -157,7 +162,6 @@ pub fn capture(
         itimers: own.itimers,
         timers: own.timers,
         limits: limits(pid)?,
-        dumpable: own.dumpable,
         stopped_by: f.group_stop.unwrap_or(0),
         monotonic: namespace::clock(libc::CLOCK_MONOTONIC),
         boottime: namespace::clock(libc::CLOCK_BOOTTIME),
@@ -168,7 +172,6 @@ struct Own {
     actions: Vec<Action>,
     itimers: [(i64, i64); 3],
     timers: Vec<PosixTimer>,
-    dumpable: i32,
     brk: u64,
 }
 
@@ -203,8 +206,6 @@ fn leader_calls(f: &mut Frozen, agent: &Agent, names: Names, s: &proc::Status) -
             (c.push("timer_getoverrun", libc::SYS_timer_getoverrun, id), slot)
         })
         .collect();
-    let dumpable =
-        c.push("prctl", libc::SYS_prctl, [libc::PR_GET_DUMPABLE as u64, 0, 0, 0, 0, 0]);
     let brk = c.push("brk", libc::SYS_brk, [0; 6]);
     let pid = f.pid;
     let me = Ids { tgid: names(pid), tid: names(pid) };
@@ -219,9 +220,8 @@ fn leader_calls(f: &mut Frozen, agent: &Agent, names: Names, s: &proc::Status) -
                 Action { signal, handler, flags, restorer, mask }
             })
             .collect(),
-        itimers: itimers.map(|s| {
-            (word(s, 0) * 1_000_000 + word(s, 1), word(s, 2) * 1_000_000 + word(s, 3))
-        }),
+        itimers: itimers
+            .map(|s| (word(s, 0) * 1_000_000 + word(s, 1), word(s, 2) * 1_000_000 + word(s, 3))),
         timers: lines
             .iter()
             .zip(timers)
@@ -237,7 +237,6 @@ fn leader_calls(f: &mut Frozen, agent: &Agent, names: Names, s: &proc::Status) -
                 overrun: r.ret(overrun) as i32,
             })
             .collect(),
-        dumpable: r.ret(dumpable) as i32,
         brk: r.ret(brk) as u64,
     })
 }

@@ -24,7 +24,6 @@ pub struct ProcessImage {
     pub timers: Vec<PosixTimer>,
     /// (resource, soft, hard)
     pub limits: Vec<(u32, u64, u64)>,
-    pub dumpable: i32,
     /// The signal of a job-control stop that it is in, or 0.
     pub stopped_by: i32,
     /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process last saw them, in nanoseconds.

@@ -51,7 +51,9 @@ pub fn reconcile(have: &[Vma], want: &[Vma]) -> Vec<Step> {
 fn part(v: &Vma, start: u64, end: u64) -> Vma {
     let backing = match v.backing {
         Backing::Anonymous => Backing::Anonymous,
-        Backing::File { file, offset } => Backing::File { file, offset: offset + (start - v.start) },
+        Backing::File { file, offset } => {
+            Backing::File { file, offset: offset + (start - v.start) }
+        }
     };
     Vma { start, end, backing, ..*v }
 }
@@ -65,10 +67,11 @@ fn same_memory(a: &Vma, b: &Vma) -> bool {
 fn join(steps: &mut Vec<Step>, s: Step) {
     match (steps.last_mut(), s) {
         (Some(Step::Unmap { end, .. }), Step::Unmap { start, end: e }) if *end == start => *end = e,
-        (
-            Some(Step::Protect { end, prot, .. }),
-            Step::Protect { start, end: e, prot: p },
-        ) if *end == start && *prot == p => *end = e,
+        (Some(Step::Protect { end, prot, .. }), Step::Protect { start, end: e, prot: p })
+            if *end == start && *prot == p =>
+        {
+            *end = e
+        }
         (Some(Step::Map(a)), Step::Map(b)) if continues(a, &b) => a.end = b.end,
         _ => steps.push(s),
     }

@@ -4,8 +4,8 @@
 //! without [`freeze::Frozen::thaw`] lets it run on as it was (the kernel detaches). What
 //! must never be: a frozen process left with registers that are not its own.
 
-pub mod blob;
 pub mod birth;
+pub mod blob;
 pub mod capture;
 pub mod error;
 pub mod freeze;

@@ -119,10 +119,7 @@ pub fn populate(b: &mut Batcher, runs: &[Range<u64>], vmas: &[Vma]) -> Result<()
 
 fn is_writable(vmas: &[Vma], r: &Range<u64>) -> bool {
     let i = vmas.partition_point(|v| v.end <= r.start);
-    vmas[i..]
-        .iter()
-        .take_while(|v| v.start < r.end)
-        .all(|v| v.prot & libc::PROT_WRITE != 0)
+    vmas[i..].iter().take_while(|v| v.start < r.end).all(|v| v.prot & libc::PROT_WRITE != 0)
 }
 
 /// Writes and reads pages of a frozen process, whatever their protection.
@@ -280,13 +277,8 @@ struct SigEvent {
 fn create_timer(b: &mut Batcher, t: &PosixTimer, can_choose: bool) -> Result<()> {
     /// Timers an older kernel may have to make and delete until the id comes up.
     const ATTEMPTS_MAX: i32 = 4096;
-    let ev = SigEvent {
-        value: t.value,
-        signo: t.signal,
-        notify: t.notify,
-        tid: t.tid,
-        rest: [0; 11],
-    };
+    let ev =
+        SigEvent { value: t.value, signo: t.signal, notify: t.notify, tid: t.tid, rest: [0; 11] };
     for _ in 0..ATTEMPTS_MAX {
         let ev = b.data(bytes_of(&ev))?;
         let slot = b.calls.data(&t.id.to_le_bytes());

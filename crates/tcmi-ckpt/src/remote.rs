@@ -81,7 +81,8 @@ fn to_stop(mut t: Running, want: Stop) -> Result<Stopped> {
 }
 
 fn is_fault(sig: i32) -> bool {
-    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS].contains(&sig)
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS]
+        .contains(&sig)
 }
 
 /// Room for a batch's operations and what they point to.
@@ -213,8 +214,9 @@ impl Agent {
     /// Err: nothing is left mapped; the process can be thawed.
     pub fn inject(frozen: &mut Frozen, vdso_call: u64, blob: &Blob, extra: u64) -> Result<Self> {
         let status = tcmi_sys::proc::status(frozen.pid)?;
-        let done = signal::harmless(status.sig_caught, status.sig_ignored)
-            .ok_or_else(|| Error::unsupported("it handles every signal that is ignored by default"))?;
+        let done = signal::harmless(status.sig_caught, status.sig_ignored).ok_or_else(|| {
+            Error::unsupported("it handles every signal that is ignored by default")
+        })?;
         let len = Self::room(blob) + page_up(extra);
         let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
@@ -262,7 +264,8 @@ impl Agent {
         memory::write(pid, self.scratch, &buf)?;
         memory::write(pid, self.scratch + DATA_AT, &calls.data)?;
         let own = &thread.regs;
-        let mut regs = call_regs(own, self.entry(self.blob.batch), 0, [self.scratch, 0, 0, 0, 0, 0]);
+        let mut regs =
+            call_regs(own, self.entry(self.blob.batch), 0, [self.scratch, 0, 0, 0, 0, 0]);
         regs.rsp = (self.scratch + SCRATCH_BYTES) & !15;
         regs.eflags &= !0x400;
         s.set_regs(&regs)?;
@@ -281,9 +284,9 @@ impl Agent {
             raw.chunks_exact(std::mem::size_of::<BatchOp>()).map(from_bytes).collect();
         let mut data = vec![0; calls.data.len()];
         memory::read(pid, self.scratch + DATA_AT, &mut data)?;
-        if let Some(i) = (0..(batch.done as usize).min(ops.len()))
-            .find(|&i| ops[i].flags & batch_flags::STOP_ON_ERROR != 0 && ops[i].ret < 0 && ops[i].ret >= -4095)
-        {
+        if let Some(i) = (0..(batch.done as usize).min(ops.len())).find(|&i| {
+            ops[i].flags & batch_flags::STOP_ON_ERROR != 0 && ops[i].ret < 0 && ops[i].ret >= -4095
+        }) {
             return Err(Error::Remote { what: calls.names[i], errno: -ops[i].ret as i32 });
         }
         Ok(Results { ops, data })

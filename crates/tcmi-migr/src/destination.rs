@@ -187,7 +187,18 @@ fn construct(
     msg::send(w, &msg::Ready {})?;
     fault::pass(Point::NodeReadySent)?;
     let area_at = reserved.0 + page_up(blob.code_bytes() as u64);
-    Ok(Built { newborn: n, image, listener, listener_there, area, area_at, events: Some(events), calls, files, bytes })
+    Ok(Built {
+        newborn: n,
+        image,
+        listener,
+        listener_there,
+        area,
+        area_at,
+        events: Some(events),
+        calls,
+        files,
+        bytes,
+    })
 }
 
 fn check_cpu(n: &Newborn, begin: &msg::Begin) -> Result<()> {
@@ -320,10 +331,8 @@ impl Held {
         vdso_hash: [u8; 32],
     ) -> Result<(ProcessImage, Vec<std::ops::Range<u64>>)> {
         let host = self.frozen.pid;
-        let maps: Vec<Mapping> = capture::mappings(host)?
-            .iter()
-            .flat_map(|m| capture::outside(m, reserved))
-            .collect();
+        let maps: Vec<Mapping> =
+            capture::mappings(host)?.iter().flat_map(|m| capture::outside(m, reserved)).collect();
         let mut image = capture::capture(&mut self.frozen, &self.agent, names, &maps, files)?;
         image.mm.reserved = reserved;
         image.mm.vdso_hash = vdso_hash;

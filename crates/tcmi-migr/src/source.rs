@@ -338,4 +338,4 @@ impl Emigrated {
 mod back;
 mod install;
 pub use back::rebuild_at_home;
-pub use install::{InstalledStream, Installed};
+pub use install::{Installed, InstalledStream};

@@ -103,9 +103,7 @@ fn claim(daemon: &OwnedFd, id: u64) -> Result<Stream> {
     let (answer, mut fds) = ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(io())?;
     match (answer, fds.pop()) {
         (ToMonitor::Stream { keys }, Some(fd)) => Ok(keys.with(fd)),
-        (ToMonitor::NoStream { text }, _) => {
-            Err(Error::Peer { errno: libc::EHOSTUNREACH, text })
-        }
+        (ToMonitor::NoStream { text }, _) => Err(Error::Peer { errno: libc::EHOSTUNREACH, text }),
         _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
     }
 }

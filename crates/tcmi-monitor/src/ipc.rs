@@ -50,25 +50,42 @@ impl StreamKeys {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToMonitor {
     /// With the bulk stream's socket and the file cache's directory.
-    Start { bulk: StreamKeys, root: String },
+    Start {
+        bulk: StreamKeys,
+        root: String,
+    },
     /// With the claimed stream's socket.
-    Stream { keys: StreamKeys },
-    NoStream { text: String },
+    Stream {
+        keys: StreamKeys,
+    },
+    NoStream {
+        text: String,
+    },
     /// The node's owner sends the guest home.
     SendHome {},
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToDaemon {
-    Claim { id: u64 },
-    Runs { remote_pid: i32 },
+    Claim {
+        id: u64,
+    },
+    Runs {
+        remote_pid: i32,
+    },
     Returning {},
     /// A return failed; the guest runs on here.
-    Stays { text: String },
+    Stays {
+        text: String,
+    },
     /// Lines for `stats`.
-    Stats { text: String },
+    Stats {
+        text: String,
+    },
     /// Last message.
-    Ended { text: String },
+    Ended {
+        text: String,
+    },
 }
 
 const KIND: u16 = 1;
@@ -130,8 +147,7 @@ pub fn receive<T: for<'de> Deserialize<'de>>(
     if n == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let frame =
-        codec::decode_frame(&packet[..n], PACKET_BYTES_MAX).map_err(io::Error::other)?;
+    let frame = codec::decode_frame(&packet[..n], PACKET_BYTES_MAX).map_err(io::Error::other)?;
     Ok((frame.decode().map_err(io::Error::other)?, fds))
 }
 

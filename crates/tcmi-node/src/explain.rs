@@ -107,7 +107,8 @@ impl Examined {
             stops.iter().for_each(|o| text += &format!("stopped by: {o}\n"));
         }
         text += &format!("memory to send: at most {} KiB\n", s.rss / 1024);
-        text += "stays home: its pid, parent, children, session, terminal, credentials, cwd, umask\n";
+        text +=
+            "stays home: its pid, parent, children, session, terminal, credentials, cwd, umask\n";
         for (kind, numbers) in self.descriptors() {
             let list: Vec<String> = numbers.iter().map(i32::to_string).collect();
             text += &format!("stays home: {kind}, descriptors {}\n", list.join(" "));

@@ -81,18 +81,13 @@ impl Guests {
         let pid = Pid::new(offer.pid).ok_or(io::ErrorKind::InvalidInput)?;
         let key = (link.id(), offer.pid);
         let bulk = link.claim_stream(offer.bulk, CLAIM_TIMEOUT).map_err(io::Error::other)?;
-        let (ours, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let cache = File::open(self.state.join("cache"))?;
         let child = start_monitor(theirs)?;
         let task = Task::new(pid, (offer.uid, offer.uid), link.id(), offer.migration)?;
         task.to(State::Preparing);
-        let guest =
-            Arc::new(Guest { task, socket: Arc::new(ours), waiting: Mutex::default() });
+        let guest = Arc::new(Guest { task, socket: Arc::new(ours), waiting: Mutex::default() });
         let start = ToMonitor::Start {
             bulk: StreamKeys::of(&bulk),
             root: self.root.to_string_lossy().into_owned(),

@@ -268,7 +268,10 @@ impl Keeper<'_> {
                 msg::Ended::KIND => {
                     let ended: msg::Ended = frame.decode().map_err(|e| Return::lost(e.into()))?;
                     let kept = self.kept().map_err(Return::lost)?;
-                    kept.shadow.end_as(ended.status).or_else(gone_is_fine).map_err(|e| Return::lost(e.into()))?;
+                    kept.shadow
+                        .end_as(ended.status)
+                        .or_else(gone_is_fine)
+                        .map_err(|e| Return::lost(e.into()))?;
                     return Err(Return::Ended);
                 }
                 msg::Failed::KIND => {

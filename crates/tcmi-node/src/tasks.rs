@@ -83,10 +83,8 @@ impl Engine {
         }
         examined.refusal()?;
         let migration = self.shared.next_migration.fetch_add(1, Ordering::Relaxed);
-        let task = Task::new(pid, ids, node, migration).map_err(|source| MigrateError::Local {
-            doing: "start a move".to_owned(),
-            source,
-        })?;
+        let task = Task::new(pid, ids, node, migration)
+            .map_err(|source| MigrateError::Local { doing: "start a move".to_owned(), source })?;
         let task = Arc::new(task);
         self.shared.doorbell.add(&task.bell);
         home.insert(pid, Arc::clone(&task));
@@ -119,12 +117,10 @@ impl Shared {
 
     fn offer(&self, task: &Task, link: &Link) -> Result<tcmi_kkc::Stream, MigrateError> {
         let node = link.peer_name().to_owned();
-        let gone =
-            |reason: String| MigrateError::PeerGone { node: node.clone(), reason };
+        let gone = |reason: String| MigrateError::PeerGone { node: node.clone(), reason };
         task.to(State::Preparing);
-        let bulk = link
-            .take_stream(StreamKind::Bulk, STREAM_TIMEOUT)
-            .map_err(|e| gone(e.to_string()))?;
+        let bulk =
+            link.take_stream(StreamKind::Bulk, STREAM_TIMEOUT).map_err(|e| gone(e.to_string()))?;
         let (sender, answer) = bounded(1);
         self.offers.lock().insert(task.migration, sender);
         let comm = tcmi_sys::proc::comm(task.pid.raw(), task.pid.raw())

@@ -11,9 +11,9 @@ use tcmi_ckpt::image::{ProcessImage, Vma, vma_flags};
 use tcmi_ckpt::rebuild::Batcher;
 use tcmi_ckpt::remote::{Agent, Ids, bytes_of};
 use tcmi_ckpt::{Error, Result};
+use tcmi_sys::memory;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited, try_wait_any};
 use tcmi_sys::signal::{self, KernelAction};
-use tcmi_sys::memory;
 
 /// Where the agent's parts are in the process.
 #[derive(Clone, Debug)]

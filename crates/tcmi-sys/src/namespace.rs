@@ -64,7 +64,11 @@ fn put(what: &'static str, path: &str, text: &str) -> Result<()> {
 /// it, and its owner or privileged.
 pub fn map_ids(pid: pid_t, inside: (u32, u32), outside: (u32, u32)) -> Result<()> {
     put("write setgroups", &format!("/proc/{pid}/setgroups"), "deny")?;
-    put("write uid_map", &format!("/proc/{pid}/uid_map"), &format!("{} {} 1", inside.0, outside.0))?;
+    put(
+        "write uid_map",
+        &format!("/proc/{pid}/uid_map"),
+        &format!("{} {} 1", inside.0, outside.0),
+    )?;
     put("write gid_map", &format!("/proc/{pid}/gid_map"), &format!("{} {} 1", inside.1, outside.1))
 }
 

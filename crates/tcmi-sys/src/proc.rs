@@ -128,10 +128,7 @@ fn stat_fields(pid: i32) -> Result<Vec<String>> {
 pub fn layout(pid: i32) -> Result<Layout> {
     let fields = stat_fields(pid)?;
     let f = |n: usize| -> Result<u64> {
-        fields
-            .get(n - 3)
-            .and_then(|s| s.parse().ok())
-            .ok_or(malformed("parse /proc/PID/stat"))
+        fields.get(n - 3).and_then(|s| s.parse().ok()).ok_or(malformed("parse /proc/PID/stat"))
     };
     Ok(Layout {
         start_code: f(26)?,

@@ -150,13 +150,7 @@ impl Stopped {
     }
     pub fn event_message(&self) -> Result<u64> {
         let mut v: u64 = 0;
-        request(
-            "ptrace geteventmsg",
-            libc::PTRACE_GETEVENTMSG,
-            self.tid,
-            0,
-            &raw mut v as usize,
-        )?;
+        request("ptrace geteventmsg", libc::PTRACE_GETEVENTMSG, self.tid, 0, &raw mut v as usize)?;
         Ok(v)
     }
     pub fn regs(&self) -> Result<UserRegs> {

@@ -132,6 +132,19 @@ fn look(nr: u32, test: LocalIf, pid: i32, steward: Option<u64>) -> Vec<sock_filt
         LocalIf::AbsoluteTime => {
             code.extend([load(ARGS + 8), jump(libc::BPF_JSET, TIMER_ABSTIME, 0, 1), ret(ALLOW)]);
         }
+        LocalIf::Query => code.extend([
+            load(ARGS + 8),
+            jump(libc::BPF_JEQ, 0, 0, 3),
+            load(ARGS + 12),
+            jump(libc::BPF_JEQ, 0, 0, 1),
+            ret(ALLOW),
+        ]),
+        LocalIf::ThreadOption => {
+            code.push(load(ARGS));
+            for option in table::THREAD_OPTIONS {
+                code.extend([jump(libc::BPF_JEQ, option, 0, 1), ret(ALLOW)]);
+            }
+        }
         LocalIf::OwnPid | LocalIf::MainThread => {
             let three =
                 matches!(table::row(nr).map(|r| r.name), Some("tgkill" | "rt_tgsigqueueinfo"));

@@ -27,6 +27,8 @@ pub fn harmless(caught: u64, ignored: u64) -> Option<i32> {
         .into_iter()
         .find(|&s| (caught | ignored) & bit(s) == 0)
         .or_else(|| {
-            [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD].into_iter().find(|&s| ignored & bit(s) != 0)
+            [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD]
+                .into_iter()
+                .find(|&s| ignored & bit(s) != 0)
         })
 }

@@ -64,7 +64,15 @@ pub enum LocalIf {
     MainThread,
     /// `clock_nanosleep`: TIMER_ABSTIME is set in argument 1.
     AbsoluteTime,
+    /// `rt_sigaction`: argument 1 is NULL, so nothing changes. Capturing a guest asks so, when
+    /// nobody answers notifications.
+    Query,
+    /// `prctl`: argument 0 is an option about the calling thread alone ([`THREAD_OPTIONS`]).
+    ThreadOption,
 }
+
+/// PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_GET_TID_ADDRESS.
+pub const THREAD_OPTIONS: [u32; 3] = [29, 30, 40];
 
 /// What a signal does to a call that was waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

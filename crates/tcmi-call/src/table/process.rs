@@ -51,7 +51,11 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (140, Row::forward("getpriority", &[Value, Value])),
     (141, Row::forward("setpriority", &[Value, Value, Value])),
     (153, Row::forward("vhangup", &[])),
-    (157, Row::both("prctl", Both::Prctl, &[Value, Prctl, Value, Value, Value])),
+    (
+        157,
+        Row::both("prctl", Both::Prctl, &[Value, Prctl, Value, Value, Value])
+            .local_if(LocalIf::ThreadOption),
+    ),
     (159, Row::forward("adjtimex", &[InOut(Bytes(208), Success)])),
     (160, Row::forward("setrlimit", &[Value, In(Bytes(16))])),
     (163, Row::forward("acct", &[Path])),

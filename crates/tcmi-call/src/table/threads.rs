@@ -1,10 +1,14 @@
 //! Threads, time, signals to oneself: the guest's kernel knows them as well as home does.
 
 use super::Arg::Value;
-use super::{Both, Row};
+use super::{Both, LocalIf, Row};
 
 pub(super) const ROWS: &[(usize, Row)] = &[
-    (13, Row::both("rt_sigaction", Both::Disposition, &[Value, Value, Value, Value])),
+    (
+        13,
+        Row::both("rt_sigaction", Both::Disposition, &[Value, Value, Value, Value])
+            .local_if(LocalIf::Query),
+    ),
     (14, Row::local("rt_sigprocmask")),
     (15, Row::local("rt_sigreturn")),
     (24, Row::local("sched_yield")),

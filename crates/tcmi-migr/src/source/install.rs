@@ -62,10 +62,8 @@ impl Installed {
             keys.push((id, tx, rx));
         }
         let fds = pass(f, &a.agent, &sockets)?;
-        let mut all = fds
-            .into_iter()
-            .zip(keys)
-            .map(|(fd, (id, tx, rx))| InstalledStream { id, fd, tx, rx });
+        let mut all =
+            fds.into_iter().zip(keys).map(|(fd, (id, tx, rx))| InstalledStream { id, fd, tx, rx });
         let events = all.next().ok_or(Error::Unsteady("no streams"))?;
         Ok(Self { events, calls: all.collect() })
     }

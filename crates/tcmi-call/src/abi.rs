@@ -7,7 +7,7 @@
 //! one [`ThreadArea`] for each thread. Registers at entry: rsp as said below,
 //! everything else free; the direction flag clear.
 
-use crate::frame::CALL_BUFFER_INLINE_BYTES;
+use crate::frame::{CALL_BUFFER_INLINE_BYTES, FIXUPS_MAX, OUTS_MAX, OutRange};
 use crate::record::DirectionKeys;
 
 pub const BLOB_MAGIC: u64 = u64::from_le_bytes(*b"TCMIAGT1");
@@ -37,6 +37,9 @@ pub struct BlobHeader {
     /// `window_start <= rip <= window_end` and a restart code in rax is in a forwarded call.
     pub window_start: u64,
     pub window_end: u64,
+    /// Where a thread found in the window before its `syscall` instruction was executed
+    /// (`window_start <= rip <= window_end - 2`) goes on to leave the call unmade.
+    pub window_abort: u64,
     /// One `syscall; int3` pair for single remote calls.
     pub syscall_insn: u64,
     pub image_bytes: u64,
@@ -78,6 +81,8 @@ pub struct Batch {
     pub done_signal: u64,
     /// Signal mask to go back with when the tracer is dead.
     pub mask: u64,
+    /// As the program goes on, the restart of an interrupted call already applied. Segment
+    /// registers and bases are not touched, nor is the vector state at any time.
     pub regs: UserRegs,
 }
 
@@ -140,6 +145,9 @@ pub struct ProcArea {
     /// effect on the world: the original may still be resumed.
     pub calls_begun: u64,
     pub blob: u64,
+    /// 1 once a signal could not be sent: the event stream is of no more use.
+    pub events_broken: u32,
+    pub pad: u32,
     pub events: AgentStream,
 }
 
@@ -157,15 +165,40 @@ pub struct ThreadArea {
     /// Set by the signal handler; `serve` looks at it before the call.
     pub interrupted: u32,
     /// Set to 1 by the keeper, with the thread stopped in the window, after it put -EINTR
-    /// into rax: the reply carries CANCELLED.
+    /// into rax or moved rip to `window_abort`: the reply carries CANCELLED.
     pub cancelled: u32,
+    /// One of [`broken`]; not 0: the stream is closed and the thread waits for the keeper.
+    pub broken: u32,
+    /// The system call of the last request.
+    pub nr: u32,
     pub calls: AgentStream,
+    pub fixups: [u32; FIXUPS_MAX],
+    pub outs: [OutRange; OUTS_MAX],
     pub stack: [u8; THREAD_STACK_BYTES],
-    /// Received and sent records, and the call's buffer.
-    pub record: [u8; 2 * RECORD_ROOM],
-    pub buffer: [u8; CALL_BUFFER_INLINE_BYTES],
+    /// A received and a sent record, and the call's buffer.
+    pub received: [u8; RECORD_ROOM_BYTES],
+    pub sent: [u8; RECORD_ROOM_BYTES],
+    pub buffer: CallBuffer,
 }
-const RECORD_ROOM: usize = 17 * 1024;
+pub const RECORD_ROOM_BYTES: usize = 17 * 1024;
+
+/// Aligned as any structure a call may point to needs it.
+#[repr(C, align(64))]
+pub struct CallBuffer(pub [u8; CALL_BUFFER_INLINE_BYTES]);
+
+/// Why a shadow thread gave up its stream.
+pub mod broken {
+    /// The peer closed it.
+    pub const CLOSED: u32 = 1;
+    /// A record that is forged, damaged or none.
+    pub const RECORD: u32 = 2;
+    /// A frame that breaks the rules of [`crate::frame`].
+    pub const PROTOCOL: u32 = 3;
+    /// Reading or writing failed.
+    pub const IO: u32 = 4;
+}
+
+pub const STEWARD_OPS_MAX: usize = 16;
 
 /// The steward: executes calls in the guest on behalf of the monitor. Lives in a
 /// page shared (memfd) between the guest and the monitor.
@@ -176,8 +209,9 @@ pub struct StewardArea {
     pub request: u32,
     pub answered: u32,
     pub count: u32,
-    pub pad: u32,
-    pub ops: [BatchOp; 16],
+    /// Filled in: calls made of the answered request.
+    pub done: u32,
+    pub ops: [BatchOp; STEWARD_OPS_MAX],
     /// Room for what the ops point to.
     pub data: [u8; 2048],
 }

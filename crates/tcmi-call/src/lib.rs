@@ -6,10 +6,17 @@
 //! what the call means, and answers with a [`frame::ReplyHeader`]. Both speak
 //! TLS 1.3 records ([`record`]) with keys that a full handshake made.
 //!
-//! This crate is `no_std`, allocates nothing and does no I/O: the agent blob
-//! is built from it.
+//! This crate is `no_std` and does no I/O: the agent blob is built from it. Only
+//! [`engine`], a feature that the blob does not ask for, allocates.
 #![no_std]
 
+#[cfg(feature = "engine")]
+extern crate alloc;
+
 pub mod abi;
+#[cfg(feature = "engine")]
+pub mod engine;
 pub mod frame;
 pub mod record;
+#[cfg(feature = "table")]
+pub mod table;

@@ -1,0 +1,17 @@
+//! Freeze, capture and rebuild of processes.
+//!
+//! [`freeze::Frozen`] is a process of which every thread is held; dropping it
+//! without [`freeze::Frozen::thaw`] lets it run on as it was (the kernel detaches). What
+//! must never be: a frozen process left with registers that are not its own.
+
+pub mod blob;
+pub mod birth;
+pub mod capture;
+pub mod error;
+pub mod freeze;
+pub mod image;
+pub mod layout;
+pub mod rebuild;
+pub mod remote;
+
+pub use error::{Error, Result};

@@ -1,1 +1,61 @@
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tcmi_cli::args::{Args, Verb};
+use tcmi_cli::failure::{Failure, in_words};
+use tcmi_cli::node::Node;
+use tcmi_cli::{moves, show};
+use tcmi_core::command::NodeRef;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(text) => match writeln!(std::io::stdout(), "{text}") {
+            Ok(()) => ExitCode::SUCCESS,
+            // A reader that has seen enough, as `head` has.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+        Err(failure) => {
+            if args.json {
+                println!("{}", show::failure(&failure));
+            } else {
+                eprintln!("tcmi: {failure}");
+            }
+            ExitCode::from(failure.exit_status())
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<String, Failure> {
+    let node = Node::open(&args.ctlfs)?;
+    match &args.verb {
+        Verb::Nodes => Ok(show::nodes(&node.peers()?, args.json)),
+        Verb::Ps => Ok(show::processes(&node.processes()?, args.json)),
+        Verb::Migrate { pid, node: target } => {
+            moves::migrate(&node, *pid, target)?;
+            Ok(show::moved(*pid, Some(&name_of(&node, target)?), args.json))
+        }
+        Verb::Home { pid } => {
+            moves::home(&node, *pid)?;
+            Ok(show::moved(*pid, None, args.json))
+        }
+        Verb::Explain { pid, node: target } => {
+            let answer = node.explain(*pid, target.as_ref()).map_err(|error| {
+                let text = format!("process {pid}: {}", in_words(&error));
+                Failure::Refused { text, errno: error.raw_os_error() }
+            })?;
+            Ok(show::explanation(*pid, &answer, args.json))
+        }
+        Verb::Key => Ok(show::key(&node.line("node/name")?, &node.line("node/id")?, args.json)),
+    }
+}
+
+/// People know nodes by name; a number is shown as it was given if its node has left since.
+fn name_of(node: &Node, target: &NodeRef) -> Result<String, Failure> {
+    let NodeRef::Number(number) = target else { return Ok(target.to_string()) };
+    let peers = node.peers()?;
+    let peer = peers.into_iter().find(|peer| peer.number == *number);
+    Ok(peer.map_or_else(|| target.to_string(), |peer| peer.name))
+}

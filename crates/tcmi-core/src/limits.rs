@@ -8,3 +8,15 @@ pub const PHASE_TIMEOUT_MS: u64 = 30_000;
 pub const CONTROL_WRITE_BYTES_MAX: usize = 4096;
 /// Largest control message on a link, in bytes.
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Longest name of a node, in bytes.
+pub const NODE_NAME_BYTES_MAX: usize = 64;
+/// Longest host name in an address (RFC 1035), in bytes.
+pub const HOST_NAME_BYTES_MAX: usize = 253;
+/// Longest public key written as text, in bytes.
+pub const KEY_TEXT_BYTES_MAX: usize = 128;
+/// Control commands that may wait for their end at the same time; one more gets EBUSY.
+pub const CONTROL_COMMANDS_MAX: usize = 64;
+/// Files of the control filesystem that may be open at the same time; one more gets ENFILE.
+pub const CONTROL_HANDLES_MAX: usize = 4096;
+/// Users whose last `explain` answer is kept; beyond it the oldest is forgotten.
+pub const EXPLAIN_ANSWERS_MAX: usize = 256;

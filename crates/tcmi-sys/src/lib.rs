@@ -1,0 +1,14 @@
+//! The one place for raw Linux interfaces: ptrace, /proc, process memory,
+//! namespaces. Policy-free: every function does one thing and reports errno.
+#![allow(clippy::missing_safety_doc)]
+
+pub mod errno;
+pub mod maps;
+pub mod memory;
+pub mod namespace;
+pub mod pages;
+pub mod proc;
+pub mod ptrace;
+pub mod signal;
+
+pub use errno::{Errno, Result};

@@ -1,0 +1,294 @@
+//! `iovec` arrays and `msghdr`s.
+//!
+//! The segments of a call travel as one: home sees an array of one element, which
+//! means the same to every file and socket.
+
+use super::arguments::universal;
+use super::{BAD_POINTER, Call, Content, Fault, GuestMemory, Place, Slot, short_or_fault};
+use crate::frame::{CALL_BUFFER_MAX_BYTES, out_rule};
+use crate::table::errno::{EFAULT, EINVAL, EMSGSIZE, Errno};
+
+const IOVEC_BYTES: usize = 16;
+const SEGMENTS_MAX: u64 = 1024;
+const ADDRESS_MAX_BYTES: u32 = 128;
+const CONTROL_MAX_BYTES: u64 = 64 * 1024;
+
+/// `struct msghdr`, and of `struct mmsghdr` the length behind it.
+const MSGHDR_BYTES: usize = 56;
+const MMSGHDR_BYTES: usize = 64;
+const NAME: usize = 0;
+const NAME_LEN: usize = 8;
+const IOV: usize = 16;
+const IOV_LEN: usize = 24;
+const CONTROL: usize = 32;
+const CONTROL_LEN: usize = 40;
+const FLAGS: usize = 48;
+const MSG_LEN: usize = 56;
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut b = [0; 8];
+    b.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(b)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut b = [0; 4];
+    b.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(b)
+}
+
+/// Which way a call's data goes, and whether half of it is better than none.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Transfer {
+    Write,
+    Send,
+    Receive,
+}
+
+impl Call {
+    /// The array in argument `i` with its count in argument `n`.
+    pub(super) fn copy_iovec_argument<M: GuestMemory>(
+        &mut self,
+        i: usize,
+        n: usize,
+        args: &[u64; 6],
+        inward: bool,
+        mem: &mut M,
+    ) -> Result<(), Errno> {
+        let count = args[n];
+        if count > SEGMENTS_MAX {
+            return Err(EINVAL);
+        }
+        if count == 0 {
+            self.header.args[i] = 0;
+            return Ok(());
+        }
+        let transfer = if inward { Transfer::Write } else { Transfer::Receive };
+        let Ok(total) = self.read_segments(args[i], count, mem)? else {
+            self.header.args[i] = BAD_POINTER;
+            return Ok(());
+        };
+        let at = self.align();
+        self.image.resize(at + IOVEC_BYTES, 0);
+        self.point(Slot::Arg(i), at);
+        self.header.args[n] = 1;
+        self.copy_segments(at, total, transfer, mem);
+        Ok(())
+    }
+
+    /// Fills `segments`; returns their sum, clamped to what a frame carries.
+    fn read_segments<M: GuestMemory>(
+        &mut self,
+        addr: u64,
+        count: u64,
+        mem: &mut M,
+    ) -> Result<Result<usize, Fault>, Errno> {
+        let start = self.image.len();
+        let read = self.append(addr, IOVEC_BYTES * count as usize, mem);
+        let Ok(at) = read else {
+            self.image.truncate(start);
+            return Ok(Err(Fault { copied: 0 }));
+        };
+        let mut total = 0;
+        let max = CALL_BUFFER_MAX_BYTES as u64;
+        self.segments.clear();
+        for k in 0..count as usize {
+            let base = u64_at(&self.image, at + IOVEC_BYTES * k);
+            let len = u64_at(&self.image, at + IOVEC_BYTES * k + 8);
+            if i64::try_from(len).is_err() {
+                return Err(EINVAL);
+            }
+            let len = len.min(max - total);
+            total += len;
+            if len > 0 {
+                self.segments.push((base, len));
+            }
+        }
+        self.image.truncate(start);
+        Ok(Ok(total as usize))
+    }
+
+    /// `at` is the image offset of the one iovec that home sees.
+    fn copy_segments<M: GuestMemory>(
+        &mut self,
+        at: usize,
+        total: usize,
+        transfer: Transfer,
+        mem: &mut M,
+    ) {
+        let base = Slot::Image(at);
+        if transfer == Transfer::Receive {
+            self.image[at + 8..at + 16].copy_from_slice(&(total as u64).to_le_bytes());
+            let place = Place { addr: 0, content: Content::Segments };
+            self.receives(base, total, (out_rule::BY_RETURN, 1), place);
+            return;
+        }
+        let data = self.align();
+        self.image.resize(data + total, 0);
+        let mut done = 0;
+        for k in 0..self.segments.len() {
+            let (addr, len) = self.segments[k];
+            let into = &mut self.image[data + done..data + done + len as usize];
+            match mem.read(addr, into) {
+                Ok(()) => done += len as usize,
+                Err(fault) => {
+                    done += fault.copied;
+                    break;
+                }
+            }
+        }
+        self.image.truncate(data + done);
+        let whole = done == total;
+        if whole || (transfer == Transfer::Write && done > 0) {
+            self.image[at + 8..at + 16].copy_from_slice(&(done as u64).to_le_bytes());
+            self.point(base, data);
+        } else {
+            self.image.truncate(data);
+            self.image[at + 8..at + 16].copy_from_slice(&(total as u64).to_le_bytes());
+            self.point_raw(base, BAD_POINTER);
+        }
+    }
+
+    pub(super) fn put_segments<M: GuestMemory>(
+        &self,
+        mut range: &[u8],
+        mem: &mut M,
+    ) -> Result<(), i64> {
+        let mut done = 0;
+        for &(addr, len) in &self.segments {
+            let (now, rest) = range.split_at(range.len().min(len as usize));
+            if now.is_empty() {
+                break;
+            }
+            mem.write(addr, now).map_err(|f| short_or_fault(Fault { copied: done + f.copied }))?;
+            done += now.len();
+            range = rest;
+        }
+        Ok(())
+    }
+
+    pub(super) fn copy_msghdr<M: GuestMemory>(
+        &mut self,
+        slot: Slot,
+        addr: u64,
+        inward: bool,
+        multiple: bool,
+        mem: &mut M,
+    ) -> Result<(), Errno> {
+        let Ok(at) = self.append(addr, MSGHDR_BYTES, mem) else {
+            self.point_raw(slot, BAD_POINTER);
+            return Ok(());
+        };
+        let size = if multiple { MMSGHDR_BYTES } else { MSGHDR_BYTES };
+        self.image.resize(at + size, 0);
+        self.point(slot, at);
+        let segments = u64_at(&self.image, at + IOV_LEN);
+        if segments > SEGMENTS_MAX {
+            return Err(EMSGSIZE);
+        }
+        self.copy_name(at, inward, mem);
+        self.copy_message_data(at, segments, inward, mem)?;
+        self.copy_control(at, inward, mem);
+        if multiple || !inward {
+            let content = if multiple { Content::Mmsghdr } else { Content::Msghdr };
+            self.returns(at, size, (out_rule::ON_SUCCESS, 0), Place { addr, content });
+        }
+        Ok(())
+    }
+
+    fn copy_name<M: GuestMemory>(&mut self, at: usize, inward: bool, mem: &mut M) {
+        let pointer = u64_at(&self.image, at + NAME);
+        let len = u32_at(&self.image, at + NAME_LEN);
+        // A negative length goes to home for its EINVAL.
+        if i32::try_from(len).is_err() {
+            return self.point_raw(Slot::Image(at + NAME), 0);
+        }
+        let len = len.min(ADDRESS_MAX_BYTES);
+        self.image[at + NAME_LEN..at + NAME_LEN + 4].copy_from_slice(&len.to_le_bytes());
+        let slot = Slot::Image(at + NAME);
+        if let Some(pointer) = universal(pointer) {
+            return self.point_raw(slot, pointer);
+        }
+        if inward {
+            return self.copy_in(slot, pointer, len as usize, None, mem);
+        }
+        let place = Place { addr: pointer, content: Content::Buffer(crate::table::When::Success) };
+        let rule = (out_rule::BY_LENGTH, (at + NAME_LEN) as u32);
+        self.receives(slot, len as usize, rule, place);
+    }
+
+    fn copy_message_data<M: GuestMemory>(
+        &mut self,
+        at: usize,
+        segments: u64,
+        inward: bool,
+        mem: &mut M,
+    ) -> Result<(), Errno> {
+        let slot = Slot::Image(at + IOV);
+        let pointer = u64_at(&self.image, at + IOV);
+        if segments == 0 || universal(pointer).is_some() {
+            self.point_raw(slot, universal(pointer).unwrap_or(0));
+            return Ok(());
+        }
+        let Ok(total) = self.read_segments(pointer, segments, mem)? else {
+            self.point_raw(slot, BAD_POINTER);
+            return Ok(());
+        };
+        let iovec = self.align();
+        self.image.resize(iovec + IOVEC_BYTES, 0);
+        self.point(slot, iovec);
+        self.image[at + IOV_LEN..at + IOV_LEN + 8].copy_from_slice(&1u64.to_le_bytes());
+        let transfer = if inward { Transfer::Send } else { Transfer::Receive };
+        self.copy_segments(iovec, total, transfer, mem);
+        Ok(())
+    }
+
+    fn copy_control<M: GuestMemory>(&mut self, at: usize, inward: bool, mem: &mut M) {
+        let slot = Slot::Image(at + CONTROL);
+        let pointer = u64_at(&self.image, at + CONTROL);
+        if let Some(pointer) = universal(pointer) {
+            return self.point_raw(slot, pointer);
+        }
+        let len = u64_at(&self.image, at + CONTROL_LEN);
+        if inward && len > CONTROL_MAX_BYTES {
+            // More than any kernel takes at once: ENOBUFS before it looks.
+            return self.point_raw(slot, BAD_POINTER);
+        }
+        let len = len.min(CONTROL_MAX_BYTES);
+        self.image[at + CONTROL_LEN..at + CONTROL_LEN + 8].copy_from_slice(&len.to_le_bytes());
+        if inward {
+            return self.copy_in(slot, pointer, len as usize, None, mem);
+        }
+        let place = Place { addr: pointer, content: Content::Buffer(crate::table::When::Success) };
+        let rule = (out_rule::BY_LENGTH, (at + CONTROL_LEN) as u32);
+        self.receives(slot, len as usize, rule, place);
+    }
+}
+
+pub(super) fn put_msghdr<M: GuestMemory>(addr: u64, b: &[u8], mem: &mut M) -> Result<(), i64> {
+    if b.len() < MSGHDR_BYTES {
+        return Err(EFAULT.ret());
+    }
+    let mut write = |at: usize, len: usize| {
+        mem.write(addr + at as u64, &b[at..at + len]).map_err(|_| EFAULT.ret())
+    };
+    write(NAME_LEN, 4)?;
+    write(CONTROL_LEN, 8)?;
+    write(FLAGS, 4)
+}
+
+pub(super) fn put_mmsghdr<M: GuestMemory>(
+    addr: u64,
+    b: &[u8],
+    ret: i64,
+    mem: &mut M,
+) -> Result<(), i64> {
+    if ret == 0 {
+        return Ok(());
+    }
+    if b.len() < MMSGHDR_BYTES {
+        return Err(EFAULT.ret());
+    }
+    put_msghdr(addr, b, mem)?;
+    mem.write(addr + MSG_LEN as u64, &b[MSG_LEN..MSG_LEN + 4]).map_err(|_| EFAULT.ret())
+}

@@ -1,0 +1,269 @@
+//! The syscall table: what becomes of each x86-64 system call of a guest, and
+//! what each of its arguments is.
+//!
+//! Pure data. [`crate::engine`] copies arguments by it, the guest's seccomp filter
+//! is built from its classes, and the monitor reads its restart column.
+//! A NULL pointer is always passed on as NULL: home's kernel says whether it may be.
+
+mod absent;
+mod files;
+pub mod ioctl;
+mod memory;
+pub mod prctl;
+mod process;
+mod sockets;
+mod threads;
+
+pub mod errno;
+
+use errno::Errno;
+
+/// One more than the newest number known (Linux 6.18: `file_setattr`).
+pub const ROWS: usize = 470;
+/// Bit of the numbers of the x32 ABI.
+pub const X32_BIT: u32 = 0x4000_0000;
+
+/// Who executes a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The guest's own kernel, at native speed.
+    Local,
+    /// The shadow, at home.
+    Forward,
+    /// A part on each side.
+    Both(Both),
+    /// Nobody: the errno of a kernel without the feature.
+    Refused(Errno),
+}
+
+/// What the monitor does for a call that has an effect on both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Both {
+    /// `rt_sigaction`: home learns the disposition, then the guest's kernel executes it.
+    Disposition,
+    /// `exit`: the shadow thread is told, the guest thread ends.
+    ExitThread,
+    /// `exit_group`.
+    ExitGroup,
+    /// `mmap` of a file: content is fetched, the mapping is mirrored at home.
+    MapFile,
+    /// `prctl`, by [`prctl::option`].
+    Prctl,
+}
+
+/// When the filter lets a call that is otherwise forwarded through to the guest's kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalIf {
+    Never,
+    /// `mmap`: MAP_ANONYMOUS is set in argument 3.
+    Anonymous,
+    /// Argument 0 is the guest's own pid (and so argument 1 of `tgkill` is one of its threads).
+    OwnPid,
+    /// `tkill` of the caller's process cannot be told from another's by number; the main
+    /// thread's can.
+    MainThread,
+    /// `clock_nanosleep`: TIMER_ABSTIME is set in argument 1.
+    AbsoluteTime,
+}
+
+/// What a signal does to a call that was waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restart {
+    /// EINTR.
+    Never,
+    /// Again after a handler with SA_RESTART or no handler, else EINTR.
+    SaRestart,
+    /// Again only if no handler ran, else EINTR.
+    NoHandler,
+    /// Again. Also the calls that never wait.
+    Always,
+}
+
+impl Restart {
+    /// The errno that makes the guest's kernel do so, as the tracee of a seccomp
+    /// notification (they never reach the program while a signal is pending).
+    pub const fn code(self) -> i32 {
+        match self {
+            Restart::Never => 4,
+            Restart::SaRestart => 512,
+            Restart::Always => 513,
+            Restart::NoHandler => 514,
+        }
+    }
+}
+
+/// How long a buffer is. `Arg(i)` counts in argument i.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    Bytes(u32),
+    /// A `size_t` in argument i.
+    Arg(u8),
+    /// An `int` in argument i; a negative one is passed on with an empty buffer.
+    Int(u8),
+    /// Argument i (an `int`) times a unit.
+    Items(u8, u32),
+    /// Argument i plus a header of so many bytes.
+    Plus(u8, u32),
+    /// Argument i (an `int`) bits, in words of 64.
+    Bits(u8),
+}
+
+/// When a buffer is written back to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    Always,
+    /// The call did not fail.
+    Success,
+    /// It returned more than 0.
+    Positive,
+    /// The first `ret` units.
+    Return(u32),
+    /// The first `ret + n` bytes.
+    ReturnPlus(u32),
+    /// Only if it ended in EINTR (the rest of a sleep).
+    Interrupted,
+    SuccessOrInterrupted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arg {
+    /// The call has no such argument; home gets 0.
+    Unused,
+    Value,
+    Fd,
+    /// NUL-terminated, at most PATH_MAX bytes with the NUL, else ENAMETOOLONG.
+    Path,
+    In(Size),
+    Out(Size, When),
+    InOut(Size, When),
+    /// Bytes of a `write`: `size_t` in argument i; clamped, and cut short at a bad page.
+    StreamIn(u8),
+    /// Bytes of a `read`: `size_t` in argument i; clamped.
+    StreamOut(u8),
+    /// `struct iovec` array, count in argument i.
+    IovecIn(u8),
+    IovecOut(u8),
+    MsghdrIn,
+    MsghdrOut,
+    /// `struct mmsghdr` array, count in argument 2, of which one message is done.
+    MmsghdrIn,
+    MmsghdrOut,
+    /// Result whose room and length stand in a `socklen_t` that argument i points to;
+    /// at most so many bytes.
+    Measured(u8, u32),
+    /// That `socklen_t`.
+    Length,
+    /// Milliseconds to wait, an `int`; negative is for ever.
+    TimeoutMs,
+    /// Relative `struct timespec`, not written back.
+    Timeout,
+    /// Relative `struct timespec`; the rest is written back.
+    TimeoutRest,
+    /// The same with a `struct timeval`.
+    TimevalRest,
+    /// Signal mask for the time of the call: home gets NULL, the monitor honours it.
+    Mask,
+    /// `pselect6`'s pointer to pointer and size of such a mask.
+    MaskPair,
+    /// By the request in argument 1.
+    Ioctl,
+    /// By the command in argument 1.
+    Fcntl,
+    /// `semctl`, by the command in argument 2.
+    Semctl,
+    /// `prctl`, by the option in argument 0.
+    Prctl,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub name: &'static str,
+    pub class: Class,
+    pub local_if: LocalIf,
+    pub restart: Restart,
+    pub args: [Arg; 6],
+}
+
+impl Row {
+    const MISSING: Row = Row::refused("", errno::ENOSYS);
+
+    const fn new(name: &'static str, class: Class, restart: Restart, list: &[Arg]) -> Row {
+        let mut args = [Arg::Unused; 6];
+        let mut i = 0;
+        while i < list.len() {
+            args[i] = list[i];
+            i += 1;
+        }
+        Row { name, class, local_if: LocalIf::Never, restart, args }
+    }
+
+    /// Never waits.
+    const fn forward(name: &'static str, args: &[Arg]) -> Row {
+        Row::new(name, Class::Forward, Restart::Always, args)
+    }
+
+    const fn waits(name: &'static str, restart: Restart, args: &[Arg]) -> Row {
+        Row::new(name, Class::Forward, restart, args)
+    }
+
+    const fn local(name: &'static str) -> Row {
+        Row::new(name, Class::Local, Restart::Always, &[])
+    }
+
+    const fn both(name: &'static str, both: Both, args: &[Arg]) -> Row {
+        Row::new(name, Class::Both(both), Restart::Always, args)
+    }
+
+    const fn refused(name: &'static str, errno: Errno) -> Row {
+        Row::new(name, Class::Refused(errno), Restart::Always, &[])
+    }
+
+    const fn local_if(mut self, test: LocalIf) -> Row {
+        self.local_if = test;
+        self
+    }
+}
+
+const SUBJECTS: [&[(usize, Row)]; 6] =
+    [files::ROWS, sockets::ROWS, process::ROWS, memory::ROWS, threads::ROWS, absent::ROWS];
+
+/// Fails to compile where a number has two rows or none.
+const fn assemble() -> [Row; ROWS] {
+    let mut table = [Row::MISSING; ROWS];
+    let mut s = 0;
+    while s < SUBJECTS.len() {
+        let mut i = 0;
+        while i < SUBJECTS[s].len() {
+            let (nr, row) = SUBJECTS[s][i];
+            assert!(table[nr].name.is_empty(), "two rows for one number");
+            table[nr] = row;
+            i += 1;
+        }
+        s += 1;
+    }
+    let mut nr = 0;
+    while nr < ROWS {
+        if nr >= absent::HOLE.0 && nr <= absent::HOLE.1 {
+            table[nr].name = "unassigned";
+        }
+        assert!(!table[nr].name.is_empty(), "a number without a row");
+        nr += 1;
+    }
+    table
+}
+
+static TABLE: [Row; ROWS] = assemble();
+
+/// None for numbers of the x32 ABI and those newer than the table: ENOSYS.
+pub fn row(nr: u32) -> Option<&'static Row> {
+    TABLE.get(nr as usize)
+}
+
+pub fn rows() -> impl Iterator<Item = (u32, &'static Row)> {
+    (0..).zip(TABLE.iter())
+}
+
+/// Number by name, for tests and reports.
+pub fn number(name: &str) -> Option<u32> {
+    rows().find(|(_, r)| r.name == name).map(|(nr, _)| nr)
+}

@@ -1,0 +1,151 @@
+//! Entry `on_signal`: what reaches the shadow is the guest's.
+
+use crate::stream::seal;
+use crate::sys::{self, syscall};
+use crate::window::{Interrupted, interrupted_at};
+use core::arch::asm;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU32, Ordering};
+use linux_raw_sys::general::{
+    __NR_futex, FUTEX_WAIT, FUTEX_WAKE, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP,
+};
+use tcmi_call::abi::{ProcArea, ThreadArea};
+use tcmi_call::frame::{SignalFrame, kind};
+use tcmi_call::record::{HEADER_BYTES, OVERHEAD_BYTES};
+
+/// The head of siginfo_t, and the words that follow for a signal that a process sent.
+#[repr(C)]
+pub struct SigInfo {
+    signo: i32,
+    errno: i32,
+    code: i32,
+    pad: i32,
+    rest: [u8; 112],
+}
+const _: () = assert!(size_of::<SigInfo>() == 128);
+
+const SI_TKILL: i32 = -6;
+const SI_KERNEL: i32 = 0x80;
+
+/// The start of the x86-64 `ucontext_t`: flags, link, stack, then the general registers.
+#[repr(C)]
+pub struct UContext {
+    flags: u64,
+    link: u64,
+    stack: [u64; 3],
+    r8_to_rbx: [u64; 12],
+    rdx: u64,
+    rax: u64,
+    rcx: u64,
+    rsp: u64,
+    rip: u64,
+}
+const _: () = assert!(offset_of!(UContext, rip) == 168);
+
+/// Runs with every signal blocked, so it never nests and its thread never holds the lock
+/// when it starts.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn blob_on_signal(signo: i32, info: *const SigInfo, context: *mut UContext) {
+    let area: *mut ThreadArea;
+    // SAFETY: gs base is the area of every thread that has signals unblocked; its first word
+    // is its own address.
+    unsafe { asm!("mov {}, gs:[0]", out(reg) area, options(nostack, readonly, preserves_flags)) };
+    // SAFETY: the kernel made both for this delivery.
+    let (info, context) = unsafe { (&*info, &mut *context) };
+    if is_fault(info) {
+        crate::lifecycle::default_and_return(signo);
+        return;
+    }
+    // SAFETY: the areas outlive the threads; the frame is sent under the lock.
+    unsafe { forward((*area).proc_area as *mut ProcArea, (*area).tid, info) };
+    // SAFETY: this thread's own word.
+    let interrupted = unsafe { AtomicU32::from_ptr(&raw mut (*area).interrupted) };
+    match interrupted_at(context.rip, context.rax) {
+        Interrupted::Idle => {}
+        Interrupted::Busy => interrupted.store(1, Ordering::Relaxed),
+        Interrupted::BeforeCall { abort } => {
+            interrupted.store(1, Ordering::Relaxed);
+            context.rip = abort;
+        }
+    }
+}
+
+/// True for a fault of the agent's own code: to return from it would repeat it for ever.
+fn is_fault(info: &SigInfo) -> bool {
+    let by_instruction = matches!(info.signo as u32, SIGSEGV | SIGBUS | SIGILL | SIGFPE | SIGTRAP);
+    by_instruction && info.code > 0 && (info.code != SI_KERNEL || info.signo as u32 == SIGSEGV)
+}
+
+/// # Safety
+/// `proc` is the live area; all signals are blocked.
+unsafe fn forward(proc: *mut ProcArea, tid: i32, info: &SigInfo) {
+    // SAFETY: shared words, used as atomics only.
+    let (lock, seq, broken) = unsafe {
+        (
+            AtomicU32::from_ptr(&raw mut (*proc).event_lock),
+            AtomicU32::from_ptr(&raw mut (*proc).signal_seq),
+            AtomicU32::from_ptr(&raw mut (*proc).events_broken),
+        )
+    };
+    acquire(lock);
+    if broken.load(Ordering::Relaxed) == 0 {
+        let number = seq.load(Ordering::Relaxed).wrapping_add(1);
+        let frame = frame(number, tid, info);
+        let mut record = [0; SignalFrame::BYTES + OVERHEAD_BYTES];
+        record[HEADER_BYTES..HEADER_BYTES + SignalFrame::BYTES].copy_from_slice(frame.as_bytes());
+        // SAFETY: the event stream belongs to whoever holds the lock.
+        let events = unsafe { &mut (*proc).events };
+        let sent = seal(&mut events.tx, &mut record, SignalFrame::BYTES)
+            .is_ok_and(|n| sys::send_all(events.fd, &record[..n]).is_ok());
+        if sent {
+            // Only now: a reply that carries this number must come after the frame.
+            seq.store(number, Ordering::Release);
+        } else {
+            broken.store(1, Ordering::Relaxed);
+        }
+    }
+    release(lock);
+}
+
+fn frame(seq: u32, tid: i32, info: &SigInfo) -> SignalFrame {
+    let mut siginfo = [0; 128];
+    // SAFETY: 128 bytes of plain integers.
+    siginfo.copy_from_slice(unsafe {
+        core::slice::from_raw_parts((info as *const SigInfo).cast(), 128)
+    });
+    SignalFrame {
+        len: (SignalFrame::BYTES - 8) as u32,
+        kind: kind::SIGNAL,
+        pad: 0,
+        seq,
+        signo: info.signo as u32,
+        tid: if info.code == SI_TKILL { tid as u32 } else { 0 },
+        pad2: 0,
+        siginfo,
+    }
+}
+
+const FREE: u32 = 0;
+const HELD: u32 = 1;
+const AWAITED: u32 = 2;
+
+fn futex(word: &AtomicU32, op: u32, value: u32) {
+    // SAFETY: a live word; a wait that ends early is repeated by the caller, a wake of nobody
+    // is none.
+    unsafe { syscall(__NR_futex, [word.as_ptr() as u64, op.into(), value.into(), 0, 0, 0]) };
+}
+
+fn acquire(lock: &AtomicU32) {
+    if lock.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+        return;
+    }
+    while lock.swap(AWAITED, Ordering::Acquire) != FREE {
+        futex(lock, FUTEX_WAIT, AWAITED);
+    }
+}
+
+fn release(lock: &AtomicU32) {
+    if lock.swap(FREE, Ordering::Release) == AWAITED {
+        futex(lock, FUTEX_WAKE, 1);
+    }
+}

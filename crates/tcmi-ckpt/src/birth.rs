@@ -1,0 +1,386 @@
+//! A fresh process becomes a guest: emptied of what it was forked with, filled by
+//! an image, shut in behind its seccomp filter.
+
+use crate::blob::Blob;
+use crate::error::{Error, Result};
+use crate::freeze::{Frozen, freeze, settle};
+use crate::image::*;
+use crate::layout::{gap, reconcile};
+use crate::rebuild::{self, Batcher};
+use crate::remote::{Agent, Ids, call, find_syscall, page_up};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use tcmi_call::abi::StewardArea;
+use tcmi_sys::maps::{self, Mapping};
+use tcmi_sys::namespace::{CloneArgs, fork_as};
+use tcmi_sys::ptrace::Running;
+use tcmi_sys::signal;
+use tcmi_sys::Errno;
+
+/// Last address of user space on x86-64 with 47 bits.
+const USER_END: u64 = 0x7fff_ffff_f000;
+/// The steward's thread id in the guest's pid namespace: the highest there is, which home
+/// hands out last.
+pub const STEWARD_TID: i32 = 4_194_303;
+
+/// A guest under construction. Dropping it leaves a stopped child that dies with its monitor;
+/// [`Newborn::kill`] ends it at once.
+pub struct Newborn {
+    pub frozen: Frozen,
+    /// The temporary agent that builds; unmapped by the steward at the end.
+    pub agent: Agent,
+    pid: i32,
+    steward: Option<crate::freeze::Thread>,
+}
+
+impl Newborn {
+    /// Forks a child with `image.pid` in the caller's pid namespace for children and empties
+    /// it. The caller has one thread.
+    pub fn spawn(pid: i32, mm: &AddressSpace, blob: &Blob) -> Result<Self> {
+        // SAFETY: the caller has one thread; the child only pauses until it is taken over.
+        let child = unsafe { fork_as(Some(pid)) }?;
+        if child == 0 {
+            loop {
+                // SAFETY: no arguments.
+                unsafe { libc::pause() };
+            }
+        }
+        let frozen = freeze(child)?;
+        let mut n = Self { frozen, agent: Agent::none(), pid, steward: None };
+        n.take_over(mm, blob).inspect_err(|_| kill(child))?;
+        Ok(n)
+    }
+    /// The guest's leader as this node numbers it.
+    pub fn host_pid(&self) -> i32 {
+        self.frozen.pid
+    }
+    fn ids(&self, tid: i32) -> Ids {
+        Ids { tgid: self.pid, tid }
+    }
+    fn leader(&mut self) -> Batcher<'_> {
+        let (ids, host) = (self.ids(self.pid), self.frozen.pid);
+        Batcher::new(&self.agent, self.frozen.leader_mut(), host, ids)
+    }
+
+    /// Replaces everything that is mapped by the agent and the vDSO at its new place.
+    fn take_over(&mut self, mm: &AddressSpace, blob: &Blob) -> Result<()> {
+        let host = self.frozen.pid;
+        let old = maps::read(host)?;
+        let special: Vec<&Mapping> = old
+            .iter()
+            .filter(|m| m.name == "[vdso]" || m.name.starts_with("[vvar"))
+            .collect();
+        let vdso = special
+            .iter()
+            .find(|m| m.name == "[vdso]")
+            .ok_or_else(|| Error::unsupported("this node's kernel maps no vDSO"))?;
+        let vdso_call = find_syscall(host, vdso.start, vdso.end)?;
+        let mut taken: Vec<(u64, u64)> = old.iter().map(|m| (m.start, m.end)).collect();
+        taken.extend(mm.vmas.iter().map(|v| (v.start, v.end)));
+        taken.extend([mm.vvar, mm.vdso, mm.reserved]);
+        let len = Agent::room(blob);
+        let base = gap(&taken, len).ok_or(Error::Image("no room for the agent"))?;
+        taken.push((base, base + len));
+        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+        let args = [base, len, prot, flags, u64::MAX, 0];
+        let leader = self.frozen.leader_mut();
+        call(leader, vdso_call, "mmap agent", libc::SYS_mmap, args)?;
+        self.agent = Agent::write_at(host, base, len, blob, libc::SIGURG)?;
+        let seal = self.agent.seal_args(blob);
+        call(self.frozen.leader_mut(), vdso_call, "mprotect", libc::SYS_mprotect, seal)?;
+        self.empty(&special, (base, base + len), mm, &taken)
+    }
+
+    fn empty(
+        &mut self,
+        special: &[&Mapping],
+        agent: (u64, u64),
+        mm: &AddressSpace,
+        taken: &[(u64, u64)],
+    ) -> Result<()> {
+        let first = special[0].start;
+        let end = special.last().map_or(first, |m| m.end);
+        // The vDSO moves by way of a place that is neither its old nor its new one.
+        let via = gap(taken, end - first).ok_or(Error::Image("no room for the vDSO"))?;
+        let kept = {
+            let mut k = [agent, (first, end)];
+            k.sort_unstable();
+            k
+        };
+        let has_vdso = mm.vdso.1 > mm.vdso.0;
+        if has_vdso && (end - first) != mm.vdso.1 - mm.vvar.0 {
+            return Err(Error::unsupported("this node's kernel has another vDSO"));
+        }
+        let rseq = self.frozen.leader().stopped()?.rseq()?;
+        let mut b = self.leader();
+        if let Some(q) = rseq {
+            // The kernel writes there on every way to user mode, and kills where it cannot.
+            const UNREGISTER: u64 = 1;
+            let args = [q.ptr, q.size as u64, UNREGISTER, q.signature as u64, 0, 0];
+            b.push("rseq", libc::SYS_rseq, args)?;
+        }
+        let mut at = 0;
+        for (start, stop) in kept.into_iter().chain([(USER_END, USER_END)]) {
+            if start > at {
+                b.push("munmap", libc::SYS_munmap, [at, start - at, 0, 0, 0, 0])?;
+            }
+            at = stop;
+        }
+        let move_to = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        let hops = [(first, via), (via, mm.vvar.0)];
+        for hop in hops.iter().filter(|_| has_vdso) {
+            for m in special {
+                let (from, len) = (hop.0 + (m.start - first), m.len());
+                let args = [from, len, len, move_to, hop.1 + (m.start - first), 0];
+                b.push("mremap vdso", libc::SYS_mremap, args)?;
+            }
+        }
+        b.flush().map(drop)
+    }
+
+    /// Maps what the image maps. `fds[i]` is `files[i]` in this process and its children.
+    pub fn build_space(&mut self, have: &[Vma], want: &[Vma], fds: &[RawFd]) -> Result<()> {
+        let steps = reconcile(have, want);
+        let fd_of = |file: u32| {
+            fds.get(file as usize).copied().ok_or(Error::Image("a mapping of an unknown file"))
+        };
+        rebuild::apply(&mut self.leader(), &steps, &fd_of)
+    }
+
+    pub fn populate(&mut self, runs: &[std::ops::Range<u64>], vmas: &[Vma]) -> Result<()> {
+        rebuild::populate(&mut self.leader(), runs, vmas)
+    }
+
+    /// The steward's code and its page, shared with us by `area`, at the reserved place.
+    pub fn place_steward(&mut self, reserved: (u64, u64), blob: &Blob, area: RawFd) -> Result<()> {
+        let host = self.frozen.pid;
+        let code = page_up(blob.code_bytes() as u64);
+        let area_len = page_up(std::mem::size_of::<StewardArea>() as u64);
+        let rest = reserved.0 + code + area_len;
+        if rest > reserved.1 {
+            return Err(Error::Image("reserved region too small"));
+        }
+        let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let fixed = libc::MAP_FIXED_NOREPLACE;
+        let private = (fixed | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        let shared = (fixed | libc::MAP_SHARED) as u64;
+        let mut b = self.leader();
+        b.push("mmap steward", libc::SYS_mmap, [reserved.0, code, rw, private, u64::MAX, 0])?;
+        let args = [reserved.0 + code, area_len, rw, shared, area as u64, 0];
+        b.push("mmap steward area", libc::SYS_mmap, args)?;
+        if reserved.1 > rest {
+            let args = [rest, reserved.1 - rest, 0, private, u64::MAX, 0];
+            b.push("mmap reserved", libc::SYS_mmap, args)?;
+        }
+        b.flush()?;
+        let image = blob.image_for(reserved.0);
+        tcmi_sys::memory::write(host, reserved.0, &image[..blob.code_bytes()])?;
+        let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        let mut b = self.leader();
+        b.push("mprotect steward", libc::SYS_mprotect, [reserved.0, code, rx, 0, 0, 0])?;
+        b.flush().map(drop)
+    }
+
+    /// Creates the other threads with their home ids, and the steward; all stopped.
+    pub fn create_threads(&mut self, tids: &[i32]) -> Result<()> {
+        const FLAGS: i32 = libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD
+            | libc::CLONE_SYSVSEM;
+        let opts = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
+        self.frozen.leader().stopped()?.set_options(opts)?;
+        let mut b = self.leader();
+        for tid in tids.iter().copied().chain([STEWARD_TID]) {
+            let set_tid = b.data(&tid.to_le_bytes())?;
+            let args = CloneArgs {
+                flags: FLAGS as u64,
+                set_tid,
+                set_tid_size: 1,
+                ..CloneArgs::default()
+            };
+            let at = b.data(crate::remote::bytes_of(&args))?;
+            let size = std::mem::size_of::<CloneArgs>() as u64;
+            b.push("clone3", libc::SYS_clone3, [at, size, 0, 0, 0, 0])?;
+        }
+        b.flush()?;
+        self.collect_threads()
+    }
+
+    fn collect_threads(&mut self) -> Result<()> {
+        let host = self.frozen.pid;
+        let new = tcmi_sys::proc::tids(host)?
+            .into_iter()
+            .filter(|&t| t != host)
+            .map(Running::attached_by_kernel)
+            .collect();
+        let leader = self.frozen.threads.remove(0);
+        let mut rest = settle_all(new)?;
+        let steward = rest
+            .iter()
+            .position(|t| inner_tid(host, t.tid) == Some(STEWARD_TID))
+            .ok_or(Error::Ended)?;
+        self.steward = Some(rest.remove(steward));
+        self.frozen.threads = std::iter::once(leader).chain(rest).collect();
+        Ok(())
+    }
+
+    /// The guest's own tid of each thread, in the order of `frozen.threads`.
+    pub fn tids(&self) -> Result<Vec<i32>> {
+        let host = self.frozen.pid;
+        self.frozen
+            .threads
+            .iter()
+            .map(|t| inner_tid(host, t.tid).ok_or(Error::Ended))
+            .collect()
+    }
+
+    /// Per-thread and per-process state but for registers.
+    pub fn restore_state(&mut self, image: &ProcessImage) -> Result<()> {
+        let (pid, host) = (self.pid, self.frozen.pid);
+        let tids = self.tids()?;
+        for (t, tid) in self.frozen.threads.iter_mut().zip(&tids) {
+            let mut b = Batcher::new(&self.agent, t, host, Ids { tgid: pid, tid: *tid });
+            rebuild::set_thread(&mut b, rebuild::thread_of(image, *tid)?)?;
+        }
+        let mut b = self.leader();
+        let args = [image.personality as u64, 0, 0, 0, 0, 0];
+        b.push("personality", libc::SYS_personality, args)?;
+        for &(resource, soft, hard) in &image.limits {
+            let at = b.data(crate::remote::bytes_of(&[soft, hard]))?;
+            // Without privilege a node cannot go above its own limits.
+            b.attempt("prlimit", libc::SYS_prlimit64, [0, resource as u64, at, 0, 0, 0])?;
+        }
+        b.flush()?;
+        rebuild::set_mm(&mut self.leader(), &image.mm)?;
+        rebuild::set_process(&mut self.leader(), image)
+    }
+
+    /// Gives up every privilege and descriptor, and installs `filter` in all threads.
+    /// Returns the filter's listener. From here on forwarded calls wait for the monitor.
+    pub fn shut_in(&mut self, uid: u32, gid: u32, filter: &[u8]) -> Result<OwnedFd> {
+        let (pid, host) = (self.pid, self.frozen.pid);
+        let tids = self.tids()?;
+        let steward = self.steward.as_mut().ok_or(Error::Ended)?;
+        let all = self.frozen.threads.iter_mut().zip(tids).chain([(steward, STEWARD_TID)]);
+        for (t, tid) in all {
+            let mut b = Batcher::new(&self.agent, t, host, Ids { tgid: pid, tid });
+            drop_privilege(&mut b, uid, gid)?;
+        }
+        let listener = self.install(filter)?;
+        take_descriptor(host, listener)
+    }
+
+    fn install(&mut self, filter: &[u8]) -> Result<i32> {
+        const SET_MODE_FILTER: u64 = 1;
+        // TSYNC | NEW_LISTENER | TSYNC_ESRCH | WAIT_KILLABLE_RECV
+        const FLAGS: u64 = 1 | 8 | 16 | 32;
+        let mut b = self.leader();
+        b.push("close_range", libc::SYS_close_range, [0, u32::MAX as u64, 0, 0, 0, 0])?;
+        let args = [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0, 0];
+        b.push("no new privileges", libc::SYS_prctl, args)?;
+        let code = b.data(filter)?;
+        let program = b.data(crate::remote::bytes_of(&[(filter.len() / 8) as u64, code]))?;
+        let op = b.push("seccomp", libc::SYS_seccomp, [SET_MODE_FILTER, FLAGS, program, 0, 0, 0])?;
+        Ok(b.flush()?.ret(op) as i32)
+    }
+
+    /// Gives all threads their registers and lets them run; the steward starts in its loop.
+    ///
+    /// Ok: the guest runs and is not traced.
+    pub fn run(mut self, image: &ProcessImage, area: u64) -> Result<Guest> {
+        let tids = self.tids()?;
+        for (t, tid) in self.frozen.threads.iter_mut().zip(&tids) {
+            rebuild::set_registers(t, rebuild::thread_of(image, *tid)?)?;
+        }
+        let mut steward = self.steward.take().ok_or(Error::Ended)?;
+        let mut regs = steward.regs;
+        regs.rip = image.mm.reserved.0 + self.agent.blob.steward;
+        regs.rdi = area;
+        regs.orig_rax = u64::MAX;
+        let host_steward = steward.tid;
+        let s = steward.take()?;
+        s.set_sigmask(signal::ALL)?;
+        s.set_regs(&regs)?;
+        s.detach(0)?;
+        let host_tids = self.frozen.threads.iter().map(|t| t.tid).collect::<Vec<_>>();
+        let guest = Guest {
+            host_pid: self.frozen.pid,
+            steward: host_steward,
+            threads: host_tids.into_iter().zip(tids).collect(),
+            builder: (self.agent.base, self.agent.len),
+        };
+        if image.stopped_by != 0 {
+            // Before it runs: the stop is there when the first thread is let go.
+            // SAFETY: plain call.
+            unsafe { libc::kill(guest.host_pid, libc::SIGSTOP) };
+        }
+        rebuild::release(self.frozen)?;
+        Ok(guest)
+    }
+
+    pub fn kill(self) {
+        kill(self.frozen.pid);
+    }
+}
+
+/// A running guest as its monitor knows it.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    pub host_pid: i32,
+    /// The steward's tid on this node.
+    pub steward: i32,
+    /// (tid on this node, tid at home)
+    pub threads: Vec<(i32, i32)>,
+    /// Region of the agent that built it, to be unmapped by the steward.
+    pub builder: (u64, u64),
+}
+
+fn kill(host: i32) {
+    // SAFETY: plain call on our own child, which is not reaped yet.
+    unsafe { libc::kill(host, libc::SIGKILL) };
+}
+
+fn settle_all(held: Vec<Running>) -> Result<Vec<crate::freeze::Thread>> {
+    held.into_iter()
+        .map(|t| settle(t)?.map(|(t, _)| t).ok_or(Error::Ended))
+        .collect()
+}
+
+/// The id that a thread has in its own pid namespace.
+pub fn inner_tid(host: i32, tid: i32) -> Option<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{host}/task/{tid}/status")).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
+    line.split_ascii_whitespace().last()?.parse().ok()
+}
+
+fn drop_privilege(b: &mut Batcher, uid: u32, gid: u32) -> Result<()> {
+    let (u, g) = (uid as u64, gid as u64);
+    b.push("setresgid", libc::SYS_setresgid, [g, g, g, 0, 0, 0])?;
+    b.push("setresuid", libc::SYS_setresuid, [u, u, u, 0, 0, 0])?;
+    // Changing ids made it undumpable, and then its monitor could not read its memory.
+    b.push("dumpable", libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 1, 0, 0, 0, 0])?;
+    const CAPABILITY_VERSION_3: u64 = 0x2008_0522;
+    let header = b.data(&CAPABILITY_VERSION_3.to_le_bytes())?;
+    let none = b.data(&[0; 24])?;
+    b.push("capset", libc::SYS_capset, [header, none, 0, 0, 0, 0])?;
+    b.flush().map(drop)
+}
+
+/// A descriptor of another process, as our own.
+pub fn take_descriptor(pid: i32, fd: i32) -> Result<OwnedFd> {
+    // SAFETY: plain calls; results are checked before they become owned.
+    unsafe {
+        let pidfd = libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32;
+        if pidfd < 0 {
+            return Err(Errno::last("pidfd_open").into());
+        }
+        let pidfd = OwnedFd::from_raw_fd(pidfd);
+        let got = libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) as i32;
+        if got < 0 {
+            return Err(Errno::last("pidfd_getfd").into());
+        }
+        Ok(OwnedFd::from_raw_fd(got))
+    }
+}

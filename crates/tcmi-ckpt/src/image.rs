@@ -1,0 +1,151 @@
+//! What a process is, without its pages: enough to build it again.
+
+use serde::{Deserialize, Serialize};
+
+pub const SIGINFO_BYTES: usize = 128;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessImage {
+    pub pid: i32,
+    pub comm: Vec<u8>,
+    pub exe: String,
+    pub uid: u32,
+    pub gid: u32,
+    pub personality: u32,
+    pub mm: AddressSpace,
+    pub files: Vec<FileRef>,
+    pub threads: Vec<ThreadImage>,
+    /// Dispositions that are not the default.
+    pub actions: Vec<Action>,
+    /// Pending for the process, oldest first.
+    pub pending: Vec<SigInfo>,
+    /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF: (interval, value) in microseconds.
+    pub itimers: [(i64, i64); 3],
+    pub timers: Vec<PosixTimer>,
+    /// (resource, soft, hard)
+    pub limits: Vec<(u32, u64, u64)>,
+    pub dumpable: i32,
+    /// The signal of a job-control stop that it is in, or 0.
+    pub stopped_by: i32,
+    /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process last saw them, in nanoseconds.
+    pub monotonic: i64,
+    pub boottime: i64,
+}
+
+pub type SigInfo = Vec<u8>;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressSpace {
+    pub vmas: Vec<Vma>,
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+    pub auxv: Vec<u8>,
+    /// The vvar pages and the vdso, as (start, end); vvar lies below vdso.
+    pub vvar: (u64, u64),
+    pub vdso: (u64, u64),
+    /// Hash of the vdso's bytes: another kernel's does not fit the saved registers.
+    pub vdso_hash: [u8; 32],
+    /// Where tcmi's own region stands, in the shadow and in the guest alike; not in `vmas`.
+    pub reserved: (u64, u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backing {
+    /// Private anonymous memory.
+    Anonymous,
+    /// Private (or shared and read-only) mapping of `files[file]`, beginning at `offset` bytes.
+    File { file: u32, offset: u64 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vma {
+    pub start: u64,
+    pub end: u64,
+    /// PROT_*
+    pub prot: i32,
+    pub backing: Backing,
+    /// Bits of [`vma_flags`].
+    pub flags: u32,
+}
+
+pub mod vma_flags {
+    pub const GROWS_DOWN: u32 = 1;
+    pub const NO_RESERVE: u32 = 2;
+    pub const LOCKED: u32 = 4;
+    pub const DONT_FORK: u32 = 8;
+    pub const DONT_DUMP: u32 = 16;
+    pub const WIPE_ON_FORK: u32 = 32;
+    pub const HUGE: u32 = 64;
+    pub const NO_HUGE: u32 = 128;
+    pub const MERGEABLE: u32 = 256;
+    /// MAP_SHARED of a file, read-only.
+    pub const SHARED: u32 = 512;
+}
+
+/// A file at home that is mapped, named by content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRef {
+    pub path: String,
+    pub dev: u64,
+    pub inode: u64,
+    pub size: u64,
+    /// The bytes `first..last` are mapped somewhere; `hash` is BLAKE3 of these.
+    pub first: u64,
+    pub last: u64,
+    pub hash: [u8; 32],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadImage {
+    pub tid: i32,
+    pub comm: Vec<u8>,
+    /// `struct user_regs_struct`, little-endian words.
+    pub regs: Vec<u64>,
+    pub xstate: Vec<u8>,
+    pub mask: u64,
+    /// sigaltstack: (sp, flags, size)
+    pub altstack: (u64, i32, u64),
+    /// get_robust_list: (head, length)
+    pub robust: (u64, u64),
+    pub clear_tid: u64,
+    /// (address, size, signature)
+    pub rseq: Option<(u64, u32, u32)>,
+    pub pending: Vec<SigInfo>,
+    pub sched_policy: i32,
+    pub sched_priority: i32,
+    pub nice: i32,
+    /// PR_GET_TIMERSLACK, in nanoseconds.
+    pub timer_slack: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Action {
+    pub signal: i32,
+    pub handler: u64,
+    pub flags: u64,
+    pub restorer: u64,
+    pub mask: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PosixTimer {
+    pub id: i32,
+    pub clock: i32,
+    pub notify: i32,
+    pub signal: i32,
+    pub tid: i32,
+    pub value: u64,
+    /// Nanoseconds; `left` 0: disarmed.
+    pub interval: i64,
+    pub left: i64,
+    pub overrun: i32,
+}

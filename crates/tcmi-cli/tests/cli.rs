@@ -1,0 +1,197 @@
+//! `tcmi` against a control filesystem whose daemon only pretends.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command as Program, Output};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tcmi_core::command::{Command, NodeName, Pid};
+use tcmi_core::error::Errno;
+use tcmi_ctlfs::tree::{Entry, Item, Role, Wildcard};
+use tcmi_ctlfs::{Answer, Caller, Capture, Control, Owner, Place, Reply, Server};
+
+/// On node 1, named desk, as `owner` says.
+const AWAY: i32 = 1234;
+const AT_HOME: i32 = 77;
+const MISSING: i32 = 88;
+const IMMOVABLE: i32 = 99;
+
+struct Pretender;
+
+impl Control for Pretender {
+    fn list(&self, family: &'static Entry, _: &Capture) -> Vec<Capture> {
+        let away = Capture::Pid(Pid::new(AWAY).unwrap());
+        match (family.role, family.wildcard().unwrap()) {
+            (Role::Ccn, Wildcard::Number) => vec![Capture::Number(1)],
+            (Role::Ccn, Wildcard::Name) => vec![Capture::Name("desk".parse().unwrap())],
+            (Role::Ccn, Wildcard::Pid) => vec![away],
+            (Role::Pen | Role::Node, _) => vec![],
+        }
+    }
+
+    fn owner(&self, place: &Place) -> Option<Owner> {
+        let exists = match &place.capture {
+            Capture::None => true,
+            Capture::Number(number) => *number == 1,
+            Capture::Pid(pid) => pid.raw() == AWAY,
+            Capture::Name(name) => *name == "desk".parse::<NodeName>().unwrap(),
+        };
+        (exists && place.entry.role != Role::Pen).then_some(Owner { uid: 1000, gid: 1000 })
+    }
+
+    fn read(&self, _: Caller, place: &Place) -> Result<String, Errno> {
+        Ok(match place.entry.item {
+            Item::NodeName => "home\n".into(),
+            Item::NodeId => "ed25519:mine\n".into(),
+            Item::PeerId => "ed25519:theirs\n".into(),
+            Item::PeerName => "desk\n".into(),
+            Item::PeerState => "connected\n".into(),
+            Item::PeerAddress => "tcp:10.0.0.7:41000\n".into(),
+            Item::PeerLoad => "0.25\n".into(),
+            Item::ProcessState => "emigrated\n".into(),
+            Item::ProcessRemotePid => "31\n".into(),
+            Item::ProcessLastError => "the return took too long\n".into(),
+            _ => String::new(),
+        })
+    }
+
+    fn readlink(&self, place: &Place) -> Result<String, Errno> {
+        Ok(if place.entry.item == Item::ProcessNode { "../../../nodes/1" } else { "1" }.into())
+    }
+
+    fn write(&self, _: Caller, _: &Place, command: Command, reply: Reply) {
+        let result = match command {
+            Command::Emigrate { pid, .. } | Command::Explain { pid, .. }
+                if pid.raw() == MISSING =>
+            {
+                Err(Errno::NoProcess)
+            }
+            Command::Emigrate { pid, .. } if pid.raw() == IMMOVABLE => Err(Errno::NotSupported),
+            Command::Emigrate { node, .. } if node.to_string() != "desk" => {
+                Err(Errno::HostUnreachable)
+            }
+            Command::Explain { .. } => Ok(Answer::Text("no: it has an io_uring\n".into())),
+            Command::MigrateHome(pid) if pid.raw() == AWAY => Err(Errno::TimedOut),
+            _ => Ok(Answer::Done),
+        };
+        reply.send(result);
+    }
+}
+
+struct Rig {
+    server: Server,
+    _dir: tempfile::TempDir,
+}
+
+fn rig() -> Rig {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let server = Server::mount(dir.path(), Arc::new(Pretender));
+    Rig { server: server.expect("mounting needs root and /dev/fuse"), _dir: dir }
+}
+
+fn tcmi(dir: &Path, args: &[&str]) -> Output {
+    let mut program = Program::new(env!("CARGO_BIN_EXE_tcmi"));
+    program.arg("--ctlfs").arg(dir).args(args).output().unwrap()
+}
+
+impl Rig {
+    /// Exit status, standard output, standard error.
+    fn run(&self, line: &str) -> (i32, String, String) {
+        let args: Vec<&str> = line.split(' ').collect();
+        let output = tcmi(self.server.mount_point(), &args);
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    fn json(&self, line: &str) -> (i32, Value) {
+        let (status, out, _) = self.run(&format!("--json {line}"));
+        (status, serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}")))
+    }
+}
+
+#[test]
+fn lists_are_tables_or_json() {
+    let rig = rig();
+    let (status, table, _) = rig.run("nodes");
+    assert_eq!(status, 0);
+    let row: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row.join(" "), "1 desk execution node connected tcp:10.0.0.7:41000 0.25");
+    let (_, nodes) = rig.json("nodes");
+    assert_eq!(nodes[0]["key"], "ed25519:theirs");
+    let (status, processes) = rig.json("ps");
+    assert_eq!(status, 0);
+    let away = json!([{
+        "pid": AWAY, "role": "ccn", "node": "desk", "state": "emigrated", "remote_pid": 31,
+        "uid": 1000, "last_error": "the return took too long",
+    }]);
+    assert_eq!(processes, away);
+    let (_, table, _) = rig.run("ps");
+    assert!(table.contains("on desk"), "{table}");
+}
+
+#[test]
+fn the_key_is_alone_on_its_line() {
+    let rig = rig();
+    assert_eq!(rig.run("key"), (0, "ed25519:mine\n".into(), String::new()));
+    assert_eq!(rig.json("key"), (0, json!({ "name": "home", "key": "ed25519:mine" })));
+}
+
+#[test]
+fn a_move_that_is_done_says_where_it_runs() {
+    let rig = rig();
+    let on_desk = (0, format!("process {AT_HOME} runs on desk\n"), String::new());
+    assert_eq!(rig.run(&format!("migrate {AT_HOME} desk")), on_desk);
+    assert_eq!(rig.json(&format!("home {AT_HOME}")), (0, json!({ "pid": AT_HOME, "node": null })));
+}
+
+#[test]
+fn a_refusal_says_why_and_where_the_process_is() {
+    let rig = rig();
+    let cases = [
+        (format!("migrate {MISSING} desk"), "there is no process 88"),
+        (
+            format!("migrate {IMMOVABLE} desk"),
+            "process 99 still runs at home: no: it has an io_uring",
+        ),
+        (
+            format!("migrate {AT_HOME} nowhere"),
+            "process 77 still runs at home: that node is not connected",
+        ),
+        (format!("home {AWAY}"), "process 1234 still runs on desk: the return took too long"),
+        (format!("explain {MISSING}"), "process 88: No such process"),
+    ];
+    for (line, text) in cases {
+        let (status, out, error) = rig.run(&line);
+        assert_eq!((status, out.as_str()), (1, ""), "{line}");
+        assert_eq!(error, format!("tcmi: {text}\n"), "{line}");
+    }
+    let (status, refusal) = rig.json(&format!("migrate {MISSING} desk"));
+    assert_eq!((status, &refusal["errno"]), (1, &json!(3)));
+}
+
+#[test]
+fn an_explanation_is_printed_as_it_is() {
+    let rig = rig();
+    let expected = (0, "no: it has an io_uring\n".to_owned(), String::new());
+    assert_eq!(rig.run(&format!("explain {IMMOVABLE} desk")), expected);
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    let rig = rig();
+    for line in ["", "migrate", "migrate 0 desk", "migrate x desk", "home -1", "home 1 2", "fly"] {
+        assert_eq!(rig.run(line).0, 2, "{line}");
+    }
+}
+
+#[test]
+fn no_daemon_is_3() {
+    let empty = tempfile::tempdir().unwrap();
+    for args in [["key"].as_slice(), &["nodes"], &["home", "1"]] {
+        let output = tcmi(empty.path(), args);
+        assert_eq!(output.status.code(), Some(3));
+        assert!(String::from_utf8(output.stderr).unwrap().starts_with("tcmi: no daemon serves"));
+    }
+}

@@ -1,0 +1,291 @@
+//! What a checkpoint needs from /proc, parsed from bytes.
+
+use crate::errno::{Errno, Result};
+use std::path::PathBuf;
+
+fn bytes(pid: i32, file: &str) -> Result<Vec<u8>> {
+    std::fs::read(format!("/proc/{pid}/{file}")).map_err(|e| {
+        // A process that ended has no directory, or an unreadable one.
+        let code = match e.raw_os_error() {
+            Some(libc::ENOENT) | None => libc::ESRCH,
+            Some(c) => c,
+        };
+        Errno::new("read /proc/PID", code)
+    })
+}
+
+fn malformed(what: &'static str) -> Errno {
+    Errno::new(what, libc::EPROTO)
+}
+
+/// Thread ids of a process, as they are now.
+pub fn tids(pid: i32) -> Result<Vec<i32>> {
+    let dir = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .map_err(|_| Errno::new("read /proc/PID/task", libc::ESRCH))?;
+    let mut all = Vec::new();
+    for entry in dir {
+        let Ok(entry) = entry else {
+            return Err(Errno::new("read /proc/PID/task", libc::ESRCH));
+        };
+        all.extend(entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()));
+    }
+    Ok(all)
+}
+
+/// Fields of /proc/PID/status.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    pub name: String,
+    pub state: char,
+    pub tgid: i32,
+    pub ppid: i32,
+    pub tracer: i32,
+    /// Real, effective, saved, filesystem.
+    pub uid: [u32; 4],
+    pub gid: [u32; 4],
+    pub threads: u32,
+    pub kernel_thread: bool,
+    pub seccomp: u32,
+    pub sig_pending: u64,
+    pub shared_pending: u64,
+    pub sig_blocked: u64,
+    pub sig_ignored: u64,
+    pub sig_caught: u64,
+    /// Resident set, in bytes.
+    pub rss: u64,
+    pub peak_rss: u64,
+}
+
+pub fn status(pid: i32) -> Result<Status> {
+    let text = bytes(pid, "status")?;
+    let text = String::from_utf8_lossy(&text);
+    parse_status(&text).ok_or(malformed("parse /proc/PID/status"))
+}
+
+fn parse_status(text: &str) -> Option<Status> {
+    let mut s = Status { state: '?', kernel_thread: true, ..Status::default() };
+    for line in text.lines() {
+        let (key, v) = line.split_once(':')?;
+        let v = v.trim();
+        let hex = || u64::from_str_radix(v, 16).ok();
+        let four = || {
+            let mut it = v.split_ascii_whitespace().map(str::parse);
+            Some([it.next()?.ok()?, it.next()?.ok()?, it.next()?.ok()?, it.next()?.ok()?])
+        };
+        let kib = || v.strip_suffix("kB")?.trim().parse::<u64>().ok().map(|k| k * 1024);
+        match key {
+            "Name" => s.name = v.to_owned(),
+            "State" => s.state = v.chars().next()?,
+            "Tgid" => s.tgid = v.parse().ok()?,
+            "PPid" => s.ppid = v.parse().ok()?,
+            "TracerPid" => s.tracer = v.parse().ok()?,
+            "Uid" => s.uid = four()?,
+            "Gid" => s.gid = four()?,
+            "Threads" => s.threads = v.parse().ok()?,
+            "Seccomp" => s.seccomp = v.parse().ok()?,
+            "SigPnd" => s.sig_pending = hex()?,
+            "ShdPnd" => s.shared_pending = hex()?,
+            "SigBlk" => s.sig_blocked = hex()?,
+            "SigIgn" => s.sig_ignored = hex()?,
+            "SigCgt" => s.sig_caught = hex()?,
+            // Kernel threads and zombies have no memory lines.
+            "VmSize" => s.kernel_thread = false,
+            "VmRSS" => s.rss = kib()?,
+            "VmHWM" => s.peak_rss = kib()?,
+            "Kthread" => s.kernel_thread = v == "1",
+            _ => {}
+        }
+    }
+    if s.state == 'Z' || s.state == 'X' {
+        s.kernel_thread = false;
+    }
+    Some(s)
+}
+
+/// Addresses and numbers from /proc/PID/stat that describe the address space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_stack: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+}
+
+/// What /proc/PID/stat says after the name: `f(n)` is field n of proc(5).
+fn stat_fields(pid: i32) -> Result<Vec<String>> {
+    let text = bytes(pid, "stat")?;
+    let text = String::from_utf8_lossy(&text);
+    let (_, rest) = text.rsplit_once(')').ok_or(malformed("parse /proc/PID/stat"))?;
+    Ok(rest.split_ascii_whitespace().map(str::to_owned).collect())
+}
+
+pub fn layout(pid: i32) -> Result<Layout> {
+    let fields = stat_fields(pid)?;
+    let f = |n: usize| -> Result<u64> {
+        fields
+            .get(n - 3)
+            .and_then(|s| s.parse().ok())
+            .ok_or(malformed("parse /proc/PID/stat"))
+    };
+    Ok(Layout {
+        start_code: f(26)?,
+        end_code: f(27)?,
+        start_stack: f(28)?,
+        start_data: f(45)?,
+        end_data: f(46)?,
+        start_brk: f(47)?,
+        arg_start: f(48)?,
+        arg_end: f(49)?,
+        env_start: f(50)?,
+        env_end: f(51)?,
+    })
+}
+
+/// Start time in clock ticks since boot: with the pid it names a process for ever.
+pub fn start_time(pid: i32) -> Result<u64> {
+    stat_fields(pid)?
+        .get(22 - 3)
+        .and_then(|s| s.parse().ok())
+        .ok_or(malformed("parse /proc/PID/stat"))
+}
+
+pub fn auxv(pid: i32) -> Result<Vec<u8>> {
+    bytes(pid, "auxv")
+}
+
+/// The thread's name, as raw bytes without the newline.
+pub fn comm(pid: i32, tid: i32) -> Result<Vec<u8>> {
+    let mut c = bytes(pid, &format!("task/{tid}/comm"))?;
+    if c.last() == Some(&b'\n') {
+        c.pop();
+    }
+    Ok(c)
+}
+
+pub fn personality(pid: i32) -> Result<u32> {
+    let text = bytes(pid, "personality")?;
+    std::str::from_utf8(&text)
+        .ok()
+        .and_then(|t| u32::from_str_radix(t.trim(), 16).ok())
+        .ok_or(malformed("parse /proc/PID/personality"))
+}
+
+pub fn exe(pid: i32) -> Result<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/exe"))
+        .map_err(|e| Errno::from_io("read /proc/PID/exe", &e))
+}
+
+/// A POSIX timer, from /proc/PID/timers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimerLine {
+    pub id: i32,
+    pub signal: i32,
+    pub value: u64,
+    /// SIGEV_*, with SIGEV_THREAD_ID as `tid`.
+    pub notify: i32,
+    pub tid: i32,
+    pub clock: i32,
+}
+
+pub fn timers(pid: i32) -> Result<Vec<TimerLine>> {
+    let text = bytes(pid, "timers")?;
+    parse_timers(&String::from_utf8_lossy(&text)).ok_or(malformed("parse /proc/PID/timers"))
+}
+
+fn parse_timers(text: &str) -> Option<Vec<TimerLine>> {
+    let mut all: Vec<TimerLine> = Vec::new();
+    for line in text.lines() {
+        let (key, v) = line.split_once(':')?;
+        let v = v.trim();
+        if key == "ID" {
+            let id = v.parse().ok()?;
+            all.push(TimerLine { id, signal: 0, value: 0, notify: 0, tid: 0, clock: 0 });
+            continue;
+        }
+        let t = all.last_mut()?;
+        match key {
+            "signal" => {
+                // "10/0000000000000000": sival_ptr as the kernel prints a pointer.
+                let (sig, value) = v.split_once('/')?;
+                t.signal = sig.parse().ok()?;
+                t.value = u64::from_str_radix(value.trim_start_matches("0x"), 16).unwrap_or(0);
+            }
+            "notify" => {
+                let (how, whom) = v.split_once('/')?;
+                let (kind, tid) = whom.split_once('.')?;
+                t.notify = match how {
+                    "signal" => libc::SIGEV_SIGNAL,
+                    "none" => libc::SIGEV_NONE,
+                    "thread" => libc::SIGEV_THREAD,
+                    _ => return None,
+                };
+                if kind == "tid" {
+                    t.notify |= libc::SIGEV_THREAD_ID;
+                    t.tid = tid.parse().ok()?;
+                }
+            }
+            "ClockID" => t.clock = v.parse().ok()?,
+            _ => {}
+        }
+    }
+    Some(all)
+}
+
+/// Whether the process is 32-bit, by its ELF class.
+pub fn is_elf64(pid: i32) -> Result<bool> {
+    use std::io::Read;
+    let mut head = [0u8; 5];
+    std::fs::File::open(format!("/proc/{pid}/exe"))
+        .and_then(|mut f| f.read_exact(&mut head))
+        .map_err(|e| Errno::from_io("read /proc/PID/exe", &e))?;
+    Ok(&head[..4] == b"\x7fELF" && head[4] == 2)
+}
+
+/// Targets of the open descriptors: (number, link text).
+pub fn descriptors(pid: i32) -> Result<Vec<(i32, String)>> {
+    let dir = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .map_err(|e| Errno::from_io("read /proc/PID/fd", &e))?;
+    let mut all = Vec::new();
+    for entry in dir.flatten() {
+        let Some(n) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        // A descriptor closed between the two reads is no longer there to tell of.
+        if let Ok(target) = std::fs::read_link(entry.path()) {
+            all.push((n, target.to_string_lossy().into_owned()));
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_status_and_layout() {
+        let pid = std::process::id() as i32;
+        let s = status(pid).expect("status");
+        assert_eq!(s.tgid, pid);
+        assert!(!s.kernel_thread && s.rss > 0 && s.threads >= 1);
+        let l = layout(pid).expect("layout");
+        assert!(l.arg_start < l.arg_end && l.start_stack > l.start_brk);
+        assert!(status(2).map_or(true, |s| s.kernel_thread || s.tgid != 2 || s.rss > 0));
+    }
+
+    #[test]
+    fn timers_parse() {
+        let text = "ID: 3\nsignal: 10/00007ffe0000beef\nnotify: signal/tid.77\nClockID: 1\n\
+                    ID: 4\nsignal: 0/0\nnotify: none/pid.5\nClockID: -6\n";
+        let t = parse_timers(text).expect("parses");
+        assert_eq!(t[0].notify, libc::SIGEV_SIGNAL | libc::SIGEV_THREAD_ID);
+        assert_eq!((t[0].id, t[0].tid, t[0].value), (3, 77, 0x7ffe_0000_beef));
+        assert_eq!((t[1].notify, t[1].clock), (libc::SIGEV_NONE, -6));
+        assert!(parse_timers("signal: 3/0\n").is_none());
+    }
+}

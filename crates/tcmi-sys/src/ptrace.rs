@@ -1,0 +1,297 @@
+//! Threads under ptrace as values: a [`Running`] thread becomes a [`Stopped`]
+//! one by waiting, and back by resuming. Neither can be copied, so registers
+//! cannot be read from a thread that runs. All calls for one thread must come
+//! from the OS thread that seized it.
+
+use crate::errno::{Errno, Result, check};
+use libc::{c_int, c_long, c_void, pid_t};
+pub use tcmi_call::abi::UserRegs;
+
+const NT_X86_XSTATE: usize = 0x202;
+const PTRACE_GETSIGMASK: u32 = 0x420a;
+const PTRACE_SETSIGMASK: u32 = 0x420b;
+const PTRACE_PEEKSIGINFO: u32 = 0x4209;
+const PTRACE_PEEKSIGINFO_SHARED: u32 = 1;
+const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
+const EVENT_STOP: c_int = 128;
+
+/// A siginfo_t as the kernel lays it out.
+pub type SigInfo = [u8; 128];
+
+/// A seized thread that may be running.
+#[derive(Debug)]
+#[must_use]
+pub struct Running {
+    tid: pid_t,
+}
+
+/// A seized thread in a ptrace stop.
+#[derive(Debug)]
+#[must_use]
+pub struct Stopped {
+    tid: pid_t,
+}
+
+/// Why a thread stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// PTRACE_INTERRUPT, or a new thread's first stop.
+    Interrupt,
+    /// The whole process is stopped by job control, by this signal.
+    Group(i32),
+    /// A signal is about to be delivered.
+    Signal(i32),
+    Syscall,
+    /// A PTRACE_EVENT_* other than a stop.
+    Event(i32),
+}
+
+/// What waiting for a thread gave.
+#[derive(Debug)]
+pub enum Waited {
+    Stopped(Stopped, Stop),
+    /// The thread is gone; the raw wait status.
+    Ended(i32),
+}
+
+fn request(what: &'static str, req: u32, tid: pid_t, addr: usize, data: usize) -> Result<u64> {
+    // SAFETY: callers pass addresses of live, correctly sized objects in `data`; the kernel
+    // checks that `tid` is our tracee in a stop.
+    check(what, unsafe { libc::ptrace(req, tid, addr as *mut c_void, data as *mut c_void) })
+}
+
+impl Running {
+    /// Attaches without stopping. `options` are PTRACE_O_*.
+    pub fn seize(tid: pid_t, options: c_int) -> Result<Self> {
+        request("ptrace seize", libc::PTRACE_SEIZE, tid, 0, options as usize)?;
+        Ok(Self { tid })
+    }
+    /// A thread that the kernel attached for us (PTRACE_O_TRACECLONE).
+    pub fn attached_by_kernel(tid: pid_t) -> Self {
+        Self { tid }
+    }
+    pub fn tid(&self) -> pid_t {
+        self.tid
+    }
+    /// Asks for a stop; the stop is seen by [`Running::wait`].
+    pub fn interrupt(&self) -> Result<()> {
+        request("ptrace interrupt", libc::PTRACE_INTERRUPT, self.tid, 0, 0).map(drop)
+    }
+    /// Blocks until the thread stops or ends.
+    pub fn wait(self) -> Result<Waited> {
+        let mut status = 0;
+        loop {
+            // SAFETY: status is a live int.
+            let r = unsafe { libc::waitpid(self.tid, &mut status, libc::__WALL) };
+            if r == self.tid {
+                return Ok(decode(self.tid, status));
+            }
+            let e = Errno::last("waitpid");
+            if e.code != libc::EINTR {
+                return Err(e);
+            }
+        }
+    }
+    /// As [`Running::wait`], but gives the thread back if nothing has happened.
+    pub fn try_wait(self) -> Result<std::result::Result<Waited, Self>> {
+        let mut status = 0;
+        // SAFETY: status is a live int.
+        let r = unsafe { libc::waitpid(self.tid, &mut status, libc::__WALL | libc::WNOHANG) };
+        match r {
+            0 => Ok(Err(self)),
+            r if r == self.tid => Ok(Ok(decode(self.tid, status))),
+            _ => Err(Errno::last("waitpid")),
+        }
+    }
+}
+
+fn decode(tid: pid_t, status: i32) -> Waited {
+    if !libc::WIFSTOPPED(status) {
+        return Waited::Ended(status);
+    }
+    let sig = libc::WSTOPSIG(status);
+    let stop = match (status >> 16, sig) {
+        (EVENT_STOP, libc::SIGTRAP) => Stop::Interrupt,
+        (EVENT_STOP, s) => Stop::Group(s),
+        (0, s) if s == libc::SIGTRAP | 0x80 => Stop::Syscall,
+        (0, s) => Stop::Signal(s),
+        (event, _) => Stop::Event(event),
+    };
+    Waited::Stopped(Stopped { tid }, stop)
+}
+
+impl Stopped {
+    pub fn tid(&self) -> pid_t {
+        self.tid
+    }
+    fn resume(self, what: &'static str, req: u32, sig: c_int) -> Result<Running> {
+        request(what, req, self.tid, 0, sig as usize)?;
+        Ok(Running { tid: self.tid })
+    }
+    /// Lets the thread run; `sig` (0: none) is delivered to it.
+    pub fn cont(self, sig: c_int) -> Result<Running> {
+        self.resume("ptrace cont", libc::PTRACE_CONT, sig)
+    }
+    /// Runs to the next system call entry or exit.
+    pub fn to_syscall(self) -> Result<Running> {
+        self.resume("ptrace syscall", libc::PTRACE_SYSCALL, 0)
+    }
+    /// Leaves a group stop in place while we go on watching.
+    pub fn listen(self) -> Result<Running> {
+        self.resume("ptrace listen", libc::PTRACE_LISTEN, 0)
+    }
+    /// Lets go of the thread.
+    pub fn detach(self, sig: c_int) -> Result<()> {
+        request("ptrace detach", libc::PTRACE_DETACH, self.tid, 0, sig as usize).map(drop)
+    }
+    pub fn set_options(&self, options: c_int) -> Result<()> {
+        request("ptrace setoptions", libc::PTRACE_SETOPTIONS, self.tid, 0, options as usize)
+            .map(drop)
+    }
+    pub fn event_message(&self) -> Result<u64> {
+        let mut v: u64 = 0;
+        request(
+            "ptrace geteventmsg",
+            libc::PTRACE_GETEVENTMSG,
+            self.tid,
+            0,
+            &raw mut v as usize,
+        )?;
+        Ok(v)
+    }
+    pub fn regs(&self) -> Result<UserRegs> {
+        let mut r = UserRegs::default();
+        request("ptrace getregs", libc::PTRACE_GETREGS, self.tid, 0, &raw mut r as usize)?;
+        Ok(r)
+    }
+    pub fn set_regs(&self, r: &UserRegs) -> Result<()> {
+        request("ptrace setregs", libc::PTRACE_SETREGS, self.tid, 0, r as *const _ as usize)
+            .map(drop)
+    }
+    /// The whole XSAVE area (x87, SSE, AVX, AVX-512, AMX, as the CPU has them).
+    pub fn xstate(&self) -> Result<Vec<u8>> {
+        let mut buf = vec![0u8; 16 * 1024];
+        let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+        request(
+            "ptrace getregset xstate",
+            libc::PTRACE_GETREGSET,
+            self.tid,
+            NT_X86_XSTATE,
+            &raw mut iov as usize,
+        )?;
+        buf.truncate(iov.iov_len);
+        Ok(buf)
+    }
+    pub fn set_xstate(&self, x: &[u8]) -> Result<()> {
+        let mut iov = libc::iovec { iov_base: x.as_ptr() as *mut c_void, iov_len: x.len() };
+        request(
+            "ptrace setregset xstate",
+            libc::PTRACE_SETREGSET,
+            self.tid,
+            NT_X86_XSTATE,
+            &raw mut iov as usize,
+        )
+        .map(drop)
+    }
+    /// The blocked signals; inside sigsuspend and the like, the mask that will be restored.
+    pub fn sigmask(&self) -> Result<u64> {
+        let mut m: u64 = 0;
+        request("ptrace getsigmask", PTRACE_GETSIGMASK, self.tid, 8, &raw mut m as usize)?;
+        Ok(m)
+    }
+    pub fn set_sigmask(&self, m: u64) -> Result<()> {
+        request("ptrace setsigmask", PTRACE_SETSIGMASK, self.tid, 8, &raw const m as usize)
+            .map(drop)
+    }
+    pub fn siginfo(&self) -> Result<SigInfo> {
+        let mut s: SigInfo = [0; 128];
+        request("ptrace getsiginfo", libc::PTRACE_GETSIGINFO, self.tid, 0, &raw mut s as usize)?;
+        Ok(s)
+    }
+    /// Pending signals, oldest first: those of the thread, or those of the process.
+    pub fn pending(&self, shared: bool) -> Result<Vec<SigInfo>> {
+        #[repr(C)]
+        struct Args {
+            off: u64,
+            flags: u32,
+            nr: i32,
+        }
+        let mut all = Vec::new();
+        loop {
+            let flags = if shared { PTRACE_PEEKSIGINFO_SHARED } else { 0 };
+            let args = Args { off: all.len() as u64, flags, nr: 32 };
+            let mut chunk: [SigInfo; 32] = [[0; 128]; 32];
+            let n = request(
+                "ptrace peeksiginfo",
+                PTRACE_PEEKSIGINFO,
+                self.tid,
+                &raw const args as usize,
+                &raw mut chunk as usize,
+            )? as usize;
+            if n == 0 {
+                return Ok(all);
+            }
+            all.extend_from_slice(&chunk[..n.min(32)]);
+        }
+    }
+    /// Restartable sequence registration; None if there is none or the kernel cannot tell.
+    pub fn rseq(&self) -> Result<Option<Rseq>> {
+        #[repr(C)]
+        #[derive(Default)]
+        struct Conf {
+            ptr: u64,
+            size: u32,
+            sig: u32,
+            flags: u32,
+            pad: u32,
+        }
+        let mut c = Conf::default();
+        let size = std::mem::size_of::<Conf>();
+        match request(
+            "ptrace rseq",
+            PTRACE_GET_RSEQ_CONFIGURATION,
+            self.tid,
+            size,
+            &raw mut c as usize,
+        ) {
+            Ok(_) if c.ptr == 0 => Ok(None),
+            Ok(_) => Ok(Some(Rseq { ptr: c.ptr, size: c.size, signature: c.sig })),
+            Err(e) if e.code == libc::EIO || e.code == libc::EINVAL => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// A registered rseq area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rseq {
+    pub ptr: u64,
+    pub size: u32,
+    pub signature: u32,
+}
+
+/// Next event of any thread that the calling OS thread traces; None if nothing is waiting.
+pub fn try_wait_any() -> Result<Option<(pid_t, Waited)>> {
+    let mut status = 0;
+    let flags = libc::__WALL | libc::WNOHANG | libc::__WNOTHREAD;
+    // SAFETY: status is a live int.
+    let r = unsafe { libc::waitpid(-1, &mut status, flags) };
+    match r {
+        0 => Ok(None),
+        tid if tid > 0 => Ok(Some((tid, decode(tid, status)))),
+        _ => {
+            let e = Errno::last("waitpid");
+            if e.code == libc::ECHILD { Ok(None) } else { Err(e) }
+        }
+    }
+}
+
+/// get_robust_list(2) of a thread, from outside: (head, length).
+pub fn robust_list(tid: pid_t) -> Result<(u64, u64)> {
+    let (mut head, mut len) = (0u64, 0u64);
+    // SAFETY: both out-pointers are live u64s.
+    let r: c_long =
+        unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) };
+    check("get_robust_list", r)?;
+    Ok((head, len))
+}

@@ -21,7 +21,9 @@ pub struct BlobHeader {
     /// Written without touching the FPU.
     pub batch: u64,
     /// The shadow thread's loop. rdi = &ThreadArea, gs base = the same, rsp = top of its stack,
-    /// all signals blocked by the caller. Never returns.
+    /// all signals blocked by the caller and unblocked by it at once, so the handlers must be
+    /// installed. Never returns. To be entered anew after `broken`, with that
+    /// set to 0 and new `calls`.
     pub serve: u64,
     /// Signal handler (SA_SIGINFO) of the shadow. Finds its ThreadArea by gs base.
     pub on_signal: u64,
@@ -69,6 +71,9 @@ pub mod batch_flags {
 /// its tracer; the tracer sets registers and goes on. If tgkill *returns*, the
 /// tracer is dead: the agent restores `mask` and the registers in `regs` and
 /// jumps back to the program, using 8 bytes below the program's red zone.
+///
+/// `done_signal` must be unblocked while the batch runs and have no handler, and without a
+/// tracer do nothing: one that is ignored, if only by default (SIGURG).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Batch {
@@ -151,6 +156,16 @@ pub struct ProcArea {
     pub events: AgentStream,
 }
 
+/// `si_code` of a signal that is not the guest's: it ends the thread's forwarded call whose
+/// sequence number (not 0) is its `si_value`, as a signal does, and is not sent on. It may come
+/// before that call, which is then not begun, or after it, when it does nothing. Sent
+/// by `rt_tgsigqueueinfo` with any signal that the agent handles; a process may give any
+/// negative code but SI_TKILL.
+///
+/// For what the shadow cannot know: that a signal taken by one shadow thread goes to
+/// another thread in the guest, or came while the call was on its way.
+pub const POKE_CODE: i32 = i32::from_le_bytes(*b"POK\xff");
+
 pub const THREAD_STACK_BYTES: usize = 32 * 1024;
 
 /// One shadow thread.
@@ -169,8 +184,11 @@ pub struct ThreadArea {
     pub cancelled: u32,
     /// One of [`broken`]; not 0: the stream is closed and the thread waits for the keeper.
     pub broken: u32,
-    /// The system call of the last request.
+    /// The system call of the last request, and its sequence number.
     pub nr: u32,
+    pub seq: u64,
+    /// Sequence number of the call that the last [`POKE_CODE`] signal was for; 0 is none.
+    pub poked: u64,
     pub calls: AgentStream,
     pub fixups: [u32; FIXUPS_MAX],
     pub outs: [OutRange; OUTS_MAX],

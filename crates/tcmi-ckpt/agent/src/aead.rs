@@ -40,12 +40,23 @@ impl Keystream {
 
     fn apply(&mut self, data: &mut [u8]) {
         let (first, more) = data.split_at_mut(data.len().min(HEAD_DATA_BYTES));
-        for (d, k) in first.iter_mut().zip(&self.head[MAC_BLOCK_BYTES..]) {
-            *d ^= k;
+        xor(first, &self.head[MAC_BLOCK_BYTES..]);
+        let (whole, tail) = more.split_at_mut(more.len() - more.len() % HEAD_BYTES);
+        if !whole.is_empty() {
+            self.rest.apply_keystream(whole);
         }
-        if !more.is_empty() {
-            self.rest.apply_keystream(more);
+        if !tail.is_empty() {
+            // The cipher would make a short tail block by block.
+            let mut keystream = [0; HEAD_BYTES];
+            self.rest.apply_keystream(&mut keystream);
+            xor(tail, &keystream);
         }
+    }
+}
+
+fn xor(data: &mut [u8], keystream: &[u8]) {
+    for (d, k) in data.iter_mut().zip(keystream) {
+        *d ^= k;
     }
 }
 

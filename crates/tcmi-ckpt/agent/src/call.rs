@@ -168,6 +168,7 @@ fn execute(shadow: &Shadow, nr: u32, args: [u64; 6]) -> CallEnd {
     // SAFETY: this thread's own word, read by the keeper.
     let in_call = unsafe { AtomicU32::from_ptr(&raw mut (*shadow.area).in_call) };
     in_call.store(1, Ordering::SeqCst);
+    refuse_if_poked(shadow);
     let end = if nr == __NR_close_range {
         close_range_around(shadow, args)
     } else {
@@ -177,6 +178,18 @@ fn execute(shadow: &Shadow, nr: u32, args: [u64; 6]) -> CallEnd {
     };
     in_call.store(0, Ordering::SeqCst);
     end
+}
+
+/// A poke that came before its call was known takes effect now. One that comes from here on
+/// finds the call's number and is a signal like others.
+fn refuse_if_poked(shadow: &Shadow) {
+    // SAFETY: this thread's own words, which its signal handler may change meanwhile.
+    unsafe {
+        let seq = (&raw const (*shadow.area).seq).read_volatile();
+        if seq != 0 && (&raw const (*shadow.area).poked).read_volatile() == seq {
+            AtomicU32::from_ptr(&raw mut (*shadow.area).interrupted).store(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// close_range, sparing the reserved descriptors.

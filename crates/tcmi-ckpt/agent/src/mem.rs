@@ -24,7 +24,7 @@ pub unsafe extern "C" fn memcpy(_to: *mut u8, _from: *const u8, _n: usize) -> *m
         "2:",
         "cmp rdx, 128",
         "ja 5f",
-        // 33..=128: four loads before any store would suffice up to 64; loop for the rest.
+        // Up to 128 bytes a loop is faster than the start of a string instruction.
         "movups xmm2, [rsi + rdx - 16]",
         "lea rcx, [rdi + rdx - 16]",
         "22:",

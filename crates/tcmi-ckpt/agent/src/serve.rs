@@ -34,7 +34,7 @@ unsafe extern "C" fn serve(area: *mut ThreadArea) -> ! {
         Shadow {
             area,
             proc: (*area).proc_area as *mut ProcArea,
-            incoming: Incoming::new(&mut *(&raw mut (*area).received)),
+            incoming: Incoming::new(&mut (*area).received),
         }
     };
     let none = 0u64;
@@ -52,9 +52,11 @@ unsafe extern "C" fn serve(area: *mut ThreadArea) -> ! {
 impl Shadow<'_> {
     fn serve_one(&mut self) -> Result<(), Broken> {
         let header = self.take_header()?;
-        // SAFETY: only this thread writes it; the keeper may read it.
-        unsafe { AtomicU32::from_ptr(&raw mut (*self.area).nr) }
-            .store(header.nr.into(), Ordering::Relaxed);
+        // SAFETY: this thread's own words; its signal handler and the keeper read them.
+        unsafe {
+            (&raw mut (*self.area).nr).write_volatile(header.nr.into());
+            (&raw mut (*self.area).seq).write_volatile(header.seq);
+        }
         match header.kind {
             kind::CALL => call::serve(self, &header),
             kind::EXIT_THREAD | kind::EXIT_GROUP | kind::EXIT_SIGNAL | kind::DISPOSITION => {
@@ -85,7 +87,7 @@ impl Shadow<'_> {
 
     pub fn outgoing(&mut self) -> Outgoing<'_> {
         // SAFETY: as in `take`; `sent` is referred to from here only, and one reply at a time.
-        unsafe { Outgoing::new(&mut (*self.area).calls, &mut *(&raw mut (*self.area).sent)) }
+        unsafe { Outgoing::new(&mut (*self.area).calls, &mut (*self.area).sent) }
     }
 
     /// Every signal up to this number is on the event stream.

@@ -7,23 +7,30 @@ use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
 use linux_raw_sys::general::{
-    __NR_futex, FUTEX_WAIT, FUTEX_WAKE, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP,
+    __NR_futex, __NR_kill, FUTEX_WAIT, FUTEX_WAKE, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV,
+    SIGTRAP, SIGXFSZ,
 };
-use tcmi_call::abi::{ProcArea, ThreadArea};
+use tcmi_call::abi::{POKE_CODE, ProcArea, ThreadArea};
 use tcmi_call::frame::{SignalFrame, kind};
 use tcmi_call::record::{HEADER_BYTES, OVERHEAD_BYTES};
 
-/// The head of siginfo_t, and the words that follow for a signal that a process sent.
+/// siginfo_t as far as the agent looks into it.
 #[repr(C)]
 pub struct SigInfo {
     signo: i32,
     errno: i32,
     code: i32,
     pad: i32,
-    rest: [u8; 112],
+    /// Sender of a signal that a process sent.
+    pid: i32,
+    uid: u32,
+    /// Payload of a queued signal.
+    value: u64,
+    rest: [u8; 96],
 }
 const _: () = assert!(size_of::<SigInfo>() == 128);
 
+const SI_USER: i32 = 0;
 const SI_TKILL: i32 = -6;
 const SI_KERNEL: i32 = 0x80;
 
@@ -56,8 +63,19 @@ pub unsafe extern "C" fn blob_on_signal(signo: i32, info: *const SigInfo, contex
         crate::lifecycle::default_and_return(signo);
         return;
     }
-    // SAFETY: the areas outlive the threads; the frame is sent under the lock.
-    unsafe { forward((*area).proc_area as *mut ProcArea, (*area).tid, info) };
+    if info.code == POKE_CODE {
+        // SAFETY: this thread's own words.
+        let (poked, seq) =
+            unsafe { (&raw mut (*area).poked, (&raw const (*area).seq).read_volatile()) };
+        // SAFETY: as above.
+        unsafe { poked.write_volatile(info.value) };
+        if seq != info.value {
+            return;
+        }
+    } else {
+        // SAFETY: the areas outlive the threads.
+        unsafe { forward((*area).proc_area as *mut ProcArea, target(area, info), info) };
+    }
     // SAFETY: this thread's own word.
     let interrupted = unsafe { AtomicU32::from_ptr(&raw mut (*area).interrupted) };
     match interrupted_at(context.rip, context.rax) {
@@ -76,9 +94,23 @@ fn is_fault(info: &SigInfo) -> bool {
     by_instruction && info.code > 0 && (info.code != SI_KERNEL || info.signo as u32 == SIGSEGV)
 }
 
+/// The thread that a signal was sent to, or 0 for the process. A queued one does not tell
+/// and counts as sent to the process.
+fn target(area: *const ThreadArea, info: &SigInfo) -> u32 {
+    // SAFETY: this thread's own area, whose process area outlives it.
+    let (tid, nr, tgid) =
+        unsafe { ((*area).tid, (*area).nr, (*((*area).proc_area as *const ProcArea)).tgid) };
+    // A broken pipe and a file too large are told to the thread whose call met them.
+    let by_own_call = matches!(info.signo as u32, SIGPIPE | SIGXFSZ)
+        && info.code == SI_USER
+        && info.pid == tgid
+        && nr != __NR_kill;
+    if info.code == SI_TKILL || by_own_call { tid as u32 } else { 0 }
+}
+
 /// # Safety
 /// `proc` is the live area; all signals are blocked.
-unsafe fn forward(proc: *mut ProcArea, tid: i32, info: &SigInfo) {
+unsafe fn forward(proc: *mut ProcArea, tid: u32, info: &SigInfo) {
     // SAFETY: shared words, used as atomics only.
     let (lock, seq, broken) = unsafe {
         (
@@ -107,7 +139,7 @@ unsafe fn forward(proc: *mut ProcArea, tid: i32, info: &SigInfo) {
     release(lock);
 }
 
-fn frame(seq: u32, tid: i32, info: &SigInfo) -> SignalFrame {
+fn frame(seq: u32, tid: u32, info: &SigInfo) -> SignalFrame {
     let mut siginfo = [0; 128];
     // SAFETY: 128 bytes of plain integers.
     siginfo.copy_from_slice(unsafe {
@@ -119,7 +151,7 @@ fn frame(seq: u32, tid: i32, info: &SigInfo) -> SignalFrame {
         pad: 0,
         seq,
         signo: info.signo as u32,
-        tid: if info.code == SI_TKILL { tid as u32 } else { 0 },
+        tid,
         pad2: 0,
         siginfo,
     }

@@ -9,3 +9,4 @@ mod shadow;
 mod signals;
 mod steward;
 mod victim;
+mod window;

@@ -3,7 +3,7 @@
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, Tag, UnboundKey};
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::net::TcpStream;
 use tcmi_call::abi::{AgentStream, RECORD_ROOM_BYTES};
 use tcmi_call::frame::{CallHeader, OutRange, ReplyHeader, SignalFrame, kind};
 use tcmi_call::record::{
@@ -48,7 +48,7 @@ pub fn agent_stream(n: u8, fd: i32) -> AgentStream {
 
 /// The monitor's half of stream `n`.
 pub struct Peer {
-    pub socket: UnixStream,
+    pub socket: TcpStream,
     sealer: Sealer<RingAead>,
     opener: Opener<RingAead>,
     plain: Vec<u8>,
@@ -117,7 +117,7 @@ pub struct Reply {
 }
 
 impl Peer {
-    pub fn new(n: u8, socket: UnixStream) -> Self {
+    pub fn new(n: u8, socket: TcpStream) -> Self {
         let (to, from) = (direction(2 * n + 1), direction(2 * n));
         Self {
             socket,

@@ -1,11 +1,11 @@
-//! A forked child whose only thread is a shadow thread of the agent.
+//! A forked child whose threads are shadow threads of the agent.
 
 use crate::peer::{Peer, agent_stream};
 use std::arch::asm;
 use std::io;
 use std::mem::offset_of;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::ptr::{null_mut, write_bytes};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -14,8 +14,9 @@ use tcmi_ckpt::blob::Blob;
 
 pub const RESERVED_FIRST: i32 = 900;
 pub const RESERVED_LAST: i32 = 909;
-const CALLS_FD: i32 = 900;
-const EVENTS_FD: i32 = 901;
+const EVENTS_FD: i32 = 900;
+const FIRST_CALLS_FD: i32 = 901;
+const THREAD_ROOM_BYTES: usize = size_of::<ThreadArea>().next_multiple_of(4096);
 /// No call of these tests takes longer; a reply that never comes fails the test.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -130,9 +131,12 @@ impl Drop for Child {
 
 pub struct Shadow {
     pub child: Child,
+    /// The first thread's stream, then the others'.
     pub calls: Peer,
+    pub others: Vec<Peer>,
     pub events: Peer,
     shared: Shared,
+    header: BlobHeader,
     proc_at: usize,
     thread_at: usize,
 }
@@ -165,66 +169,124 @@ fn install_handlers(base: u64, header: &BlobHeader) {
     }
 }
 
-/// Turns the calling process into a shadow.
-fn become_shadow(base: u64, header: &BlobHeader, area: *mut ThreadArea, ends: [i32; 2]) -> ! {
-    const ARCH_SET_GS: i32 = 0x1001;
+/// What a thread needs to become a shadow thread.
+#[derive(Clone, Copy)]
+struct Start {
+    area: *mut ThreadArea,
+    serve: u64,
+}
+
+impl Start {
+    fn serve(self) -> ! {
+        const ARCH_SET_GS: i32 = 0x1001;
+        // SAFETY: raw system calls on the area that the parent prepared; the jump leaves for
+        // the agent on the stack that is the area's.
+        unsafe {
+            (*self.area).tid = libc::syscall(libc::SYS_gettid) as i32;
+            libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, self.area);
+            let top = (&raw mut (*self.area).stack).add(1);
+            asm!("mov rsp, {top}", "jmp {serve}", top = in(reg) top,
+                serve = in(reg) self.serve, in("rdi") self.area, options(noreturn));
+        }
+    }
+}
+
+extern "C" fn begin_thread(start: *mut libc::c_void) -> i32 {
+    // SAFETY: `become_shadow` passes a Start that stays where it is.
+    unsafe { *start.cast::<Start>() }.serve()
+}
+
+/// Turns the calling process into a shadow. `ends` has the event stream's descriptor, then
+/// each thread's.
+fn become_shadow(base: u64, header: &BlobHeader, starts: &mut [Start], ends: &[i32]) -> ! {
+    const THREAD: i32 = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM;
     block_all();
-    // SAFETY: raw system calls on the areas that the parent prepared; the jump leaves for the
-    // agent on the stack that is the area's.
+    // SAFETY: raw system calls; a further thread begins on the stack of its own area, and what
+    // it is given stays, since this thread leaves this frame for good without unwinding it.
     unsafe {
-        libc::dup2(ends[0], CALLS_FD);
-        libc::dup2(ends[1], EVENTS_FD);
+        for (to, &end) in (EVENTS_FD..).zip(ends) {
+            libc::dup2(end, to);
+        }
         // What was inherited from the test would keep its peers' streams open.
         libc::syscall(libc::SYS_close_range, 3, RESERVED_FIRST - 1, 0);
-        libc::syscall(libc::SYS_close_range, RESERVED_FIRST + 2, u32::MAX, 0);
+        libc::syscall(libc::SYS_close_range, RESERVED_FIRST + ends.len() as i32, u32::MAX, 0);
         install_handlers(base, header);
-        let pid = libc::getpid();
-        (*area).tid = pid;
-        (*((*area).proc_area as *mut ProcArea)).tgid = pid;
-        libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, area);
-        let top = (&raw mut (*area).stack).add(1);
-        asm!("mov rsp, {top}", "jmp {serve}", top = in(reg) top,
-            serve = in(reg) base + header.serve, in("rdi") area, options(noreturn));
+        (*((*starts[0].area).proc_area as *mut ProcArea)).tgid = libc::getpid();
+        for start in &mut starts[1..] {
+            let stack = (&raw mut (*start.area).stack).add(1);
+            libc::clone(begin_thread, stack.cast(), THREAD, (&raw mut *start).cast());
+        }
     }
+    starts[0].serve()
 }
 
 impl Shadow {
     pub fn spawn() -> Self {
-        let room = round_up(size_of::<ProcArea>()) + round_up(size_of::<ThreadArea>());
+        Self::spawn_threads(1)
+    }
+
+    pub fn spawn_threads(threads: usize) -> Self {
+        let room = round_up(size_of::<ProcArea>()) + threads * THREAD_ROOM_BYTES;
         let (shared, blob) = Shared::with_blob(room);
         let proc_at = blob.total_bytes();
         let thread_at = proc_at + round_up(size_of::<ProcArea>());
-        let (calls, agent_calls) = UnixStream::pair().unwrap();
-        let (events, agent_events) = UnixStream::pair().unwrap();
-        // SAFETY: zeroed pages of our own, large enough for both areas, whose fields are
+        let (mut near, far): (Vec<_>, Vec<_>) = (0..=threads).map(|_| tcp_pair()).unzip();
+        let proc = shared.base.wrapping_add(proc_at).cast::<ProcArea>();
+        // SAFETY: zeroed pages of our own, large enough for all areas, whose fields are
         // integers.
-        let area = unsafe {
-            let area = shared.base.add(thread_at).cast::<ThreadArea>();
-            let proc = shared.base.add(proc_at).cast::<ProcArea>();
+        let mut starts = unsafe {
             write_bytes(shared.base.add(proc_at), 0, room);
             (*proc).reserved_first = RESERVED_FIRST;
             (*proc).reserved_last = RESERVED_LAST;
             (*proc).blob = shared.base as u64;
-            (*proc).events = agent_stream(1, EVENTS_FD);
-            (*area).me = area as u64;
-            (*area).proc_area = proc as u64;
-            (*area).calls = agent_stream(0, CALLS_FD);
-            area
+            (*proc).events = agent_stream(0, EVENTS_FD);
+            let serve = shared.base as u64 + blob.header().serve;
+            let start = |i: usize| {
+                let at = thread_at + i * THREAD_ROOM_BYTES;
+                let area = shared.base.add(at).cast::<ThreadArea>();
+                (*area).me = area as u64;
+                (*area).proc_area = proc as u64;
+                (*area).calls = agent_stream(i as u8 + 1, FIRST_CALLS_FD + i as i32);
+                Start { area, serve }
+            };
+            (0..threads).map(start).collect::<Vec<_>>()
         };
-        let ends = [agent_calls.as_raw_fd(), agent_events.as_raw_fd()];
+        let ends: Vec<i32> = far.iter().map(AsRawFd::as_raw_fd).collect();
         let base = shared.base as u64;
-        let child = Child::fork(|| become_shadow(base, blob.header(), area, ends));
-        calls.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
-        events.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
-        let (calls, events) = (Peer::new(0, calls), Peer::new(1, events));
-        let shadow = Self { child, calls, events, shared, proc_at, thread_at };
-        // Before it waits for requests it may still be without handlers.
-        shadow.wait_asleep();
+        let child = Child::fork(|| become_shadow(base, blob.header(), &mut starts, &ends));
+        near.iter().for_each(|end| end.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap());
+        let mut peers = (0..).zip(near.drain(..)).map(|(n, end)| Peer::new(n, end));
+        let (events, calls) = (peers.next().unwrap(), peers.next().unwrap());
+        let others = peers.collect();
+        let header = *blob.header();
+        let shadow = Self { child, calls, others, events, shared, header, proc_at, thread_at };
+        // Before they wait for requests they may still be without handlers.
+        (0..threads).for_each(|i| shadow.wait_thread_asleep(i));
         shadow
+    }
+
+    pub fn tid(&self, thread: usize) -> i32 {
+        let at = self.thread_at + thread * THREAD_ROOM_BYTES + offset_of!(ThreadArea, tid);
+        self.shared.word(at).load(Ordering::SeqCst) as i32
+    }
+
+    fn wait_thread_asleep(&self, thread: usize) {
+        wait_until(|| self.tid(thread) != 0);
+        wait_asleep(self.tid(thread));
     }
 
     pub fn thread_word(&self, offset: usize) -> &AtomicU32 {
         self.shared.word(self.thread_at + offset)
+    }
+
+    /// Where something that the blob's header names is in the child.
+    pub fn address(&self, offset: impl Fn(&BlobHeader) -> u64) -> u64 {
+        self.shared.base as u64 + offset(&self.header)
     }
 
     pub fn calls_begun(&self) -> u32 {
@@ -257,6 +319,17 @@ pub fn spin_at_random(random: &mut u32) {
     *random ^= *random >> 17;
     *random ^= *random << 5;
     (0..*random % 2000).for_each(|_| std::hint::spin_loop());
+}
+
+/// Two ends of one connection.
+pub fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    for end in [&near, &far] {
+        end.set_nodelay(true).unwrap();
+    }
+    (near, far)
 }
 
 pub fn wait_until(done: impl Fn() -> bool) {

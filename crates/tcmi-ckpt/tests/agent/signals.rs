@@ -3,8 +3,8 @@
 use crate::peer::{Call, Reply};
 use crate::shadow::{Shadow, spin_at_random, wait_until};
 use std::mem::offset_of;
-use std::sync::atomic::Ordering;
-use tcmi_call::abi::ThreadArea;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tcmi_call::abi::{POKE_CODE, ThreadArea};
 use tcmi_call::frame::{SignalFrame, disposition, kind, out_rule, reply_flags};
 
 const EINTR: i64 = -(libc::EINTR as i64);
@@ -147,6 +147,43 @@ fn each_arrives_once_and_each_call_is_answered_once() {
 }
 
 #[test]
+fn threads_share_the_event_stream() {
+    const EACH: usize = 5000;
+    let mut shadow = Shadow::spawn_threads(2);
+    let pid = shadow.child.pid;
+    let tids = [shadow.tid(0), shadow.tid(1)];
+    let (first, second) = (&mut shadow.calls, &mut shadow.others[0]);
+    let events = &mut shadow.events;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for peer in [first, second] {
+            let done = &done;
+            scope.spawn(move || {
+                for seq in (0..).take_while(|_| !done.load(Ordering::SeqCst)) {
+                    peer.call(&Call::new(libc::SYS_gettid, &[]).seq(seq));
+                }
+            });
+        }
+        scope.spawn(|| {
+            for n in 0..2 * EACH {
+                // SAFETY: a thread of our own child.
+                let sent =
+                    unsafe { libc::syscall(libc::SYS_tgkill, pid, tids[n % 2], libc::SIGRTMIN()) };
+                assert_eq!(sent, 0);
+            }
+        });
+        let mut arrived = [0; 2];
+        for n in 1..=2 * EACH {
+            let frame = events.receive_signal();
+            assert_eq!(frame.seq as usize, n);
+            arrived[tids.iter().position(|&tid| tid as u32 == frame.tid).unwrap()] += 1;
+        }
+        done.store(true, Ordering::SeqCst);
+        assert_eq!(arrived, [EACH; 2]);
+    });
+}
+
+#[test]
 fn dispositions_are_mirrored() {
     let mut shadow = Shadow::spawn();
     let set = |signo: i32, how: u64, flags: i32| {
@@ -180,6 +217,58 @@ fn action_flags(shadow: &mut Shadow, signo: i32) -> u64 {
     let get = Call::new(libc::SYS_rt_sigaction, &[signo as u64, 0, 0, 8]).buffer(2, &[], 32);
     let reply = shadow.calls.call(&get.out(0, 32, out_rule::ON_SUCCESS, 0));
     u64::from_le_bytes(reply.outs[0][8..16].try_into().unwrap())
+}
+
+fn poke(shadow: &Shadow, seq: u64) {
+    let mut info = [0u8; 128];
+    info[8..12].copy_from_slice(&POKE_CODE.to_le_bytes());
+    info[24..32].copy_from_slice(&seq.to_le_bytes());
+    let pid = shadow.child.pid;
+    let info = info.as_ptr();
+    // SAFETY: our own child; 128 bytes are a siginfo_t.
+    let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, pid, libc::SIGURG, info) };
+    assert_eq!(sent, 0);
+}
+
+#[test]
+fn a_poke_ends_its_call_and_no_other() {
+    let mut shadow = Shadow::spawn();
+    shadow.calls.send(&pause().seq(70));
+    shadow.wait_in_call();
+    shadow.wait_asleep();
+    poke(&shadow, 70);
+    let reply = shadow.calls.receive();
+    assert_interrupted(&reply, 0);
+    assert_eq!(reply.header.flags & reply_flags::NOT_STARTED, 0);
+
+    shadow.wait_asleep();
+    poke(&shadow, 72);
+    shadow.wait_asleep();
+    let begun = shadow.calls.call(&Call::new(libc::SYS_getpid, &[]).seq(71));
+    assert_eq!(begun.header.flags, 0);
+    let refused = shadow.calls.call(&pause().seq(72));
+    assert_eq!(refused.header.flags, reply_flags::INTERRUPTED | reply_flags::NOT_STARTED);
+
+    poke(&shadow, 72);
+    shadow.wait_asleep();
+    let late = shadow.calls.call(&Call::new(libc::SYS_getpid, &[]).seq(73));
+    assert_eq!((late.header.flags, late.header.signals), (0, 0));
+}
+
+#[test]
+fn a_broken_pipe_is_told_to_the_thread_that_met_it() {
+    let mut shadow = Shadow::spawn();
+    let fds = Call::new(libc::SYS_pipe2, &[0, 0]).buffer(0, &[], 8);
+    let reply = shadow.calls.call(&fds.out(0, 8, out_rule::ON_SUCCESS, 0));
+    let fd = |i: usize| {
+        u64::from(u32::from_le_bytes(reply.outs[0][4 * i..4 * i + 4].try_into().unwrap()))
+    };
+    shadow.calls.call(&Call::new(libc::SYS_close, &[fd(0)]));
+    let write = Call::new(libc::SYS_write, &[fd(1), 0, 1]).buffer(1, b"x", 1);
+    let reply = shadow.calls.call(&write);
+    assert_eq!((reply.header.ret, reply.header.signals), (-i64::from(libc::EPIPE), 1));
+    let frame = shadow.events.receive_signal();
+    assert_eq!((frame.signo, frame.tid), (libc::SIGPIPE as u32, shadow.child.pid as u32));
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub struct Watch {
 impl Watch {
     pub fn fill(&mut self) {
         for (i, value) in self.expected.iter_mut().enumerate() {
-            *value = 0x0101_0101_0101_0101 * (i as u64 + 1) ^ 0x8000_7fff_0000_ffff;
+            *value = (0x0101_0101_0101_0101 * (i as u64 + 1)) ^ 0x8000_7fff_0000_ffff;
         }
         for (i, value) in self.xmm.iter_mut().enumerate() {
             *value = [0xa0 + i as u8; 16];

@@ -133,7 +133,7 @@ pub fn run(fuzz_seconds: u32, only: Option<&str>) -> Result<ExitCode> {
         suite.tests(
             "decoders under fuzz",
             tool::cargo()
-                .args(["run", "--release", "--package", "tcmi-tests", "--bin", "fuzz", "--"])
+                .args(["run", "--package", "tcmi-tests", "--bin", "fuzz", "--"])
                 .arg(fuzz_seconds.to_string()),
             bound,
         );

@@ -302,3 +302,28 @@ pub fn expect_counted(file: &Path) -> Result<u64> {
     }
     Ok(expected)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_a_doubled_and_a_torn_step_are_seen() -> Result<()> {
+        let scratch = crate::Scratch::new("counted")?;
+        let file = scratch.join("count");
+        for (text, good) in
+            [("1\n2\n3\n", true), ("1\n3\n", false), ("1\n1\n2\n", false), ("1\n2", false)]
+        {
+            std::fs::write(&file, text)?;
+            assert_eq!(expect_counted(&file).is_ok(), good, "{text:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_victim_was_built() {
+        let missing: Vec<_> =
+            VictimKind::all().into_iter().filter(|k| !k.path().is_file()).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+}

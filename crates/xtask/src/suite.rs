@@ -129,6 +129,11 @@ pub fn run(fuzz_seconds: u32, only: Option<&str>) -> Result<ExitCode> {
             ]),
             UNIT_TIMEOUT,
         );
+        suite.tests(
+            "the harness itself",
+            tool::cargo().args(["test", "--package", "tcmi-tests", "--lib"]),
+            UNIT_TIMEOUT,
+        );
         let bound = Duration::from_secs(u64::from(fuzz_seconds) * 30 + 600);
         suite.tests(
             "decoders under fuzz",

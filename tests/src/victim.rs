@@ -49,6 +49,7 @@ const BLOCKING_CALLS: &[(&str, Wake)] = &[
 ];
 
 const PLAIN: &[&str] = &[
+    "absent",
     "alarm",
     "altstack",
     "avx2",
@@ -68,6 +69,7 @@ const PLAIN: &[&str] = &[
     "identity",
     "itimers",
     "jit",
+    "latemap",
     "memory",
     "memory-no-pie",
     "memory-static",
@@ -103,6 +105,7 @@ const PLAIN: &[&str] = &[
     "vdso-no-pie",
     "vdso-static",
     "vdso-static-pie",
+    "world",
 ];
 
 impl VictimKind {

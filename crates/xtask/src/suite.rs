@@ -18,6 +18,7 @@ const END_TO_END: &[&str] = &[
     "links",
     "refuse",
     "signals",
+    "leave",
     "victims",
     "programs",
     "faults",

@@ -1,4 +1,5 @@
 """Digits of pi, a line at a time, appended to a file and shown: python3 pi.py FILE LINES."""
+import signal
 import sys
 
 DIGITS_A_LINE = 50
@@ -18,6 +19,7 @@ def digits():
 def main():
     path, lines = sys.argv[1], int(sys.argv[2])
     stream = digits()
+    signal.signal(signal.SIGUSR1, lambda *_: print("pi.py: SIGUSR1", file=sys.stderr, flush=True))
     with open(path, "a") as file:
         for number in range(1, lines + 1):
             line = "".join(str(next(stream)) for _ in range(DIGITS_A_LINE))

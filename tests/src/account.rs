@@ -101,3 +101,28 @@ pub fn cpu_ms(pid: u32) -> Option<u64> {
 pub fn descendants_cpu_ms(pid: u32) -> Result<u64> {
     Ok(descendants(pid)?.into_iter().filter_map(cpu_ms).sum())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_descriptor_and_a_process_more_are_a_leak() -> Result<()> {
+        // `cat` waits for its input: a process that another test cannot disturb.
+        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        let account = Account::of(cat.id())?;
+        assert!(account.no_more_than(&account).is_ok());
+        let more = Account { descriptors: account.descriptors + 1, ..account.clone() };
+        assert!(more.no_more_than(&account).is_err());
+        let more = Account { descendants: account.descendants + 1, ..account.clone() };
+        assert!(more.no_more_than(&account).is_err());
+        let grown = account.resident_kib + RESIDENT_SLACK_KIB + 1;
+        assert!(Account { resident_kib: grown, ..account.clone() }.no_more_than(&account).is_err());
+        assert!(descendants(std::process::id())?.contains(&cat.id()));
+        drop(cat.stdin.take());
+        assert!(cat.wait()?.success());
+        Ok(())
+    }
+}

@@ -22,7 +22,7 @@ use crate::wait::wait_until;
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longer than any bound inside the daemon: a write that takes longer hangs.
-const CONTROL_TIMEOUT: Duration = Duration::from_secs(90);
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Where a daemon lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

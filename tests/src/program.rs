@@ -247,9 +247,32 @@ pub fn difference(expected: &Output, seen: &Output) -> Option<String> {
     })
 }
 
-/// A directory of the system that has `program`, as `which` would find it.
+/// Whether `program` is in a directory of PATH.
 pub fn is_installed(program: &str) -> bool {
     std::env::var_os("PATH").is_some_and(|path| {
         std::env::split_paths(&path).any(|directory: PathBuf| directory.join(program).is_file())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measured_text_keeps_its_shape_and_nothing_else() {
+        assert_eq!(shape(b"sha256  123.45k\n"), shape(b"sha1 9k\n"));
+        assert_ne!(shape(b"sha256 123k"), shape(b"md5 123k"));
+        assert_ne!(shape(b"one 1\n"), shape(b"one 1\ntwo 2\n"));
+    }
+
+    #[test]
+    fn a_difference_says_where() {
+        let output = |text: &str| Output::from([("stdout".to_owned(), text.as_bytes().to_vec())]);
+        assert_eq!(difference(&output("same"), &output("same")), None);
+        let told = difference(&output("abcdef"), &output("abcxef")).expect("they differ");
+        assert!(told.contains("stdout differs at byte 3"), "{told}");
+        let told = difference(&output("abc"), &output("abcd")).expect("one is longer");
+        assert!(told.contains("3 and 4 bytes"), "{told}");
+        assert!(difference(&output(""), &Output::new()).is_some());
+    }
 }

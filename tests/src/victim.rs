@@ -49,6 +49,7 @@ const BLOCKING_CALLS: &[(&str, Wake)] = &[
 ];
 
 const PLAIN: &[&str] = &[
+    "absent",
     "alarm",
     "altstack",
     "avx2",
@@ -68,6 +69,7 @@ const PLAIN: &[&str] = &[
     "identity",
     "itimers",
     "jit",
+    "latemap",
     "memory",
     "memory-no-pie",
     "memory-static",
@@ -103,6 +105,7 @@ const PLAIN: &[&str] = &[
     "vdso-no-pie",
     "vdso-static",
     "vdso-static-pie",
+    "world",
 ];
 
 impl VictimKind {
@@ -301,4 +304,29 @@ pub fn expect_counted(file: &Path) -> Result<u64> {
         ensure!(line == expected.to_string(), "line {expected} is {line:?}");
     }
     Ok(expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_a_doubled_and_a_torn_step_are_seen() -> Result<()> {
+        let scratch = crate::Scratch::new("counted")?;
+        let file = scratch.join("count");
+        for (text, good) in
+            [("1\n2\n3\n", true), ("1\n3\n", false), ("1\n1\n2\n", false), ("1\n2", false)]
+        {
+            std::fs::write(&file, text)?;
+            assert_eq!(expect_counted(&file).is_ok(), good, "{text:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_victim_was_built() {
+        let missing: Vec<_> =
+            VictimKind::all().into_iter().filter(|k| !k.path().is_file()).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
 }

@@ -276,6 +276,64 @@ fn a_process_killed_during_a_move_ends_cleanly() -> Result<()> {
     still_moves(&pair)
 }
 
+#[test]
+fn a_process_that_exits_during_a_move_keeps_its_status() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.accounts()?;
+    for moment in 0..40u32 {
+        let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
+        let pid = victim.pid();
+        let answer = thread::scope(|scope| -> Result<_> {
+            let moving = scope.spawn(|| pair.try_migrate(pid));
+            spin_for(Duration::from_micros(300) * moment);
+            victim.say("end 11")?;
+            Ok(moving.join().expect("a write does not panic"))
+        })?;
+        let errno = answer.err().map(|e| e.raw_os_error());
+        ensure!(matches!(errno, None | Some(Some(libc::ESRCH))), "moment {moment}: {errno:?}");
+        let status = victim.wait(SOON)?;
+        ensure!(status.code() == Some(11), "moment {moment}: status {status}");
+        pair.wait_forgotten(pid)?;
+    }
+    pair.expect_no_leak(&before)
+}
+
+/// A shell that replaces itself by `sleep`, at moments spread over the whole move:
+/// it sleeps at home, or was told on the desk that there is no exec there.
+#[test]
+fn a_process_that_execs_during_a_move_is_one_or_the_other() -> Result<()> {
+    const NOT_EXECUTABLE: i32 = 126;
+    let pair = Pair::new()?;
+    for moment in 0..20u32 {
+        let mut shell = Command::new("bash")
+            .args(["-c", "read -r line; exec sleep 1000"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let pid = shell.id();
+        let mut stdin = shell.stdin.take().context("stdin is piped")?;
+        let answer = thread::scope(|scope| -> Result<_> {
+            let moving = scope.spawn(|| pair.try_migrate(pid));
+            spin_for(Duration::from_millis(1) * moment);
+            io::Write::write_all(&mut stdin, b"now\n")?;
+            Ok(moving.join().expect("a write does not panic"))
+        })?;
+        let settled = wait_until("exec, or its refusal", SOON, || {
+            if let Some(status) = shell.try_wait()? {
+                ensure!(status.code() == Some(NOT_EXECUTABLE), "moment {moment}: {status}");
+                return Ok(Some(()));
+            }
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm"))?;
+            Ok((name == "sleep\n" && !pair.is_guest(pid)).then_some(()))
+        });
+        shell.kill()?;
+        shell.wait()?;
+        settled.with_context(|| format!("moment {moment}, the move said {answer:?}"))?;
+        pair.wait_forgotten(pid)?;
+    }
+    still_moves(&pair)
+}
+
 /// Not a wait for something: the moments are the test's input.
 fn spin_for(time: Duration) {
     let start = std::time::Instant::now();

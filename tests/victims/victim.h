@@ -113,6 +113,21 @@ __attribute__((unused)) static uint64_t next_random(uint64_t *state)
 static char input[256];
 static size_t input_length;
 
+#ifdef VICTIM_CLEAN_UP
+/* Before an end that was asked for, or the end of input. */
+static void clean_up(void);
+#else
+static void clean_up(void)
+{
+}
+#endif
+
+static _Noreturn void end(int status)
+{
+	clean_up();
+	_exit(status);
+}
+
 /* Next whole line of stdin, without its newline. A timeout as poll(2) has it. */
 static int next_line(char *line, int timeout_ms)
 {
@@ -124,7 +139,7 @@ static int next_line(char *line, int timeout_ms)
 			return 0;
 		ssize_t n = read(0, input + input_length, sizeof input - input_length);
 		if (n == 0)
-			_exit(END_OF_INPUT_STATUS);
+			end(END_OF_INPUT_STATUS);
 		if (n < 0)
 			return 0;
 		input_length += n;
@@ -158,7 +173,7 @@ static void answer(const char *line)
 		return;
 	}
 	if (!strncmp(line, "end ", 4))
-		_exit(atoi(line + 4));
+		end(atoi(line + 4));
 #ifdef VICTIM_COMMAND
 	command(line);
 #else

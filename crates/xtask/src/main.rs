@@ -1,1 +1,62 @@
-fn main() {}
+//! `cargo xtask`: what the repository does with itself.
+
+mod bench;
+mod demo;
+mod packages;
+mod papers;
+mod suite;
+mod tool;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+enum Task {
+    /// Move a real program out and home, and show it
+    Demo,
+    /// Format check, clippy, all tests, the decoders under fuzz
+    Test {
+        /// Seconds for each fuzz target
+        #[arg(long, default_value_t = 60)]
+        fuzz_seconds: u32,
+        /// Only end-to-end tests whose name holds this
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Ratios against yardsticks, as text, JSON and SVG in target/bench
+    Bench {
+        /// MiB of the bulk transfer's process
+        #[arg(long, default_value_t = 1024)]
+        bulk_mib: u32,
+    },
+    /// Write the man pages
+    Man {
+        #[arg(default_value = "target/man")]
+        directory: PathBuf,
+    },
+    /// Write the shell completions
+    Completions {
+        #[arg(default_value = "target/completions")]
+        directory: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let done: Result<ExitCode> = match Task::parse() {
+        Task::Demo => demo::run().map(|()| ExitCode::SUCCESS),
+        Task::Test { fuzz_seconds, only } => suite::run(fuzz_seconds, only.as_deref()),
+        Task::Bench { bulk_mib } => bench::run(bulk_mib),
+        Task::Man { directory } => papers::man(&directory).map(|()| ExitCode::SUCCESS),
+        Task::Completions { directory } => {
+            papers::completions(&directory).map(|()| ExitCode::SUCCESS)
+        }
+    };
+    done.unwrap_or_else(|e| {
+        eprintln!("error: {e:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,172 @@
+//! `cargo xtask test`.
+
+use std::process::{Command, ExitCode};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::{packages, tool};
+
+const CHECK_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+const UNIT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+const END_TO_END_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// End-to-end test binaries, cheapest first: what is broken shows early.
+const END_TO_END: &[&str] = &[
+    "victims_native",
+    "links",
+    "refuse",
+    "signals",
+    "leave",
+    "victims",
+    "programs",
+    "faults",
+    "roundtrips",
+];
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Totals {
+    fn add(&mut self, other: Totals) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    /// `test result: ok. 65 passed; 0 failed; 0 ignored; ...`
+    fn of_line(line: &str) -> Option<Self> {
+        let counts = line.strip_prefix("test result: ")?;
+        let mut totals = Self::default();
+        for part in counts.split(['.', ';']) {
+            let Some((number, what)) = part.trim().split_once(' ') else { continue };
+            let Ok(number) = number.parse() else { continue };
+            match what {
+                "passed" => totals.passed = number,
+                "failed" => totals.failed = number,
+                "ignored" => totals.skipped = number,
+                _ => {}
+            }
+        }
+        Some(totals)
+    }
+}
+
+struct Suite {
+    totals: Totals,
+    started: Instant,
+}
+
+impl Suite {
+    fn title(&self, what: &str) {
+        println!("\n== {what} (at {} s)", self.started.elapsed().as_secs());
+    }
+
+    /// A step that passes or fails as a whole.
+    fn check(&mut self, what: &str, command: &mut Command, timeout: Duration) {
+        self.title(what);
+        let outcome = tool::watch(command, timeout, |line| println!("{line}"));
+        let passed = matches!(&outcome, Ok(status) if status.success());
+        if let Err(e) = outcome {
+            println!("{e:#}");
+        }
+        if passed {
+            self.totals.passed += 1;
+        } else {
+            println!("FAILED: {what}");
+            self.totals.failed += 1;
+        }
+    }
+
+    /// A step whose own test results are counted. One that failed without telling
+    /// a failed test (it crashed, did not build, took too long) is one failure.
+    fn tests(&mut self, what: &str, command: &mut Command, timeout: Duration) {
+        self.title(what);
+        let counted = Mutex::new(Totals::default());
+        let outcome = tool::watch(command, timeout, |line| {
+            println!("{line}");
+            if let Some(totals) = Totals::of_line(line) {
+                counted.lock().expect("no counter panics").add(totals);
+            }
+        });
+        let mut counted = counted.into_inner().expect("no counter panics");
+        let well = matches!(&outcome, Ok(status) if status.success());
+        if let Err(e) = outcome {
+            println!("{e:#}");
+        }
+        if !well && counted.failed == 0 {
+            println!("FAILED: {what}");
+            counted.failed = 1;
+        }
+        self.totals.add(counted);
+    }
+}
+
+pub fn run(fuzz_seconds: u32, only: Option<&str>) -> Result<ExitCode> {
+    packages::install_missing()?;
+    let mut suite = Suite { totals: Totals::default(), started: Instant::now() };
+    suite.title("release build");
+    tool::build_release()?;
+    if only.is_none() {
+        suite.check("format", tool::cargo().args(["fmt", "--all", "--check"]), CHECK_TIMEOUT);
+        suite.check(
+            "clippy",
+            tool::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+            CHECK_TIMEOUT,
+        );
+        suite.tests(
+            "unit tests",
+            tool::cargo().args([
+                "test",
+                "--workspace",
+                "--exclude",
+                "tcmi-tests",
+                "--no-fail-fast",
+            ]),
+            UNIT_TIMEOUT,
+        );
+        suite.tests(
+            "the harness itself",
+            tool::cargo().args(["test", "--package", "tcmi-tests", "--lib"]),
+            UNIT_TIMEOUT,
+        );
+        let bound = Duration::from_secs(u64::from(fuzz_seconds) * 30 + 600);
+        suite.tests(
+            "decoders under fuzz",
+            tool::cargo()
+                .args(["run", "--package", "tcmi-tests", "--bin", "fuzz", "--"])
+                .arg(fuzz_seconds.to_string()),
+            bound,
+        );
+    }
+    for binary in END_TO_END {
+        let mut command = tool::cargo();
+        command.args(["test", "--package", "tcmi-tests", "--test", binary, "--"]);
+        if let Some(only) = only {
+            command.arg(only);
+        }
+        suite.tests(&format!("end to end: {binary}"), &mut command, END_TO_END_TIMEOUT);
+    }
+    let Totals { passed, failed, skipped } = suite.totals;
+    println!("\n{passed} passed, {failed} failed, {skipped} skipped");
+    // A run in which nothing was tested has shown nothing.
+    Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_a_test_binary_are_counted() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 4 ignored; 0 measured; 9 filtered out; finished in 1.20s";
+        let totals = Totals::of_line(line).expect("a result line");
+        assert_eq!((totals.passed, totals.failed, totals.skipped), (12, 3, 4));
+        assert!(Totals::of_line("test result_is_counted ... ok").is_none());
+    }
+}

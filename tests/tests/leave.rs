@@ -1,0 +1,94 @@
+//! A node that leaves sends its guests home first; several guests do not mix.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tcmi_tests::{Pair, Victim, VictimKind, wait_until};
+
+const SOON: Duration = Duration::from_secs(30);
+const GUESTS: usize = 6;
+
+fn guests(pair: &Pair, count: usize) -> Result<Vec<Victim>> {
+    let kinds = ["memory", "files", "threads", "clock", "receiver", "tls"];
+    kinds[..count]
+        .iter()
+        .map(|program| {
+            let victim = Victim::spawn(&VictimKind::plain(program))?;
+            pair.migrate(victim.pid())?;
+            Ok(victim)
+        })
+        .collect()
+}
+
+fn expect_all_at_home(pair: &Pair, mut victims: Vec<Victim>) -> Result<()> {
+    for victim in &victims {
+        let pid = victim.pid();
+        wait_until(&format!("{pid} at home\n{}", pair.logs()), SOON, || {
+            Ok(pair.state(pid).map_or(true, |s| s == "running").then_some(()))
+        })?;
+    }
+    victims.iter_mut().try_for_each(|v| v.check().context("at home again"))?;
+    victims.into_iter().try_for_each(|v| v.end(7))
+}
+
+#[test]
+fn several_guests_run_side_by_side() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.accounts()?;
+    let mut victims = guests(&pair, GUESTS)?;
+    for _ in 0..3 {
+        victims.iter_mut().try_for_each(|v| v.check().context("side by side"))?;
+    }
+    for victim in &victims {
+        pair.bring_home(victim.pid())?;
+    }
+    expect_all_at_home(&pair, victims)?;
+    pair.expect_no_leak(&before)
+}
+
+#[test]
+fn stop_of_a_node_at_home_brings_its_processes_home() -> Result<()> {
+    let pair = Pair::new()?;
+    let victims = guests(&pair, 3)?;
+    pair.home.echo("ccn/nodes/desk/stop", "1")?;
+    expect_all_at_home(&pair, victims)?;
+    wait_until("no node", SOON, || Ok((pair.home.read("ccn/nodes/count")? == "0").then_some(())))
+}
+
+#[test]
+fn the_owner_of_the_desk_sends_all_guests_home_and_the_link_stays() -> Result<()> {
+    let pair = Pair::new()?;
+    let victims = guests(&pair, 3)?;
+    pair.desk.echo("pen/nodes/home/migrate-home-all", "1")?;
+    expect_all_at_home(&pair, victims)?;
+    ensure!(pair.home.read("ccn/nodes/count")? == "1", "the link did not stay");
+    let again = guests(&pair, 1)?;
+    pair.bring_home(again[0].pid())?;
+    expect_all_at_home(&pair, again)
+}
+
+#[test]
+fn a_desk_that_is_told_to_end_sends_its_guests_home_first() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victims = guests(&pair, 3)?;
+    pair.desk.stop()?;
+    victims.iter_mut().try_for_each(|v| v.check().context("after the desk's end"))?;
+    victims.into_iter().try_for_each(|v| v.end(7))?;
+    pair.home.stop()
+}
+
+#[test]
+fn a_call_that_is_not_there_yet_has_an_errno_and_is_counted() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("absent"))?;
+    let pid = victim.pid();
+    let tried = |victim: &mut Victim| victim.ask("try", "TRIED");
+    ensure!(tried(&mut victim)? == [0], "no fork where nothing is moved");
+    pair.migrate(pid)?;
+    ensure!(tried(&mut victim)? == [i64::from(libc::ENOSYS)], "fork of a guest");
+    let stats = pair.home.read(&format!("ccn/mig/migproc/{pid}/stats"))?;
+    ensure!(stats.lines().any(|l| l.contains("fork")), "fork is not counted in:\n{stats}");
+    pair.bring_home(pid)?;
+    ensure!(tried(&mut victim)? == [0], "no fork at home again");
+    victim.end(7)
+}

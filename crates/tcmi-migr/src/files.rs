@@ -173,7 +173,8 @@ impl Cache {
         }
         f.set_len(r.last).map_err(io())?;
         self.rename(&part, &Self::name(r)).map_err(io())?;
-        Ok(f)
+        // Read-only: a shared mapping of a writable descriptor could become writable.
+        self.open_at(&Self::name(r), libc::O_RDONLY).map_err(io())
     }
     fn rename(&self, from: &str, to: &str) -> std::io::Result<()> {
         let (from, to) = (std::ffi::CString::new(from)?, std::ffi::CString::new(to)?);

@@ -145,7 +145,7 @@ fn construct(
     r: &mut BulkReader,
     site: &mut Site,
 ) -> Result<Built> {
-    check_cpu(&n, begin)?;
+    check_machine(&n, begin)?;
     let first = files.translate(&begin.mm.vmas, &begin.files)?;
     n.build_space(&[], &first, &files.fds())?;
     let reserved = begin.mm.reserved;
@@ -201,7 +201,14 @@ fn construct(
     })
 }
 
-fn check_cpu(n: &Newborn, begin: &msg::Begin) -> Result<()> {
+/// Refuses what could not go on here: registers of another CPU, code of another kernel's vDSO.
+fn check_machine(n: &Newborn, begin: &msg::Begin) -> Result<()> {
+    let (start, end) = begin.mm.vdso;
+    let mut vdso = vec![0; end.saturating_sub(start).min(1 << 20) as usize];
+    tcmi_sys::memory::read(n.host_pid(), start, &mut vdso)?;
+    if blake3::hash(&vdso).as_bytes() != &begin.mm.vdso_hash {
+        return Err(tcmi_ckpt::Error::unsupported("this node's kernel has another vDSO").into());
+    }
     let here = crate::source::xfeatures(&n.frozen.leader().stopped()?.xstate()?);
     match begin.xfeatures & !here {
         0 => Ok(()),

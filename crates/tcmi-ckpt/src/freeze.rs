@@ -154,10 +154,10 @@ impl Frozen {
         for mut t in self.threads {
             let Ok(s) = t.take() else { continue };
             let restored = s.set_regs(&t.regs).and_then(|()| s.set_sigmask(t.mask));
-            if let Err(e) = restored.and_then(|()| s.detach(0)) {
-                if !e.is_gone() {
-                    first_error.get_or_insert(e);
-                }
+            if let Err(e) = restored.and_then(|()| s.detach(0))
+                && !e.is_gone()
+            {
+                first_error.get_or_insert(e);
             }
         }
         first_error.map_or(Ok(()), |e: Errno| Err(e.into()))

@@ -8,6 +8,7 @@ use crate::layout::Step;
 use crate::remote::{Agent, Calls, Ids, Results, bytes_of, from_bytes};
 use std::ops::Range;
 use tcmi_sys::memory::{self, Forced};
+use tcmi_sys::pages::PAGE_BYTES;
 use tcmi_sys::ptrace::UserRegs;
 use tcmi_sys::signal::KernelAction;
 
@@ -72,7 +73,7 @@ pub fn apply(b: &mut Batcher, steps: &[Step], fd_of: Descriptors) -> Result<()> 
 }
 
 fn map(b: &mut Batcher, v: &Vma, fd_of: Descriptors) -> Result<()> {
-    if v.start >= v.end || v.start % 4096 != 0 || v.end % 4096 != 0 {
+    if v.start >= v.end || !(v.start | v.end).is_multiple_of(PAGE_BYTES) {
         return Err(Error::Image("a mapping without extent"));
     }
     let has = |bit, flag| if v.flags & bit != 0 { flag } else { 0 };

@@ -180,5 +180,6 @@ fn main() {
     }
     // SAFETY: our own child.
     unsafe { libc::kill(host, libc::SIGKILL) };
-    println!("test rebirth_of_python_with_threads ... ok\n1 passed, 0 failed");
+    println!("test rebirth_of_python_with_threads ... ok");
+    println!("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
 }

@@ -172,6 +172,9 @@ impl Keeper<'_> {
         if self.has_message() {
             return self.message();
         }
+        if self.task.takes_calls() {
+            msg::send(&mut self.wire.w, &msg::AskStats {})?;
+        }
         match self.task.next_order() {
             None => Ok(None),
             Some(Order::HomeUnasked) => self.bring_home(None),

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tcmi_core::command::Pid;
@@ -43,7 +44,13 @@ struct Inner {
     orders: VecDeque<Order>,
     /// Its thread is at work.
     held: bool,
+    /// When the guest's counters were last asked for.
+    calls_asked: Option<Instant>,
+    wants_calls: bool,
 }
+
+/// Counters of forwarded calls are at most this old when they are read twice.
+const CALLS_AGE: Duration = Duration::from_millis(200);
 
 impl Task {
     pub fn new(pid: Pid, ids: (u32, u32), node: LinkId, migration: u64) -> std::io::Result<Self> {
@@ -64,6 +71,8 @@ impl Task {
                 calls: String::new(),
                 orders: VecDeque::new(),
                 held: true,
+                calls_asked: None,
+                wants_calls: false,
             }),
         })
     }
@@ -121,6 +130,11 @@ impl Task {
         self.inner.lock().orders.pop_front()
     }
 
+    /// Whether somebody read the counters since they were last brought up to date.
+    pub fn takes_calls(&self) -> bool {
+        std::mem::take(&mut self.inner.lock().wants_calls)
+    }
+
     /// Answers orders that nobody will carry out any more.
     pub fn refuse_orders(&self, error: impl Fn() -> MigrateError) {
         while let Some(order) = self.next_order() {
@@ -130,8 +144,15 @@ impl Task {
         }
     }
 
+    /// What there is to see. It does not wait for the guest's counters, but has them brought
+    /// up to date for the next look.
     pub fn view(&self) -> TaskView {
-        let inner = self.inner.lock();
+        let mut inner = self.inner.lock();
+        let fresh = inner.calls_asked.is_some_and(|then| then.elapsed() < CALLS_AGE);
+        if inner.state == State::Emigrated && !fresh {
+            (inner.calls_asked, inner.wants_calls) = (Some(Instant::now()), true);
+            self.bell.ring();
+        }
         TaskView {
             pid: self.pid,
             uid: self.uid,

@@ -269,7 +269,11 @@ impl Agent {
         regs.rsp = (self.scratch + SCRATCH_BYTES) & !15;
         regs.eflags &= !0x400;
         s.set_regs(&regs)?;
-        let s = to_stop(s.cont(0)?, Stop::Signal(self.done_signal))?;
+        let mut s = to_stop(s.cont(0)?, Stop::Signal(self.done_signal))?;
+        // Somebody else's signal of the same number, which its default action ignores anyway.
+        while !sent_by_itself(&s, ids.tgid)? {
+            s = to_stop(s.cont(0)?, Stop::Signal(self.done_signal))?;
+        }
         thread.put_back(s);
         self.collect(pid, calls)
     }
@@ -291,6 +295,14 @@ impl Agent {
         }
         Ok(Results { ops, data })
     }
+}
+
+/// Whether the signal that `s` stopped for is tgkill's, from the process itself.
+fn sent_by_itself(s: &Stopped, tgid: i32) -> Result<bool> {
+    const SI_TKILL: i32 = -6;
+    let info = s.siginfo()?;
+    let word = |at: usize| i32::from_le_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+    Ok(word(8) == SI_TKILL && word(16) == tgid)
 }
 
 /// A thread as its own process names it.

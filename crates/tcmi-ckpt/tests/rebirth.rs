@@ -151,8 +151,9 @@ fn main() {
     child.kill().expect("end the original");
     child.wait().expect("reap");
 
-    let waiting = waiting_child(pid);
+    // Before the fork, so that the child has it.
     let area = memfd(64 * 1024);
+    let waiting = waiting_child(pid);
     let mm = &c.image.mm;
     let fds: Vec<i32> = c.files.open.iter().map(|f| f.as_raw_fd()).collect();
     let mut n = Newborn::take(waiting, pid, mm, &blob).expect("spawn");

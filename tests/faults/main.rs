@@ -6,11 +6,13 @@
 //! passing. `tcmid --list-faults` names them all.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
+use nix::sys::signal::Signal;
 use tcmi_tests::node::built;
 use tcmi_tests::{Launch, Node, Pair, Root, Scratch, Victim, VictimKind, wait_until};
 
@@ -66,7 +68,11 @@ impl Scene {
             self.pair.home.echo("ccn/trust", &self.pair.desk.id()?)?;
             self.pair.home.echo("ccn/listen", &self.pair.address)?;
         }
-        if desk_died {
+        if home_died {
+            let known = || Ok((self.pair.desk.read("pen/nodes/count")? == "0").then_some(()));
+            wait_until("the desk forgets the home that died", RECOVERY_TIMEOUT, known)?;
+        }
+        if desk_died || home_died {
             self.pair.connect()?;
         }
         self.pair.wait_connected()
@@ -85,10 +91,14 @@ impl Scene {
         // Later lines may be there already; up to its own count all must be.
         let written = self.counted()?;
         ensure!(written >= count as u64, "{when}: it counts {count}, the file has {written}");
-        let copies = self.copies()?;
-        let expected = if self.pair.is_guest(pid) { 2 } else { 1 };
-        ensure!(copies <= expected, "{when}: {copies} processes hold it\n{}", self.pair.logs());
-        Ok(())
+        // A copy that is to end may still be ending.
+        wait_until("one copy", RECOVERY_TIMEOUT, || {
+            let expected = if self.pair.is_guest(pid) { 2 } else { 1 };
+            Ok((self.copies()? <= expected).then_some(()))
+        })
+        .with_context(|| {
+            format!("{when}: {:?} processes hold it\n{}", self.copies(), self.pair.logs())
+        })
     }
 
     fn counted(&self) -> Result<u64> {
@@ -126,9 +136,35 @@ fn ended_soon(node: &mut Node) -> Result<bool> {
     })
 }
 
+/// What is left when a fault has done its worst after the commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// The process goes on, and goes out and home again.
+    Whole,
+    /// What held the guest was killed, and the guest with it: the process ends by SIGKILL.
+    Lost,
+    /// What kept the shadow was killed: the guest goes on where it is.
+    Away,
+}
+
+fn after(fault: &str, action: &str, side: Side) -> After {
+    match (fault, action, side) {
+        ("NodeReturnAsked" | "NodeGuestFrozen", "kill", Side::Desk) => After::Lost,
+        ("HomeReturnFrozen" | "HomeImageReceived" | "HomeRebuilt", "kill", Side::Home) => {
+            After::Away
+        }
+        _ => After::Whole,
+    }
+}
+
 fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
     let mut scene = Scene::set(fault, action, side)?;
     let pid = scene.victim.pid();
+    match after(fault, action, side) {
+        After::Whole => {}
+        After::Lost => return is_lost(scene),
+        After::Away => return stays_away(scene),
+    }
     // Whether a move succeeds in spite of the fault is the fault's business; what
     // is left after it is ours.
     let out = scene.pair.try_migrate(pid);
@@ -150,6 +186,47 @@ fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
     victim.end(7)?;
     tcmi_tests::victim::expect_counted(&scratch.join("count"))?;
     pair.stop()
+}
+
+fn is_lost(mut scene: Scene) -> Result<()> {
+    let pid = scene.victim.pid();
+    scene.pair.migrate(pid)?;
+    scene.expect_one_copy("away")?;
+    let home = scene.pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"));
+    ensure!(home.is_err(), "it came home");
+    let status = scene.victim.wait(RECOVERY_TIMEOUT)?;
+    ensure!(status.signal() == Some(libc::SIGKILL), "status {status}");
+    nothing_is_left(scene)
+}
+
+fn stays_away(mut scene: Scene) -> Result<()> {
+    let pid = scene.victim.pid();
+    scene.pair.migrate(pid)?;
+    let home = scene.pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"));
+    ensure!(home.is_err(), "it came home");
+    scene.revive()?;
+    for _ in 0..3 {
+        scene.expect_one_copy("away, with nobody who keeps it")?;
+    }
+    ensure!(scene.pair.is_guest(pid), "the desk does not list it");
+    scene.victim.signal(Signal::SIGKILL)?;
+    scene.victim.wait(RECOVERY_TIMEOUT)?;
+    nothing_is_left(scene)
+}
+
+/// The victim ended: no copy of it runs, no step was lost, and another one can move.
+fn nothing_is_left(scene: Scene) -> Result<()> {
+    let pid = scene.victim.pid();
+    scene.pair.wait_forgotten(pid)?;
+    wait_until("no copy", RECOVERY_TIMEOUT, || Ok((scene.copies()? == 0).then_some(())))?;
+    tcmi_tests::victim::expect_counted(&scene.scratch.join("count"))?;
+    let mut next = Victim::spawn(&VictimKind::plain("memory"))?;
+    scene.pair.migrate(next.pid()).context("next migration")?;
+    next.check()?;
+    scene.pair.bring_home(next.pid()).context("next way home")?;
+    next.check()?;
+    next.end(7)?;
+    scene.pair.stop()
 }
 
 fn main() {

@@ -23,9 +23,14 @@ impl Account {
             descriptors: entries(&proc.join("fd"))?,
             threads: entries(&proc.join("task"))?,
             descendants: descendants(pid)?.len(),
-            mounts: fs::read_to_string(proc.join("mountinfo"))?.lines().count(),
+            mounts: mounts(&proc)?,
             resident_kib: status_kib(pid, "VmRSS")?,
         })
+    }
+
+    /// What is exact; memory is not.
+    pub fn counts(&self) -> [usize; 4] {
+        [self.descriptors, self.threads, self.descendants, self.mounts]
     }
 
     /// Err names what grew since `before`.
@@ -38,6 +43,21 @@ impl Account {
         ensure!(counted && resident, "leak: before {before:?}, after {self:?}");
         Ok(())
     }
+}
+
+/// Mounts that are the daemon's: all in a namespace of its own, in ours those below its directory.
+fn mounts(proc: &Path) -> Result<usize> {
+    let all = fs::read_to_string(proc.join("mountinfo"))?;
+    if fs::read_link(proc.join("ns/mnt"))? != fs::read_link("/proc/self/ns/mnt")? {
+        return Ok(all.lines().count());
+    }
+    let arguments = fs::read(proc.join("cmdline"))?;
+    let mut words = arguments.split(|b| *b == 0).skip_while(|word| *word != b"--ctlfs");
+    let control = words.nth(1).and_then(|word| std::str::from_utf8(word).ok());
+    let Some(directory) = control.and_then(|at| Path::new(at).parent()) else { return Ok(0) };
+    let below =
+        |line: &&str| line.split(' ').nth(4).is_some_and(|at| Path::new(at).starts_with(directory));
+    Ok(all.lines().filter(below).count())
 }
 
 fn entries(directory: &Path) -> Result<usize> {

@@ -1,5 +1,5 @@
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -8,6 +8,9 @@ use crate::node::{Launch, Node, Root};
 use crate::wait::wait_until;
 
 const LINK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Unchanged for so long, what a node holds is what it holds at rest.
+const SETTLED: Duration = Duration::from_millis(300);
 
 /// A home and a bare desk that trust each other and are connected.
 pub struct Pair {
@@ -97,6 +100,21 @@ impl Pair {
     pub fn wait_forgotten(&self, pid: u32) -> Result<()> {
         wait_until(&format!("{pid} forgotten by the desk"), LINK_TIMEOUT, || {
             Ok((!self.is_guest(pid)).then_some(()))
+        })
+    }
+
+    /// What both hold once nothing comes or goes: a link's parked streams are made after it
+    /// is up.
+    pub fn settled_accounts(&self) -> Result<[Account; 2]> {
+        let (mut last, mut since) = (self.accounts()?, Instant::now());
+        wait_until("nothing comes or goes", LINK_TIMEOUT, || {
+            let now = self.accounts()?;
+            let counts = |all: &[Account; 2]| [all[0].counts(), all[1].counts()];
+            if counts(&now) != counts(&last) {
+                since = Instant::now();
+            }
+            last = now;
+            Ok((since.elapsed() > SETTLED).then(|| last.clone()))
         })
     }
 

@@ -44,7 +44,7 @@ fn say_and_be_closed(address: SocketAddr, bytes: &[u8]) -> Result<()> {
 /// A victim is away while `disturb` runs, and notices nothing.
 fn undisturbed_by(disturb: impl FnOnce(&Pair) -> Result<()>) -> Result<()> {
     let pair = Pair::new()?;
-    let before = pair.accounts()?;
+    let before = pair.settled_accounts()?;
     let mut victim = Victim::spawn(&VictimKind::plain("files"))?;
     let pid = victim.pid();
     pair.migrate(pid)?;
@@ -126,7 +126,7 @@ fn garbage_is_refused() -> Result<()> {
 fn silence_is_closed_and_a_flood_of_it_blocks_nobody() -> Result<()> {
     let pair = Pair::new()?;
     let address = socket_address(&pair)?;
-    let before = pair.accounts()?;
+    let before = pair.settled_accounts()?;
     let silent = (0..300).map(|_| TcpStream::connect(address)).collect::<Result<Vec<_>, _>>()?;
     let desk = Node::start("second", Root::Bare)?;
     pair.home.echo("ccn/trust", &desk.id()?)?;

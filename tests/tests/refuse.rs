@@ -31,7 +31,7 @@ fn expect_errno(node: &Node, file: &str, value: impl Into<Vec<u8>>, errno: i32) 
 #[test]
 fn what_is_not_in_the_grammar_is_einval() -> Result<()> {
     let pair = Pair::new()?;
-    let before = pair.accounts()?;
+    let before = pair.settled_accounts()?;
     let rubbish = |bytes: usize| (0..bytes).map(|i| (i * 131 % 251) as u8).collect::<Vec<u8>>();
     let values: Vec<Vec<u8>> = vec![
         b"\n".to_vec(),
@@ -184,7 +184,7 @@ fn a_user_moves_only_what_is_his() -> Result<()> {
     command.uid(NOBODY).gid(NOBODY);
     let mut theirs = Victim::spawn_by(&kind, command)?;
     let errno = write_as(NOBODY, &pair.home, EMIGRATE, &format!("{} desk\n", theirs.pid()))?;
-    ensure!(errno == 0, "his own process: errno {errno}");
+    ensure!(errno == 0, "his own process: errno {errno}\n{}", pair.logs());
     theirs.check()?;
     pair.bring_home(theirs.pid())?;
     roots.check()?;
@@ -257,7 +257,7 @@ impl Drop for Traced {
 #[test]
 fn a_process_killed_during_a_move_ends_cleanly() -> Result<()> {
     let pair = Pair::new()?;
-    let before = pair.accounts()?;
+    let before = pair.settled_accounts()?;
     for moment in 0..40u32 {
         let mut victim = Victim::spawn(&VictimKind::with_args("memory", &["64"]))?;
         let pid = victim.pid();
@@ -268,7 +268,11 @@ fn a_process_killed_during_a_move_ends_cleanly() -> Result<()> {
             Ok(moving.join().expect("a write does not panic"))
         })?;
         let errno = answer.err().map(|e| e.raw_os_error());
-        ensure!(matches!(errno, None | Some(Some(libc::ESRCH))), "moment {moment}: {errno:?}");
+        ensure!(
+            matches!(errno, None | Some(Some(libc::ESRCH))),
+            "moment {moment}: {errno:?}\n{}",
+            pair.logs()
+        );
         victim.wait(SOON)?;
         pair.wait_forgotten(pid)?;
     }
@@ -279,7 +283,7 @@ fn a_process_killed_during_a_move_ends_cleanly() -> Result<()> {
 #[test]
 fn a_process_that_exits_during_a_move_keeps_its_status() -> Result<()> {
     let pair = Pair::new()?;
-    let before = pair.accounts()?;
+    let before = pair.settled_accounts()?;
     for moment in 0..40u32 {
         let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
         let pid = victim.pid();
@@ -290,7 +294,11 @@ fn a_process_that_exits_during_a_move_keeps_its_status() -> Result<()> {
             Ok(moving.join().expect("a write does not panic"))
         })?;
         let errno = answer.err().map(|e| e.raw_os_error());
-        ensure!(matches!(errno, None | Some(Some(libc::ESRCH))), "moment {moment}: {errno:?}");
+        ensure!(
+            matches!(errno, None | Some(Some(libc::ESRCH))),
+            "moment {moment}: {errno:?}\n{}",
+            pair.logs()
+        );
         let status = victim.wait(SOON)?;
         ensure!(status.code() == Some(11), "moment {moment}: status {status}");
         pair.wait_forgotten(pid)?;

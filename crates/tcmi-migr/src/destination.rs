@@ -346,6 +346,21 @@ impl Held {
         let runs = capture::own_pages(host, &image.mm.vmas)?;
         Ok((image, runs))
     }
+    /// Ends the guest, but for its leader, which is reaped by whoever bore it: while a tracee is
+    /// not waited for, its leader's end is not told.
+    pub fn end(self) -> Result<()> {
+        let leader = self.frozen.pid;
+        // SAFETY: plain call on our own child, which is not reaped yet.
+        unsafe { libc::kill(leader, libc::SIGKILL) };
+        for t in self.frozen.threads.iter().filter(|t| t.tid != leader) {
+            let mut status = 0;
+            // SAFETY: `status` is a live int; the thread is our tracee and about to end.
+            while unsafe { libc::waitpid(t.tid, &mut status, libc::__WALL) } == t.tid
+                && libc::WIFSTOPPED(status)
+            {}
+        }
+        Ok(())
+    }
     /// Lets the guest run on.
     pub fn thaw(mut self) -> Result<()> {
         let args = [self.agent.base, self.agent.len, 0, 0, 0, 0];

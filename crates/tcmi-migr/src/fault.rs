@@ -5,6 +5,8 @@ use crate::error::{Error, Result};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+pub const VARIABLE: &str = "TCMI_FAULT";
+
 macro_rules! points {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +66,7 @@ struct Armed {
 
 fn armed() -> Option<&'static Armed> {
     static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
-    ARMED.get_or_init(|| parse(&std::env::var("TCMI_FAULT").ok()?)).as_ref()
+    ARMED.get_or_init(|| parse(&std::env::var(VARIABLE).ok()?)).as_ref()
 }
 
 fn parse(text: &str) -> Option<Armed> {

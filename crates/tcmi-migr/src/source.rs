@@ -64,8 +64,17 @@ impl Attached {
         let agent = Agent::inject(f, vdso_call, &Blob::built_in(), extra)?;
         Ok(Self { pid: f.pid, agent, vdso_call, room, xfeatures })
     }
+    /// The process may have executed another program since the agent was put into it.
+    fn is_in(&self, pid: i32) -> bool {
+        let mut magic = [0; 8];
+        tcmi_sys::memory::read(pid, self.agent.base, &mut magic).is_ok()
+            && u64::from_le_bytes(magic) == tcmi_call::abi::BLOB_MAGIC
+    }
     /// Takes the agent out of a held process.
     pub fn unmap(&self, f: &mut Frozen) -> Result<()> {
+        if !self.is_in(f.pid) {
+            return Ok(());
+        }
         let args = [self.agent.base, self.agent.len, 0, 0, 0, 0];
         remote::call(f.leader_mut(), self.vdso_call, "munmap agent", libc::SYS_munmap, args)?;
         Ok(())
@@ -134,6 +143,24 @@ pub struct Times {
 /// Ok: the guest runs. Err: the process runs at home as before, nothing of the attempt is left
 /// in it; the peer is told, unless the stream itself failed.
 pub fn emigrate(
+    pid: i32,
+    migration: u64,
+    epoch: u32,
+    c: &mut Channel,
+    watch: &dyn Watch,
+) -> Result<Emigrated> {
+    // Whatever failed in a process that ends, failed because it ends.
+    move_out(pid, migration, epoch, c, watch).map_err(|e| match has_ended(pid) {
+        true => tcmi_ckpt::Error::Ended.into(),
+        false => e,
+    })
+}
+
+fn has_ended(pid: i32) -> bool {
+    tcmi_sys::proc::status(pid).map_or(true, |s| matches!(s.state, 'Z' | 'X'))
+}
+
+fn move_out(
     pid: i32,
     migration: u64,
     epoch: u32,
@@ -254,10 +281,14 @@ fn address_space(a: &Attached, s: &Space) -> Result<tcmi_ckpt::image::AddressSpa
 fn freeze_with_room(a: &Attached, threads: usize) -> Result<Frozen> {
     for _ in 0..ATTEMPTS_MAX {
         let f = freeze(a.pid)?;
-        if f.threads.len() <= threads {
+        let is_the_same = a.is_in(f.pid);
+        if is_the_same && f.threads.len() <= threads {
             return Ok(f);
         }
         f.thaw()?;
+        if !is_the_same {
+            return Err(Error::Unsteady("it executes another program"));
+        }
     }
     Err(Error::Unsteady("it keeps creating threads"))
 }

@@ -12,6 +12,7 @@ use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::capture::Files;
 use tcmi_ckpt::freeze::{Frozen, freeze_held, seize_new};
 use tcmi_ckpt::image::{FileRef, ProcessImage};
+use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_migr::destination::{self, Built, GuestFiles, Held, Site};
 use tcmi_migr::fault::{self, Point};
@@ -31,6 +32,8 @@ use crate::rooms;
 const QUIESCE_STEP: Duration = Duration::from_millis(20);
 /// Longest until no call is in flight on the way home.
 const QUIESCE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two looks whether there are new counters to tell home.
+const STATS_INTERVAL_MS: i32 = 500;
 
 /// The monitor's whole run over its socket to the daemon. Exit status: 0 unless the guest could
 /// not be made.
@@ -74,8 +77,7 @@ fn live(daemon: &OwnedFd) -> Result<String> {
             return Err(e);
         }
     };
-    let mut life = Life::begin(built, w, r)?;
-    tell(daemon, &ToDaemon::Runs { remote_pid: life.guest.host_pid });
+    let mut life = Life::begin(daemon, built, w, r)?;
     let ended = life.serve(daemon);
     life.kill();
     ended
@@ -140,6 +142,12 @@ struct Life {
     r: BulkReader,
     /// Home's keeper still answers.
     keeper: bool,
+    /// The original has become a shadow; until then it may run again.
+    shadowed: bool,
+    /// The owner of this node wants the guest to leave, and home is not told yet.
+    unwanted: bool,
+    /// What home was told last.
+    told: String,
     /// What the filter's memory of home's threads says: tid here, tid at home.
     names: Vec<(i32, i32)>,
 }
@@ -149,11 +157,17 @@ enum Next {
     Daemon,
     Ended,
     Lost,
+    Nothing,
 }
 
 impl Life {
     /// Waits for COMMIT and lets the guest run. On Err nothing is left of it.
-    fn begin(mut built: Built, mut w: BulkWriter, mut r: BulkReader) -> Result<Self> {
+    fn begin(
+        daemon: &OwnedFd,
+        mut built: Built,
+        mut w: BulkWriter,
+        mut r: BulkReader,
+    ) -> Result<Self> {
         let host = built.host_pid();
         let prepared = Self::prepare(&mut built).and_then(|p| {
             msg::expect::<msg::Commit>(&mut r)?;
@@ -169,15 +183,36 @@ impl Life {
         };
         let listener_there = built.listener_there;
         let builder = built.builder();
+        tell(daemon, &ToDaemon::Runs { remote_pid: host });
         let (guest, image, files) = built.run()?;
         let close = op(libc::SYS_close, [listener_there as u64, 0]);
         let unmap = op(libc::SYS_munmap, [builder.0, builder.1]);
         if steward.run(&mut [close, unmap], &[]).is_err() {
+            kill(host);
             return Err(tcmi_ckpt::Error::Ended.into());
         }
-        msg::send(&mut w, &msg::Running { remote_pid: guest.host_pid })?;
-        let keeper = true;
-        Ok(Self { guest, image, files, calls, events, lost, pidfd, w, r, keeper, names })
+        // Who asked for the move may look at this node as soon as home has the answer.
+        let unwanted = until_listed(daemon);
+        if let Err(e) = msg::send(&mut w, &msg::Running { remote_pid: guest.host_pid }) {
+            kill(guest.host_pid);
+            return Err(e);
+        }
+        Ok(Self {
+            guest,
+            image,
+            files,
+            calls,
+            events,
+            lost,
+            pidfd,
+            w,
+            r,
+            keeper: true,
+            shadowed: false,
+            unwanted,
+            told: String::new(),
+            names,
+        })
     }
 
     #[allow(clippy::type_complexity, reason = "taken apart at once")]
@@ -217,9 +252,11 @@ impl Life {
             match self.wait(daemon, daemon_lives)? {
                 Next::Ended => return self.ended(),
                 Next::Lost => return Ok("the shadow at home is gone".to_owned()),
+                Next::Nothing => self.report(daemon)?,
                 Next::Daemon => match ipc::receive::<ToMonitor>(daemon.as_fd()) {
-                    Ok((ToMonitor::SendHome {}, _)) if self.keeper => {
-                        msg::send(&mut self.w, &msg::WantHome {})?;
+                    Ok((ToMonitor::SendHome {}, _)) => {
+                        self.unwanted = true;
+                        self.ask_home(daemon)?;
                     }
                     Ok(_) => {}
                     Err(_) => daemon_lives = false,
@@ -233,6 +270,33 @@ impl Life {
         }
     }
 
+    /// Asks home to take the guest back if this node does not want it any more.
+    fn ask_home(&mut self, daemon: &OwnedFd) -> Result<()> {
+        if !self.unwanted || (self.keeper && !self.shadowed) {
+            return Ok(());
+        }
+        self.unwanted = false;
+        if self.keeper {
+            return msg::send(&mut self.w, &msg::WantHome {});
+        }
+        tell(daemon, &ToDaemon::Stays { text: "nobody at home can take it".to_owned() });
+        Ok(())
+    }
+
+    /// Tells home and the daemon the counters, if they have changed.
+    fn report(&mut self, daemon: &OwnedFd) -> Result<()> {
+        let text = self.stats();
+        if text == self.told {
+            return Ok(());
+        }
+        if self.keeper && self.shadowed {
+            msg::send(&mut self.w, &msg::Stats { text: text.clone() })?;
+        }
+        tell(daemon, &ToDaemon::Stats { text: text.clone() });
+        self.told = text;
+        Ok(())
+    }
+
     fn wait(&mut self, daemon: &OwnedFd, daemon_lives: bool) -> Result<Next> {
         if self.keeper && self.r.has_buffered() {
             return Ok(Next::Message);
@@ -242,7 +306,7 @@ impl Life {
         let mut fds = [self.pidfd.as_raw_fd(), self.lost.bell.as_raw_fd(), bulk, daemon]
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
         // SAFETY: a live array and its length.
-        while unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as u64, -1) } < 0 {
+        while unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as u64, STATS_INTERVAL_MS) } < 0 {
             let e = Errno::last("poll");
             if e.code != libc::EINTR {
                 return Err(e.into());
@@ -253,7 +317,8 @@ impl Life {
             [true, ..] => Next::Ended,
             [_, true, ..] if self.lost.lost.load(Ordering::Acquire) => Next::Lost,
             [_, _, true, _] => Next::Message,
-            _ => Next::Daemon,
+            [_, _, _, true] => Next::Daemon,
+            _ => Next::Nothing,
         })
     }
 
@@ -261,14 +326,22 @@ impl Life {
     fn message(&mut self, daemon: &OwnedFd) -> Result<Option<String>> {
         let frame = match self.r.recv_message() {
             Ok(f) => f,
+            Err(e) if !self.shadowed => return Err(e.into()),
             Err(e) => {
                 // The daemon at home is gone. The shadow needs it not.
                 tracing::warn!(error = %e, "home's keeper is gone; the guest goes on");
                 self.keeper = false;
+                self.ask_home(daemon)?;
                 return Ok(None);
             }
         };
         match frame.kind {
+            msg::Serving::KIND => {
+                self.shadowed = true;
+                self.ask_home(daemon)?;
+            }
+            // Home gave up while we did so, too.
+            msg::Thaw::KIND => msg::send(&mut self.w, &msg::Thawed {})?,
             msg::Signal::KIND => {
                 let s: msg::Signal = msg::decode(&frame)?;
                 // SAFETY: plain call on our own child, not reaped yet.
@@ -342,10 +415,9 @@ impl Life {
             }
         };
         let sent = self.send_image(&mut held);
-        match sent.and_then(|()| self.r.recv_message().map_err(Error::from)) {
+        match sent {
             Ok(f) if f.kind == msg::Finish::KIND => {
-                kill(self.guest.host_pid);
-                drop(held);
+                held.end()?;
                 self.reap()?;
                 // Home goes on without it, if it must.
                 if let Err(e) = msg::send(&mut self.w, &msg::Gone {}) {
@@ -357,6 +429,7 @@ impl Life {
                 held.thaw()?;
                 self.calls.resume();
                 let frame = other?;
+                // A return that home gave up.
                 msg::decode::<msg::Thaw>(&frame)?;
                 msg::send(&mut self.w, &msg::Thawed {})?;
                 Ok(false)
@@ -374,6 +447,19 @@ impl Life {
         for t in &held {
             t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
         }
+        let quiet = self.until_quiet();
+        let frozen = freeze_held(host, held, &[steward])?;
+        match quiet.and_then(|()| fault::pass(Point::NodeGuestFrozen)) {
+            Ok(()) => Ok(frozen),
+            Err(e) => {
+                frozen.thaw()?;
+                Err(e)
+            }
+        }
+    }
+
+    /// Until no call is in flight.
+    fn until_quiet(&mut self) -> Result<()> {
         let until = Instant::now() + QUIESCE_TIMEOUT;
         while let Err(e) = self.calls.quiesce(QUIESCE_STEP) {
             if Instant::now() > until {
@@ -381,13 +467,17 @@ impl Life {
             }
             msg::send(&mut self.w, &msg::CancelCalls {})?;
         }
-        let frozen = freeze_held(host, held, &[steward])?;
-        fault::pass(Point::NodeGuestFrozen).map(|()| frozen)
+        Ok(())
     }
 
-    fn send_image(&mut self, held: &mut Held) -> Result<()> {
+    /// Sends the guest to home; returns what home says to that.
+    fn send_image(&mut self, held: &mut Held) -> Result<Frame> {
         msg::send(&mut self.w, &msg::Quiet {})?;
-        let capture: msg::Capture = msg::expect(&mut self.r)?;
+        let frame = self.r.recv_message()?;
+        if frame.kind == msg::Thaw::KIND {
+            return Ok(frame);
+        }
+        let capture: msg::Capture = msg::decode(&frame)?;
         // The steward is not held: what home has sent is in the image.
         self.events.wait_injected(capture.signals);
         let names = self.names.clone();
@@ -398,7 +488,8 @@ impl Life {
         let image = ProcessImage { files: self.files.refs.clone(), ..image };
         msg::send(&mut self.w, &msg::Image { image: image.clone() })?;
         pages::send(&mut self.w, self.guest.host_pid, &image.mm.vmas, &runs, &|_| {})?;
-        fault::pass(Point::NodeImageSent)
+        fault::pass(Point::NodeImageSent)?;
+        Ok(self.r.recv_message()?)
     }
 
     fn reap(&self) -> Result<()> {
@@ -410,6 +501,18 @@ impl Life {
 
     fn kill(&self) {
         kill(self.guest.host_pid);
+    }
+}
+
+/// Until the daemon shows the guest. True: it wants it to leave already.
+fn until_listed(daemon: &OwnedFd) -> bool {
+    let mut unwanted = false;
+    loop {
+        match ipc::receive::<ToMonitor>(daemon.as_fd()) {
+            Ok((ToMonitor::SendHome {}, _)) => unwanted = true,
+            Ok((ToMonitor::Listed {}, _)) | Err(_) => return unwanted,
+            Ok(_) => {}
+        }
     }
 }
 

@@ -61,6 +61,8 @@ pub enum ToMonitor {
     NoStream {
         text: String,
     },
+    /// The daemon shows the guest as one that runs.
+    Listed {},
     /// The node's owner sends the guest home.
     SendHome {},
 }

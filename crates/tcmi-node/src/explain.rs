@@ -37,7 +37,7 @@ fn obstacles(pid: Pid, s: &Status, away: bool) -> Result<Vec<String>, Errno> {
         return Ok(vec!["a kernel thread".to_owned()]);
     }
     if n == 1 {
-        all.push("the init of the system".to_owned());
+        return Ok(vec!["the init of the system".to_owned()]);
     }
     if n == std::process::id() as i32 {
         return Ok(vec!["the daemon that would move it".to_owned()]);

@@ -99,6 +99,10 @@ fn go_out(task: &Arc<Task>, link: &Link, wire: &mut Wire) -> Result<Kept> {
     let calls: Vec<StreamAt> = installed.calls.iter().take(threads).map(at).collect();
     let events = at(&installed.events);
     let shadow = settle_in(frozen, &image, places, events, &calls, installed.range())?;
+    // From here the guest lives without us.
+    if let Err(e) = msg::send(&mut wire.w, &msg::Serving {}) {
+        tracing::debug!(error = %e, "the node is gone as soon as it has the guest");
+    }
     task.moved(remote_pid, times);
     Ok(Kept { shadow, attached, installed })
 }
@@ -292,6 +296,7 @@ impl Keeper<'_> {
         attached: &Attached,
         signals: u32,
     ) -> Result<tcmi_ckpt::image::ProcessImage> {
+        fault::pass(Point::HomeReturnFrozen)?;
         msg::send(&mut self.wire.w, &msg::Capture { signals })?;
         let msg::Image { image } = msg::expect(&mut self.wire.r)?;
         let task: &Task = self.task;
@@ -305,8 +310,7 @@ impl Keeper<'_> {
         let told = match &e {
             // It said so itself and has let the guest run.
             Error::Peer { .. } => Ok(()),
-            _ => msg::send(&mut self.wire.w, &msg::Thaw {})
-                .and_then(|()| msg::expect::<msg::Thawed>(&mut self.wire.r).map(drop)),
+            _ => msg::send(&mut self.wire.w, &msg::Thaw {}).and_then(|()| self.until_thawed()),
         };
         if let Err(lost) = told {
             return Return::lost(lost);
@@ -314,6 +318,17 @@ impl Keeper<'_> {
         match self.kept().and_then(|k| Ok(k.shadow.serve_again(frozen)?)) {
             Ok(()) => Return::Stays(e),
             Err(_) => Return::Ended,
+        }
+    }
+
+    /// It may have given up as well, before it heard that we did.
+    fn until_thawed(&mut self) -> Result<()> {
+        loop {
+            match msg::expect::<msg::Thawed>(&mut self.wire.r) {
+                Ok(_) => return Ok(()),
+                Err(Error::Peer { text, .. }) => tracing::debug!(text, "gave up as well"),
+                Err(e) => return Err(e),
+            }
         }
     }
 

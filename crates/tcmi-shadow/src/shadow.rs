@@ -77,19 +77,14 @@ pub fn settle_in(
     for t in &mut f.threads {
         let tid = t.tid;
         let own = image.threads.iter().find(|i| i.tid == tid).map(|i| i.pending.as_slice());
-        let rseq = t.stopped()?.rseq()?;
+        unregister_rseq(t, &places.agent, pid)?;
         let mut b = Batcher::new(&places.agent, t, pid, Ids { tgid: pid, tid });
-        if let Some(q) = rseq {
-            const UNREGISTER: u64 = 1;
-            let args = [q.ptr, q.size as u64, UNREGISTER, q.signature as u64, 0, 0];
-            b.push("rseq", libc::SYS_rseq, args)?;
-        }
         // What was pending has moved with the image; what came since is the agent's to send.
         take_pending(&mut b, own.unwrap_or(&[]))?;
         b.flush()?;
     }
     let mut b = leader(&mut f, &places.agent);
-    disarm(&mut b, image)?;
+    disarm(&mut b, pid)?;
     take_pending(&mut b, &image.pending)?;
     set_actions(&mut b, &actions)?;
     b.flush()?;
@@ -154,6 +149,17 @@ fn write_areas(
     Ok(())
 }
 
+/// The kernel writes to it whenever the thread goes on, and the page is the guest's.
+fn unregister_rseq(t: &mut Thread, agent: &Agent, pid: i32) -> Result<()> {
+    const UNREGISTER: u64 = 1;
+    let Some(q) = t.stopped()?.rseq()? else { return Ok(()) };
+    let tid = t.tid;
+    let mut b = Batcher::new(agent, t, pid, Ids { tgid: pid, tid });
+    let args = [q.ptr, q.size as u64, UNREGISTER, q.signature as u64, 0, 0];
+    b.push("rseq", libc::SYS_rseq, args)?;
+    b.flush().map(drop)
+}
+
 fn take_pending(b: &mut Batcher, pending: &[Vec<u8>]) -> Result<()> {
     for info in pending {
         let Some(Ok(number)) = info.get(..4).map(<[u8; 4]>::try_from) else { continue };
@@ -165,12 +171,12 @@ fn take_pending(b: &mut Batcher, pending: &[Vec<u8>]) -> Result<()> {
 }
 
 /// The guest's timers run with the guest.
-fn disarm(b: &mut Batcher, image: &ProcessImage) -> Result<()> {
+fn disarm(b: &mut Batcher, pid: i32) -> Result<()> {
     let never = b.data(&[0; 32])?;
     for which in 0..3 {
         b.push("setitimer", libc::SYS_setitimer, [which, never, 0, 0, 0, 0])?;
     }
-    for t in &image.timers {
+    for t in tcmi_sys::proc::timers(pid)? {
         b.attempt("timer_delete", libc::SYS_timer_delete, [t.id as u64, 0, 0, 0, 0, 0])?;
     }
     b.flush().map(drop)
@@ -341,7 +347,12 @@ impl Shadow {
 
     /// After a return that failed: serves again. The memory is given back once more.
     pub fn serve_again(&mut self, mut f: Frozen) -> Result<()> {
+        // The return may have got as far as to make these anew.
+        for t in &mut f.threads {
+            unregister_rseq(t, &self.places.agent, self.pid)?;
+        }
         let mut b = leader(&mut f, &self.places.agent);
+        disarm(&mut b, self.pid)?;
         set_actions(&mut b, &self.actions)?;
         b.flush()?;
         self.release_memory(&mut f)?;

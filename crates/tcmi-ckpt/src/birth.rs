@@ -3,11 +3,12 @@
 
 use crate::blob::Blob;
 use crate::error::{Error, Result};
-use crate::freeze::{Frozen, freeze, settle};
+use crate::freeze::{Frozen, Thread, freeze, settle};
 use crate::image::*;
 use crate::layout::{gap, reconcile};
 use crate::rebuild::{self, Batcher};
 use crate::remote::{Agent, Ids, call, find_syscall, page_up};
+use std::collections::HashSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use tcmi_call::abi::StewardArea;
 use tcmi_sys::Errno;
@@ -32,7 +33,9 @@ pub struct Newborn {
     /// The temporary agent that builds; unmapped by the steward at the end.
     pub agent: Agent,
     pid: i32,
-    steward: Option<crate::freeze::Thread>,
+    /// The guest's own tid of each of `frozen.threads`.
+    tids: Vec<i32>,
+    steward: Option<Thread>,
 }
 
 impl Newborn {
@@ -40,7 +43,7 @@ impl Newborn {
     /// with one thread, and has `pid` in its own pid namespace. On Err it is killed.
     pub fn take(child: i32, pid: i32, mm: &AddressSpace, blob: &Blob) -> Result<Self> {
         let frozen = freeze(child).inspect_err(|_| kill(child))?;
-        let mut n = Self { frozen, agent: Agent::none(), pid, steward: None };
+        let mut n = Self { frozen, agent: Agent::none(), pid, tids: vec![pid], steward: None };
         n.take_over(mm, blob).inspect_err(|_| kill(child))?;
         Ok(n)
     }
@@ -174,18 +177,41 @@ impl Newborn {
         b.flush().map(drop)
     }
 
-    /// Creates the other threads with their home ids, and the steward; all stopped.
+    /// Creates the steward, stopped and without privilege.
+    pub fn create_steward(&mut self, uid: u32, gid: u32) -> Result<()> {
+        let (pid, host) = (self.pid, self.frozen.pid);
+        let opts = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
+        self.frozen.leader().stopped()?.set_options(opts)?;
+        let mut made = self.create(&[STEWARD_TID])?;
+        let steward = self.steward.insert(made.pop().ok_or(Error::Ended)?);
+        let ids = Ids { tgid: pid, tid: STEWARD_TID };
+        let mut b = Batcher::new(&self.agent, steward, host, ids);
+        drop_privilege(&mut b, uid, gid)?;
+        b.flush().map(drop)
+    }
+
+    /// Creates the other threads with their home ids; all stopped.
     pub fn create_threads(&mut self, tids: &[i32]) -> Result<()> {
+        if tids.is_empty() {
+            return Ok(());
+        }
+        let host = self.frozen.pid;
+        for t in self.create(tids)? {
+            self.tids.push(inner_tid(host, t.tid).ok_or(Error::Ended)?);
+            self.frozen.threads.push(t);
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, tids: &[i32]) -> Result<Vec<Thread>> {
         const FLAGS: i32 = libc::CLONE_VM
             | libc::CLONE_FS
             | libc::CLONE_FILES
             | libc::CLONE_SIGHAND
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM;
-        let opts = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
-        self.frozen.leader().stopped()?.set_options(opts)?;
         let mut b = self.leader();
-        for tid in tids.iter().copied().chain([STEWARD_TID]) {
+        for tid in tids {
             let set_tid = b.data(&tid.to_le_bytes())?;
             let args =
                 CloneArgs { flags: FLAGS as u64, set_tid, set_tid_size: 1, ..CloneArgs::default() };
@@ -194,42 +220,43 @@ impl Newborn {
             b.push("clone3", libc::SYS_clone3, [at, size, 0, 0, 0, 0])?;
         }
         b.flush()?;
-        self.collect_threads()
-    }
-
-    fn collect_threads(&mut self) -> Result<()> {
-        let host = self.frozen.pid;
-        let new = tcmi_sys::proc::tids(host)?
+        let known = self.frozen.threads.iter().chain(&self.steward).map(|t| t.tid);
+        let known: HashSet<i32> = known.collect();
+        let new = tcmi_sys::proc::tids(self.frozen.pid)?
             .into_iter()
-            .filter(|&t| t != host)
+            .filter(|t| !known.contains(t))
             .map(Running::attached_by_kernel)
             .collect();
-        let leader = self.frozen.threads.remove(0);
-        let mut rest = settle_all(new)?;
-        let steward = rest
-            .iter()
-            .position(|t| inner_tid(host, t.tid) == Some(STEWARD_TID))
-            .ok_or(Error::Ended)?;
-        self.steward = Some(rest.remove(steward));
-        self.frozen.threads = std::iter::once(leader).chain(rest).collect();
-        Ok(())
+        settle_all(new)
     }
 
     /// The guest's own tid of each thread, in the order of `frozen.threads`.
-    pub fn tids(&self) -> Result<Vec<i32>> {
-        let host = self.frozen.pid;
-        self.frozen.threads.iter().map(|t| inner_tid(host, t.tid).ok_or(Error::Ended)).collect()
+    pub fn tids(&self) -> &[i32] {
+        &self.tids
     }
 
-    /// Per-thread and per-process state but for registers.
-    pub fn restore_state(&mut self, image: &ProcessImage) -> Result<()> {
+    /// Restores all state but registers. With `shut_in` it also gives up every privilege and
+    /// descriptor and gets its filter, all in one batch a thread: each costs two switches while
+    /// the process stands still.
+    ///
+    /// Ok: the filter's listener, and its number in the guest, where the steward has to close
+    /// it. From here on forwarded calls wait for the monitor.
+    pub fn restore(
+        &mut self,
+        image: &ProcessImage,
+        shut_in: Option<&ShutIn>,
+    ) -> Result<Option<(OwnedFd, i32)>> {
         let (pid, host) = (self.pid, self.frozen.pid);
-        let tids = self.tids()?;
-        for (t, tid) in self.frozen.threads.iter_mut().zip(&tids) {
-            let mut b = Batcher::new(&self.agent, t, host, Ids { tgid: pid, tid: *tid });
-            rebuild::set_thread(&mut b, rebuild::thread_of(image, *tid)?)?;
+        for (t, &tid) in self.frozen.threads.iter_mut().zip(&self.tids).skip(1) {
+            let mut b = Batcher::new(&self.agent, t, host, Ids { tgid: pid, tid });
+            rebuild::set_thread(&mut b, rebuild::thread_of(image, tid)?)?;
+            if let Some(s) = shut_in {
+                drop_privilege(&mut b, s.uid, s.gid)?;
+            }
+            b.flush()?;
         }
         let mut b = self.leader();
+        rebuild::set_thread(&mut b, rebuild::thread_of(image, pid)?)?;
         let args = [image.personality as u64, 0, 0, 0, 0, 0];
         b.push("personality", libc::SYS_personality, args)?;
         for &(resource, soft, hard) in &image.limits {
@@ -237,53 +264,18 @@ impl Newborn {
             // Without privilege a node cannot go above its own limits.
             b.attempt("prlimit", libc::SYS_prlimit64, [0, resource as u64, at, 0, 0, 0])?;
         }
-        b.flush()?;
-        rebuild::set_mm(&mut self.leader(), &image.mm)?;
-        rebuild::set_process(&mut self.leader(), image)
-    }
-
-    /// Gives up every privilege and descriptor, and installs `filter` in all threads.
-    /// Returns the filter's listener, and its number in the guest, where the steward has to
-    /// close it. From here on forwarded calls wait for the monitor.
-    pub fn shut_in(&mut self, uid: u32, gid: u32, filter: &[u8]) -> Result<(OwnedFd, i32)> {
-        let (pid, host) = (self.pid, self.frozen.pid);
-        let mut b = self.leader();
-        let empty = b.data(EMPTY_ROOT.to_bytes_with_nul())?;
-        b.push("chroot", libc::SYS_chroot, [empty, 0, 0, 0, 0, 0])?;
-        let root = b.data(b"/\0")?;
-        b.push("chdir", libc::SYS_chdir, [root, 0, 0, 0, 0, 0])?;
-        b.flush()?;
-        let tids = self.tids()?;
-        let steward = self.steward.as_mut().ok_or(Error::Ended)?;
-        let all = self.frozen.threads.iter_mut().zip(tids).chain([(steward, STEWARD_TID)]);
-        for (t, tid) in all {
-            let mut b = Batcher::new(&self.agent, t, host, Ids { tgid: pid, tid });
-            drop_privilege(&mut b, uid, gid)?;
-        }
-        let listener = self.install(filter)?;
-        Ok((take_descriptor(host, listener)?, listener))
-    }
-
-    fn install(&mut self, filter: &[u8]) -> Result<i32> {
-        const SET_MODE_FILTER: u64 = 1;
-        // TSYNC | NEW_LISTENER | TSYNC_ESRCH | WAIT_KILLABLE_RECV
-        const FLAGS: u64 = 1 | 8 | 16 | 32;
-        let mut b = self.leader();
-        b.push("close_range", libc::SYS_close_range, [0, u32::MAX as u64, 0, 0, 0, 0])?;
-        let args = [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0, 0];
-        b.push("no new privileges", libc::SYS_prctl, args)?;
-        let code = b.data(filter)?;
-        let program = b.data(crate::remote::bytes_of(&[(filter.len() / 8) as u64, code]))?;
-        let op =
-            b.push("seccomp", libc::SYS_seccomp, [SET_MODE_FILTER, FLAGS, program, 0, 0, 0])?;
-        Ok(b.flush()?.ret(op) as i32)
+        rebuild::set_mm(&mut b, &image.mm)?;
+        rebuild::set_process(&mut b, image)?;
+        let Some(s) = shut_in else { return b.flush().map(|_| None) };
+        let listener = s.apply(&mut b)?;
+        Ok(Some((take_descriptor(host, listener)?, listener)))
     }
 
     /// Gives all threads their registers and lets them run; the steward starts in its loop.
     ///
     /// Ok: the guest runs and is not traced.
     pub fn run(mut self, image: &ProcessImage, area: u64) -> Result<Guest> {
-        let tids = self.tids()?;
+        let tids = std::mem::take(&mut self.tids);
         for (t, tid) in self.frozen.threads.iter_mut().zip(&tids) {
             rebuild::set_registers(t, rebuild::thread_of(image, *tid)?)?;
         }
@@ -335,7 +327,7 @@ fn kill(host: i32) {
     unsafe { libc::kill(host, libc::SIGKILL) };
 }
 
-fn settle_all(held: Vec<Running>) -> Result<Vec<crate::freeze::Thread>> {
+fn settle_all(held: Vec<Running>) -> Result<Vec<Thread>> {
     held.into_iter().map(|t| settle(t)?.map(|(t, _)| t).ok_or(Error::Ended)).collect()
 }
 
@@ -356,7 +348,38 @@ fn drop_privilege(b: &mut Batcher, uid: u32, gid: u32) -> Result<()> {
     let header = b.data(&CAPABILITY_VERSION_3.to_le_bytes())?;
     let none = b.data(&[0; 24])?;
     b.push("capset", libc::SYS_capset, [header, none, 0, 0, 0, 0])?;
-    b.flush().map(drop)
+    Ok(())
+}
+
+/// What a guest becomes before it may run.
+pub struct ShutIn {
+    pub uid: u32,
+    pub gid: u32,
+    /// `struct sock_filter` after `struct sock_filter`.
+    pub filter: Vec<u8>,
+}
+
+impl ShutIn {
+    /// Returns the number of the filter's listener in the process.
+    fn apply(&self, b: &mut Batcher) -> Result<i32> {
+        const SET_MODE_FILTER: u64 = 1;
+        // TSYNC | NEW_LISTENER | TSYNC_ESRCH | WAIT_KILLABLE_RECV
+        const FLAGS: u64 = 1 | 8 | 16 | 32;
+        let empty = b.data(EMPTY_ROOT.to_bytes_with_nul())?;
+        b.push("chroot", libc::SYS_chroot, [empty, 0, 0, 0, 0, 0])?;
+        let root = b.data(b"/\0")?;
+        b.push("chdir", libc::SYS_chdir, [root, 0, 0, 0, 0, 0])?;
+        drop_privilege(b, self.uid, self.gid)?;
+        b.push("close_range", libc::SYS_close_range, [0, u32::MAX as u64, 0, 0, 0, 0])?;
+        let args = [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0, 0];
+        b.push("no new privileges", libc::SYS_prctl, args)?;
+        let code = b.data(&self.filter)?;
+        let count = (self.filter.len() / 8) as u64;
+        let program = b.data(crate::remote::bytes_of(&[count, code]))?;
+        let args = [SET_MODE_FILTER, FLAGS, program, 0, 0, 0];
+        let op = b.push("seccomp", libc::SYS_seccomp, args)?;
+        Ok(b.flush()?.ret(op) as i32)
+    }
 }
 
 /// A descriptor of another process, as our own.

@@ -176,7 +176,8 @@ struct MmMap {
     exe_fd: u32,
 }
 
-/// Code, data, heap, stack and argument addresses, as /proc and brk(2) know them.
+/// Code, data, heap, stack and argument addresses, as /proc and brk(2) know them. This and what
+/// follows leaves its calls in the batch for the caller to flush.
 pub fn set_mm(b: &mut Batcher, mm: &AddressSpace) -> Result<()> {
     const PR_SET_MM: u64 = 35;
     const PR_SET_MM_MAP: u64 = 14;
@@ -202,7 +203,7 @@ pub fn set_mm(b: &mut Batcher, mm: &AddressSpace) -> Result<()> {
     let size = std::mem::size_of::<MmMap>() as u64;
     let at = b.data(bytes_of(&map))?;
     b.push("prctl mm map", libc::SYS_prctl, [PR_SET_MM, PR_SET_MM_MAP, at, size, 0, 0])?;
-    b.flush().map(drop)
+    Ok(())
 }
 
 /// Dispositions, timers, pending signals: what belongs to the process, not to a thread.
@@ -231,7 +232,7 @@ pub fn set_process(b: &mut Batcher, p: &ProcessImage) -> Result<()> {
         let (sig, at) = queued(b, info)?;
         b.push("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, [pid, sig, at, 0, 0, 0])?;
     }
-    b.flush().map(drop)
+    Ok(())
 }
 
 fn queued(b: &mut Batcher, info: &[u8]) -> Result<(u64, u64)> {
@@ -261,7 +262,7 @@ fn set_timers(b: &mut Batcher, timers: &[PosixTimer]) -> Result<()> {
         let off = [PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0, 0];
         b.push("prctl", libc::SYS_prctl, off)?;
     }
-    b.flush().map(drop)
+    Ok(())
 }
 
 /// `struct sigevent`.
@@ -324,7 +325,7 @@ pub fn set_thread(b: &mut Batcher, t: &ThreadImage) -> Result<()> {
         let args = [ids.tgid as u64, ids.tid as u64, sig, at, 0, 0];
         b.push("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, args)?;
     }
-    b.flush().map(drop)
+    Ok(())
 }
 
 /// Registers and mask of a thread become the image's; it stays stopped.

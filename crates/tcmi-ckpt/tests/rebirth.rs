@@ -160,13 +160,14 @@ fn main() {
     n.build_space(&[], &mm.vmas, &fds).expect("space");
     n.place_steward(mm.reserved, &blob, area.as_raw_fd()).expect("steward");
     let others: Vec<i32> = c.image.threads.iter().map(|t| t.tid).filter(|&t| t != pid).collect();
+    n.create_steward(0, 0).expect("steward");
     n.create_threads(&others).expect("threads");
     let writer = Pages::open(n.host_pid(), &mm.vmas).expect("pages");
     for (addr, bytes) in &c.pages {
         writer.write(*addr, bytes).expect("write pages");
     }
     assert!(writer.write(0x1000, b"x").is_err(), "pages outside of the image are refused");
-    n.restore_state(&c.image).expect("state");
+    n.restore(&c.image, None).expect("state");
     let host = n.host_pid();
     let before = count(host);
     assert!(before.iter().zip(&at_home).all(|(b, h)| b <= h), "{before:?} {at_home:?}");

@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicI64, Ordering};
 use tcmi_call::abi::StewardArea;
-use tcmi_ckpt::birth::{Guest, Newborn};
+use tcmi_ckpt::birth::{Guest, Newborn, ShutIn};
 use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::freeze::Frozen;
@@ -117,6 +118,7 @@ pub struct Built {
 /// Ok: Ready was sent; only [`Built::commit`] may let it run. Err: nothing is left of it.
 pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<Built> {
     let begin: msg::Begin = msg::expect(r)?;
+    set_clock_offsets(&begin);
     fault::pass(Point::NodeBeginReceived)?;
     let mut files = GuestFiles::default();
     fetch(&mut files, &begin.files, w, r, &site.cache)?;
@@ -152,6 +154,11 @@ fn construct(
     n.place_steward(reserved, blob, area.as_raw_fd())?;
     let resident: Vec<_> = begin.resident.iter().map(|&(s, e)| s..e).collect();
     n.populate(&resident, &first)?;
+    n.create_steward(begin.uid, begin.gid)?;
+    let steward_end = reserved.0 + blob.header().steward_syscall_end;
+    let filter = tcmi_sys::seccomp::program(begin.pid, Some(steward_end));
+    let filter = filter.iter().flat_map(|i| remote::bytes_of(i).to_vec()).collect();
+    let shut_in = ShutIn { uid: begin.uid, gid: begin.gid, filter };
     let events = (site.claim)(begin.events)?;
     let mut parked: HashMap<u64, Stream> = HashMap::new();
     for &id in &begin.calls {
@@ -165,7 +172,9 @@ fn construct(
         return Err(tcmi_ckpt::Error::Image("another process than announced").into());
     }
     fault::pass(Point::NodeStateReceived)?;
-    fetch(&mut files, &image.files, w, r, &site.cache)?;
+    if image.files.iter().any(|f| files.index_of(f).is_none()) {
+        fetch(&mut files, &image.files, w, r, &site.cache)?;
+    }
     let want = files.translate(&image.mm.vmas, &image.files)?;
     n.build_space(&first, &want, &files.fds())?;
     let bytes = pages::receive(r, &Pages::open(n.host_pid(), &want)?, &|_| {})?;
@@ -173,11 +182,8 @@ fn construct(
     let others: Vec<i32> =
         image.threads.iter().map(|t| t.tid).filter(|&t| t != image.pid).collect();
     n.create_threads(&others)?;
-    n.restore_state(&image)?;
-    let steward_end = reserved.0 + blob.header().steward_syscall_end;
-    let filter = tcmi_sys::seccomp::program(image.pid, Some(steward_end));
-    let code: Vec<u8> = filter.iter().flat_map(|i| remote::bytes_of(i).to_vec()).collect();
-    let (listener, listener_there) = n.shut_in(begin.uid, begin.gid, &code)?;
+    let (listener, listener_there) =
+        n.restore(&image, Some(&shut_in))?.ok_or(tcmi_ckpt::Error::Ended)?;
     let calls = calls
         .into_iter()
         .map(|(tid, id)| parked.remove(&id).map(|s| (tid, s)))
@@ -270,9 +276,9 @@ impl Built {
         self.newborn.host_pid()
     }
     /// The threads as this node numbers them, with their tids at home.
-    pub fn threads(&self) -> Result<Vec<(i32, i32)>> {
-        let home = self.newborn.tids()?;
-        Ok(self.newborn.frozen.threads.iter().map(|t| t.tid).zip(home).collect())
+    pub fn threads(&self) -> Vec<(i32, i32)> {
+        let home = self.newborn.tids().iter().copied();
+        self.newborn.frozen.threads.iter().map(|t| t.tid).zip(home).collect()
     }
     /// Lets the guest run. Home has said Commit.
     pub fn run(self) -> Result<(Guest, ProcessImage, GuestFiles)> {
@@ -291,24 +297,30 @@ impl Built {
 
 /// The guest must not see its clock go back: its offset was measured when the move began.
 fn wait_for_clock(seen: i64) {
-    let offset = GUEST_CLOCK.load(std::sync::atomic::Ordering::Relaxed);
-    let behind = seen - (namespace::clock(libc::CLOCK_MONOTONIC) + offset);
+    let behind = seen - (namespace::clock(libc::CLOCK_MONOTONIC) + clock_offsets().0);
     if behind > 0 {
         // Bounded by the one-way delay of one message.
         std::thread::sleep(std::time::Duration::from_nanos(behind.min(1_000_000_000) as u64));
     }
 }
 
-/// What was added to this node's CLOCK_MONOTONIC for the guest, in nanoseconds.
-static GUEST_CLOCK: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
+/// What was added to this node's CLOCK_MONOTONIC and CLOCK_BOOTTIME for the guest, in nanoseconds.
+static GUEST_CLOCKS: [AtomicI64; 2] = [const { AtomicI64::new(0) }; 2];
+
+/// To be called at once when Begin has come: time that passes in between is lost to the guest.
+fn set_clock_offsets(begin: &msg::Begin) {
+    let home = [begin.monotonic, begin.boottime];
+    let here = [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].map(namespace::clock);
+    for ((offset, home), here) in GUEST_CLOCKS.iter().zip(home).zip(here) {
+        offset.store(home - here, Ordering::Relaxed);
+    }
+}
 
 /// What to add to this node's monotonic and boot-time clocks for the guest to be made, so that
 /// its monotonic clock goes on from where home's was. Nanoseconds.
-pub fn clock_offsets(begin: &msg::Begin) -> (i64, i64) {
-    let monotonic = begin.monotonic - namespace::clock(libc::CLOCK_MONOTONIC);
-    let boottime = begin.boottime - namespace::clock(libc::CLOCK_BOOTTIME);
-    GUEST_CLOCK.store(monotonic, std::sync::atomic::Ordering::Relaxed);
-    (monotonic, boottime)
+pub fn clock_offsets() -> (i64, i64) {
+    let [monotonic, boottime] = &GUEST_CLOCKS;
+    (monotonic.load(Ordering::Relaxed), boottime.load(Ordering::Relaxed))
 }
 
 /// A held guest with the agent that captures it.

@@ -1,6 +1,7 @@
 //! What home (H) and the execution node's monitor (N) say on a migration's bulk stream.
 //!
-//! Out: Begin -> Need, (File, bytes)* -> Prepared; State, pages -> Ready; Commit -> Running; Serving.
+//! Out: Begin -> Need, (File, bytes)* -> Prepared; State, pages -> Ready; Commit -> Running;
+//! Serving. A State that names a file that Begin did not is followed by Need and the files, too.
 //! Back: ComeHome (or N's WantHome first) -> Quiet; Capture -> Image, pages; Finish -> Gone,
 //! or Thaw. Either end may say Failed instead of what is due before a commit.
 

@@ -10,7 +10,7 @@ use tcmi_call::abi::{ProcArea, ThreadArea};
 use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Space};
 use tcmi_ckpt::freeze::{Frozen, freeze};
-use tcmi_ckpt::image::ProcessImage;
+use tcmi_ckpt::image::{FileRef, ProcessImage};
 use tcmi_ckpt::rebuild;
 use tcmi_ckpt::remote::{self, Agent, page_up};
 use tcmi_core::lifecycle::State;
@@ -170,8 +170,8 @@ fn move_out(
     let attached = Attached::attach(pid)?;
     let prepared = fault::pass(Point::HomeAttached)
         .and_then(|()| prepare(&attached, migration, epoch, c, watch));
-    let streams = match prepared {
-        Ok(s) => s,
+    let prepared = match prepared {
+        Ok(p) => p,
         Err(e) => {
             attached.remove();
             return Err(tell(c, e));
@@ -179,7 +179,7 @@ fn move_out(
     };
     watch.enter(State::Freezing);
     let started = std::time::Instant::now();
-    let mut frozen = match freeze_with_room(&attached, streams.len() - 1) {
+    let mut frozen = match freeze_with_room(&attached, prepared.streams.len() - 1) {
         Ok(f) => f,
         Err(e) => {
             attached.remove();
@@ -188,7 +188,7 @@ fn move_out(
     };
     let mut installed = None;
     let mut times = Times { freeze: micros(started), ..Times::default() };
-    match transfer(&mut frozen, &attached, streams, &mut installed, &mut times, c, watch) {
+    match transfer(&mut frozen, &attached, prepared, &mut installed, &mut times, c, watch) {
         Ok((image, remote_pid)) => {
             let installed = installed.ok_or(Error::Unsteady("no streams"))?;
             Ok(Emigrated { frozen, attached, image, installed, remote_pid, times })
@@ -215,15 +215,21 @@ fn tell(c: &mut Channel, e: Error) -> Error {
     e
 }
 
-/// Everything that can be done while the process runs. Returns a stream for events and one for
-/// each thread, in the order that Begin named them.
+/// What the peer has and knows before the process is frozen.
+struct Prepared {
+    /// One for events and one for each thread, in the order that Begin named them.
+    streams: Vec<Stream>,
+    files: Vec<FileRef>,
+}
+
+/// Everything that can be done while the process runs.
 fn prepare(
     a: &Attached,
     migration: u64,
     epoch: u32,
     c: &mut Channel,
     watch: &dyn Watch,
-) -> Result<Vec<Stream>> {
+) -> Result<Prepared> {
     watch.enter(State::Preparing);
     let threads = tcmi_sys::proc::tids(a.pid)?.len();
     let streams: Vec<Stream> =
@@ -233,14 +239,14 @@ fn prepare(
     files.hash()?;
     let resident = capture::own_pages(a.pid, &space.vmas)?;
     let status = tcmi_sys::proc::status(a.pid)?;
-    let begin = msg::Begin {
+    let mut begin = msg::Begin {
         migration,
         epoch,
         pid: a.pid,
         uid: status.uid[1],
         gid: status.gid[1],
-        monotonic: namespace::clock(libc::CLOCK_MONOTONIC),
-        boottime: namespace::clock(libc::CLOCK_BOOTTIME),
+        monotonic: 0,
+        boottime: 0,
         mm: address_space(a, &space)?,
         files: files.refs.clone(),
         resident: resident.iter().map(|r| (r.start, r.end)).collect(),
@@ -248,12 +254,16 @@ fn prepare(
         events: streams[0].id,
         calls: streams[1..].iter().map(|s| s.id).collect(),
     };
+    // Last: what the message takes to be sent is what the guest's clocks are behind, and the
+    // guest does not run before they have caught up with what the process saw.
+    begin.monotonic = namespace::clock(libc::CLOCK_MONOTONIC);
+    begin.boottime = namespace::clock(libc::CLOCK_BOOTTIME);
     msg::send(c.w, &begin)?;
     fault::pass(Point::HomeBeginSent)?;
     send_files(&files, c)?;
     fault::pass(Point::HomeFilesSent)?;
     msg::expect::<msg::Prepared>(c.r)?;
-    Ok(streams)
+    Ok(Prepared { streams, files: files.refs })
 }
 
 fn send_files(files: &HomeFiles, c: &mut Channel) -> Result<()> {
@@ -297,7 +307,7 @@ fn freeze_with_room(a: &Attached, threads: usize) -> Result<Frozen> {
 fn transfer(
     f: &mut Frozen,
     a: &Attached,
-    streams: Vec<Stream>,
+    Prepared { streams, files: known }: Prepared,
     installed: &mut Option<Installed>,
     times: &mut Times,
     c: &mut Channel,
@@ -314,14 +324,17 @@ fn transfer(
     fault::pass(Point::HomeCaptured)?;
     let runs = capture::own_pages(f.pid, &image.mm.vmas)?;
     let total: u64 = runs.iter().map(|r: &Range<u64>| r.end - r.start).sum();
-    let fds = installed.insert(Installed::install(f, a, streams)?);
-    fault::pass(Point::HomeStreamsInstalled)?;
-    let calls = f.threads.iter().zip(&fds.calls).map(|(t, c)| (t.tid, c.id)).collect();
+    let calls = f.threads.iter().zip(&streams[1..]).map(|(t, s)| (t.tid, s.id)).collect();
     msg::send(c.w, &msg::State { image: image.clone(), calls })?;
     fault::pass(Point::HomeStateSent)?;
-    send_files(&files, c)?;
+    if image.files.iter().any(|f| !known.contains(f)) {
+        send_files(&files, c)?;
+    }
     pages::send(c.w, f.pid, &image.mm.vmas, &runs, &|n| watch.memory(n, total))?;
     fault::pass(Point::HomePagesSent)?;
+    // While the peer restores.
+    *installed = Some(Installed::install(f, a, streams)?);
+    fault::pass(Point::HomeStreamsInstalled)?;
     msg::expect::<msg::Ready>(c.r)?;
     (times.transfer, times.bytes) = (micros(started), total);
     fault::pass(Point::HomeReadyReceived)?;

@@ -220,7 +220,7 @@ impl Life {
         built: &mut Built,
     ) -> Result<(Calls, Arc<Steward>, Arc<Events>, Arc<Lost>, OwnedFd, Vec<(i32, i32)>)> {
         let io = || Error::io("start serving the guest");
-        let names = built.threads()?;
+        let names = built.threads();
         let area = map_area(built.area.as_raw_fd())?;
         let pidfd = open_pidfd(built.host_pid())?;
         let watched = pidfd.try_clone().map_err(io())?;

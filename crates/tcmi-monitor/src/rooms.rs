@@ -22,7 +22,7 @@ pub fn bear(root: &str, begin: &Begin) -> Result<i32> {
     if privileged {
         bare_root(root)?;
     }
-    let offsets = destination::clock_offsets(begin);
+    let offsets = destination::clock_offsets();
     let (mut ours, theirs) = UnixStream::pair().map_err(Error::io("socketpair"))?;
     // SAFETY: this process has one thread.
     let midwife = unsafe { namespace::fork_as(None, Parent::Me) }?;

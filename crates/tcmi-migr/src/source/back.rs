@@ -67,10 +67,13 @@ pub fn rebuild_at_home(
     let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, me);
     rebuild::set_mm(&mut b, &image.mm)?;
     rebuild::set_process(&mut b, image)?;
+    b.flush()?;
     for t in &mut f.threads {
         let tid = t.tid;
         let state = rebuild::thread_of(image, tid)?;
-        rebuild::set_thread(&mut Batcher::new(&a.agent, t, pid, Ids { tgid: pid, tid }), state)?;
+        let mut b = Batcher::new(&a.agent, t, pid, Ids { tgid: pid, tid });
+        rebuild::set_thread(&mut b, state)?;
+        b.flush()?;
     }
     fault::pass(Point::HomeRebuilt)?;
     Ok(bytes)

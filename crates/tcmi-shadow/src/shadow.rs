@@ -11,6 +11,7 @@ use tcmi_ckpt::image::{ProcessImage, Vma, vma_flags};
 use tcmi_ckpt::rebuild::Batcher;
 use tcmi_ckpt::remote::{Agent, Ids, bytes_of};
 use tcmi_ckpt::{Error, Result};
+use tcmi_sys::affinity::Cores;
 use tcmi_sys::memory;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited, try_wait_any};
 use tcmi_sys::signal::{self, KernelAction};
@@ -44,6 +45,8 @@ pub struct Shadow {
     places: Places,
     areas: BTreeMap<i32, u64>,
     running: BTreeMap<i32, Running>,
+    /// The program's own; the agent moves its threads to where their calls come from.
+    cores: BTreeMap<i32, Cores>,
     /// What to give back again if a return fails.
     private: Vec<Vma>,
     kept: (u64, u64),
@@ -90,10 +93,12 @@ pub fn settle_in(
     b.flush()?;
     let areas: BTreeMap<i32, u64> =
         f.threads.iter().map(|t| t.tid).zip(places.thread_areas.iter().copied()).collect();
+    let cores = f.threads.iter().map(|t| Ok((t.tid, Cores::of(t.tid)?))).collect::<Result<_>>()?;
     let mut shadow = Shadow {
         pid,
         areas,
         running: BTreeMap::new(),
+        cores,
         private: image.mm.vmas.clone(),
         kept: (image.mm.arg_start & !4095, image.mm.env_end),
         actions,
@@ -336,6 +341,12 @@ impl Shadow {
     pub fn hold(&mut self) -> Result<(Frozen, u32)> {
         let held = std::mem::take(&mut self.running).into_values().collect();
         let f = freeze_held(self.pid, held, &[])?;
+        for (tid, cores) in &self.cores {
+            // It matters again where the program runs; a thread may have ended meanwhile.
+            if let Err(error) = cores.bind(*tid) {
+                tracing::debug!(tid, %error, "cores of a thread not given back");
+            }
+        }
         Ok((f, self.word(offset_of!(ProcArea, signal_seq))?))
     }
 

@@ -329,17 +329,8 @@ fn scheduling(tid: i32) -> Result<(i32, i32, i32)> {
 }
 
 fn limits(pid: i32) -> Result<Vec<(u32, u64, u64)>> {
-    (0..16u32)
-        .map(|resource| {
-            let mut l = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: `l` is a live rlimit; null for "no new limit".
-            let r = unsafe { libc::prlimit(pid, resource, std::ptr::null(), &mut l) };
-            if r < 0 {
-                return Err(Errno::last("prlimit").into());
-            }
-            Ok((resource, l.rlim_cur, l.rlim_max))
-        })
-        .collect()
+    let all = proc::limits(pid)?;
+    Ok(all.iter().zip(0..).map(|(&(soft, hard), resource)| (resource, soft, hard)).collect())
 }
 
 /// Runs of pages that only the process has, in the order of their addresses.

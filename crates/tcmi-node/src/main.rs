@@ -80,8 +80,17 @@ fn first_migration() -> anyhow::Result<u64> {
     Ok(u64::from_le_bytes(bytes) >> 1)
 }
 
+/// Buffers of streams are big and as short-lived as a move: their memory is to go back to the
+/// system with them. The C library would keep what it was once given back.
+fn give_memory_back() {
+    const MAP_FROM_BYTES: i32 = 128 * 1024;
+    // SAFETY: plain call. It fails for values it does not take, and then nothing is changed.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAP_FROM_BYTES) };
+}
+
 fn run(args: Args) -> anyhow::Result<()> {
     log_to_stderr()?;
+    give_memory_back();
     // Before any thread is made: all inherit it, and only `wait` below takes them. A
     // child process has to reset its mask.
     let ends = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect::<SigSet>();

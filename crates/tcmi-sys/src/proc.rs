@@ -190,6 +190,28 @@ pub struct TimerLine {
     pub clock: i32,
 }
 
+/// Soft and hard limits by the number of the resource. prlimit(2) would need a privilege for the
+/// processes of other users.
+pub fn limits(pid: i32) -> Result<Vec<(u64, u64)>> {
+    let text = bytes(pid, "limits")?;
+    parse_limits(&String::from_utf8_lossy(&text)).ok_or(malformed("parse /proc/PID/limits"))
+}
+
+/// Names hold blanks; the kernel pads them to 25 columns, and values to 20.
+fn parse_limits(text: &str) -> Option<Vec<(u64, u64)>> {
+    let value = |word: &str| match word {
+        "unlimited" => Some(libc::RLIM_INFINITY),
+        number => number.parse().ok(),
+    };
+    text.lines()
+        .skip(1)
+        .map(|line| {
+            let mut words = line.get(25..)?.split_ascii_whitespace();
+            Some((value(words.next()?)?, value(words.next()?)?))
+        })
+        .collect()
+}
+
 pub fn timers(pid: i32) -> Result<Vec<TimerLine>> {
     let text = bytes(pid, "timers")?;
     parse_timers(&String::from_utf8_lossy(&text)).ok_or(malformed("parse /proc/PID/timers"))
@@ -263,6 +285,20 @@ pub fn descriptors(pid: i32) -> Result<Vec<(i32, String)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_read_in_the_order_of_their_numbers() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                    Max cpu time              unlimited            unlimited            seconds   \n\
+                    Max open files            1024                 524288               files     \n";
+        let unlimited = libc::RLIM_INFINITY;
+        assert_eq!(parse_limits(text), Some(vec![(unlimited, unlimited), (1024, 524288)]));
+        let own = limits(std::process::id() as i32).unwrap();
+        let mut files = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: a live rlimit.
+        unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut files) };
+        assert_eq!(own[libc::RLIMIT_NOFILE as usize], (files.rlim_cur, files.rlim_max));
+    }
 
     #[test]
     fn own_status_and_layout() {

@@ -135,12 +135,9 @@ fn move_all(
 }
 
 fn reserved_base(pid: i32, n: usize) -> Result<u64> {
-    let mut l = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `l` is a live rlimit; null for "no new limit".
-    if unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &mut l) } < 0 {
-        return Err(tcmi_sys::Errno::last("prlimit").into());
-    }
-    let top = l.rlim_cur.min(HIGHEST.max(n as u64 * 2));
+    let limits = tcmi_sys::proc::limits(pid)?;
+    let soft = limits.get(libc::RLIMIT_NOFILE as usize).map_or(0, |&(soft, _)| soft);
+    let top = soft.min(HIGHEST.max(n as u64 * 2));
     top.checked_sub(n as u64 + 1)
         .ok_or_else(|| tcmi_ckpt::Error::unsupported("its limit of open files is too low").into())
 }

@@ -95,6 +95,8 @@ message! {
     34 Stats { text: String }
     /// H asks for them.
     35 AskStats {}
+    /// N: the thread's call with this number is to end as by a signal.
+    36 Poke { tid: i32, seq: u64 }
 }
 
 pub fn send<M: Message>(w: &mut BulkWriter, m: &M) -> Result<()> {

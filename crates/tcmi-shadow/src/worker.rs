@@ -1,15 +1,17 @@
 //! One call from the listener to its answer.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use tcmi_call::engine::{Call, GuestMemory};
 use tcmi_call::frame::{ReplyHeader, disposition, kind, reply_flags};
 use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, ESRCH, Errno};
 use tcmi_call::table::{self, Arg, Both, Class, Restart, Row, prctl};
 use tcmi_sys::seccomp::{Answer, Notification};
 
-use crate::calls::Shared;
+use crate::calls::{Flight, Shared};
 use crate::interrupt::{self, Pending};
 use crate::mapping::{self, Refusal};
 use crate::memory::ProcessMemory;
@@ -22,15 +24,22 @@ pub(crate) struct Thread {
     pub(crate) stream: CallStream,
     call: Call,
     seq: u64,
+    flight: Arc<Mutex<Option<Flight>>>,
+    /// Number of the last signal in the guest when the last call left.
+    seen: u32,
 }
 
 impl Thread {
     pub(crate) fn new(stream: CallStream) -> Self {
-        Thread { stream, call: Call::new(), seq: 0 }
+        Thread { stream, call: Call::new(), seq: 0, flight: Arc::default(), seen: 0 }
     }
 
     pub(crate) fn socket(&self) -> std::io::Result<OwnedFd> {
         self.stream.socket()
+    }
+
+    pub(crate) fn flight(&self) -> Arc<Mutex<Option<Flight>>> {
+        Arc::clone(&self.flight)
     }
 
     fn next_seq(&mut self) -> u64 {
@@ -180,8 +189,16 @@ fn forward(
         if let Err(errno) = thread.call.marshal(notif.nr, &notif.args, seq, elapsed_ns, &mut mem) {
             return Ok(failed(errno));
         }
+        // In this order: a signal that comes before the look at them is seen here, one that
+        // comes after it finds the flight.
+        *thread.flight.lock() = Some(Flight { seq, mask: mask.map(|m| m.bits) });
+        if let Some(outcome) = unseen(shared, thread, notif, row, mask) {
+            *thread.flight.lock() = None;
+            return Ok(outcome);
+        }
         thread.stream.send(thread.call.frame())?;
         let (reply, payload) = thread.stream.receive()?;
+        *thread.flight.lock() = None;
         if reply.signals != 0 && !shared.guest.events.wait_injected(reply.signals) {
             return Err(StreamError::Closed);
         }
@@ -213,24 +230,40 @@ fn after(reply: &ReplyHeader, notif: &Notification, row: &Row, mask: Option<Mask
     if !not_started && !interrupted {
         return After::Deliver;
     }
-    let pending = match interrupt::pending(notif.tid, mask.map(|m| m.bits)) {
-        Ok(pending) => pending,
-        // The thread is gone; nobody sees the answer.
-        Err(_) => return After::Interrupt(Outcome::Answer(Answer::Error(EINTR.0))),
-    };
     // A signal that came before the call began came before the call, unless the call is what
     // lets it in.
     let restart = if not_started && mask.is_none() { Restart::Always } else { row.restart };
+    interruption(notif, restart, mask).map_or(After::Again, After::Interrupt)
+}
+
+/// The answer that lets the thread take the signal that waits for it. None: there is none.
+fn interruption(notif: &Notification, restart: Restart, mask: Option<Mask>) -> Option<Outcome> {
     let answer = Answer::Error(restart.code());
-    match pending {
-        Pending::Nothing => After::Again,
-        Pending::Told => After::Interrupt(Outcome::Answer(answer)),
-        Pending::PerhapsTold => After::Interrupt(Outcome::Told(answer)),
-        Pending::LetIn => match mask {
-            Some(mask) => After::Interrupt(Outcome::Suspended(mask.addr)),
-            None => After::Again,
-        },
+    match interrupt::pending(notif.tid, mask.map(|m| m.bits)) {
+        // The thread is gone; nobody sees the answer.
+        Err(_) => Some(Outcome::Answer(Answer::Error(EINTR.0))),
+        Ok(Pending::Nothing) => None,
+        Ok(Pending::Told) => Some(Outcome::Answer(answer)),
+        Ok(Pending::PerhapsTold) => Some(Outcome::Told(answer)),
+        Ok(Pending::LetIn) => mask.map(|m| Outcome::Suspended(m.addr)),
     }
+}
+
+/// A signal that reached the guest while its call was on the way here: the thread waits for
+/// our answer and cannot take it, and home, which sent it before, does not know the call.
+fn unseen(
+    shared: &Shared,
+    thread: &mut Thread,
+    notif: &Notification,
+    row: &Row,
+    mask: Option<Mask>,
+) -> Option<Outcome> {
+    let injected = shared.guest.events.injected();
+    if injected == std::mem::replace(&mut thread.seen, injected) {
+        return None;
+    }
+    let restart = if mask.is_none() { Restart::Always } else { row.restart };
+    interruption(notif, restart, mask)
 }
 
 /// The signal mask that a call brings for its own time.

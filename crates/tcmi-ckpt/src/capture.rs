@@ -2,7 +2,7 @@
 //! registers of its held threads, which thawing puts back.
 
 use crate::error::{Error, Result};
-use crate::freeze::{Frozen, restartable};
+use crate::freeze::{Frozen, interrupted};
 use crate::image::*;
 use crate::remote::{Agent, Calls, Ids, Slot, bytes_of, from_bytes};
 use std::ops::Range;
@@ -261,7 +261,7 @@ fn capture_threads(f: &mut Frozen, agent: &Agent, names: Names) -> Result<Vec<Th
         };
         let r = agent.run(t, pid, &c, Ids { tgid: names(pid), tid: names(t.tid) })?;
         let s = t.stopped()?;
-        let regs = left_critical_section(pid, restartable(&t.regs), rseq);
+        let regs = left_critical_section(pid, interrupted(&t.regs), rseq);
         // What run() set aside is on this stack now: the flags say whether it is in use.
         let alt_flags = r.u64_at(alt, 1) as i32 & !libc::SS_ONSTACK;
         let (policy, priority, nice) = scheduling(t.tid)?;

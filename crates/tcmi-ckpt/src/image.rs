@@ -59,7 +59,7 @@ pub struct AddressSpace {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Backing {
-    /// Private anonymous memory.
+    /// Anonymous memory: private, or shared and no other process's.
     Anonymous,
     /// Private (or shared and read-only) mapping of `files[file]`, beginning at `offset` bytes.
     File { file: u32, offset: u64 },
@@ -86,7 +86,7 @@ pub mod vma_flags {
     pub const HUGE: u32 = 64;
     pub const NO_HUGE: u32 = 128;
     pub const MERGEABLE: u32 = 256;
-    /// MAP_SHARED of a file, read-only.
+    /// MAP_SHARED: of a file, read-only; or of anonymous memory.
     pub const SHARED: u32 = 512;
 }
 

@@ -163,6 +163,7 @@ pub fn capture(
         uid: status.uid[0],
         gid: status.gid[0],
         personality: proc::personality(pid)?,
+        no_huge_pages: !status.huge_pages,
         mm: AddressSpace {
             vmas: space.vmas,
             start_code: l.start_code,

@@ -12,6 +12,8 @@ pub struct ProcessImage {
     pub uid: u32,
     pub gid: u32,
     pub personality: u32,
+    /// PR_SET_THP_DISABLE.
+    pub no_huge_pages: bool,
     pub mm: AddressSpace,
     pub files: Vec<FileRef>,
     pub threads: Vec<ThreadImage>,

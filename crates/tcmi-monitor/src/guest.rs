@@ -596,6 +596,9 @@ impl Mapped<'_> {
 }
 
 impl Files for Mapped<'_> {
+    fn is_alone(&self) -> bool {
+        true
+    }
     fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {
         self.learn(m);
         self.files.index(m)

@@ -13,6 +13,7 @@ use tcmi_sys::seccomp::Listener;
 use crate::events::Events;
 use crate::interrupt::{self, Pending};
 use crate::mapping::MappedFiles;
+use crate::placement::Placement;
 use crate::stats::Stats;
 use crate::steward::Steward;
 use crate::stream::{CallStream, StreamError};
@@ -83,6 +84,8 @@ pub(crate) struct Shared {
     pub(crate) hooks: Arc<dyn Hooks>,
     pub(crate) stats: Stats,
     pub(crate) mapped: MappedFiles,
+    /// Home is on this machine.
+    near: bool,
     threads: Mutex<HashMap<i32, Entry>>,
     gate: Mutex<Gate>,
     changed: Condvar,
@@ -118,12 +121,14 @@ impl Calls {
         if let Err(error) = listener.wake_on_same_core() {
             tracing::debug!(%error, "calls wake their worker on any core");
         }
+        let near = threads.iter().all(|t| t.stream.is_near().unwrap_or(false));
         let calls = Calls(Arc::new(Shared {
             listener,
             guest,
             hooks,
             stats: Stats::default(),
             mapped: MappedFiles::default(),
+            near,
             threads: Mutex::default(),
             gate: Mutex::default(),
             changed: Condvar::new(),
@@ -245,8 +250,11 @@ fn work(shared: &Arc<Shared>) {
     // SAFETY: no arguments, no failure.
     let tid = unsafe { libc::gettid() };
     shared.gate.lock().tids.push(tid);
+    let mut placement = Placement::new(shared.near);
     while enter(shared) {
+        placement.before_call();
         let taken = shared.listener.receive();
+        placement.in_call();
         let mut gate = shared.gate.lock();
         gate.taking -= 1;
         match taken {

@@ -6,11 +6,12 @@ use std::mem::offset_of;
 
 use tcmi_call::abi::{AgentStream, POKE_CODE, POKE_SIGNAL, ProcArea, ThreadArea, UserRegs};
 use tcmi_call::record::DirectionKeys;
-use tcmi_ckpt::freeze::{Frozen, Thread, freeze_held, settle};
+use tcmi_ckpt::freeze::{Frozen, Thread, ends_by_stop, freeze_held, settle};
 use tcmi_ckpt::image::{ProcessImage, ThreadImage, Vma, vma_flags};
 use tcmi_ckpt::rebuild::Batcher;
 use tcmi_ckpt::remote::{Agent, Ids, bytes_of};
 use tcmi_ckpt::{Error, Result};
+use tcmi_sys::affinity::Cores;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited, try_wait_any};
 use tcmi_sys::signal::{self, KernelAction};
 use tcmi_sys::{Errno, memory};
@@ -44,6 +45,8 @@ pub struct Shadow {
     places: Places,
     areas: BTreeMap<i32, u64>,
     running: BTreeMap<i32, Running>,
+    /// The program's own; the agent moves its threads to where their calls come from.
+    cores: BTreeMap<i32, Cores>,
     /// What to give back again if a return fails.
     private: Vec<Vma>,
     kept: (u64, u64),
@@ -100,10 +103,12 @@ pub fn settle_in(
     b.flush()?;
     let areas: BTreeMap<i32, u64> =
         f.threads.iter().map(|t| t.tid).zip(places.thread_areas.iter().copied()).collect();
+    let cores = f.threads.iter().map(|t| Ok((t.tid, Cores::of(t.tid)?))).collect::<Result<_>>()?;
     let mut shadow = Shadow {
         pid,
         areas,
         running: BTreeMap::new(),
+        cores,
         private: image.mm.vmas.clone(),
         kept: (image.mm.arg_start & !4095, image.mm.env_end),
         actions,
@@ -367,7 +372,8 @@ impl Shadow {
         let blob = &self.places.agent.blob;
         let entry = |at| self.places.agent.entry(at);
         let (start, end) = (entry(blob.window_start), entry(blob.window_end));
-        let restarts = [-512, -513, -514, -516].contains(&(t.regs.rax as i64));
+        let by_stop = t.regs.rax as i64 == -i64::from(libc::EINTR) && ends_by_stop(t.regs.orig_rax);
+        let restarts = by_stop || [-512, -513, -514, -516].contains(&(t.regs.rax as i64));
         let regs = if (start..=end - 2).contains(&t.regs.rip) {
             UserRegs { rip: entry(blob.window_abort), orig_rax: u64::MAX, ..t.regs }
         } else if t.regs.rip == end && (t.regs.orig_rax as i64) >= 0 && restarts {
@@ -385,8 +391,33 @@ impl Shadow {
     /// Stops every thread. Returns how many signals were sent to the guest in all.
     pub fn hold(&mut self) -> Result<(Frozen, u32)> {
         let held = std::mem::take(&mut self.running).into_values().collect();
-        let f = freeze_held(self.pid, held, &[])?;
+        let mut f = freeze_held(self.pid, held, &[])?;
+        self.drop_pokes(&mut f)?;
+        for (tid, cores) in &self.cores {
+            // It matters again where the program runs; a thread may have ended meanwhile.
+            if let Err(error) = cores.bind(*tid) {
+                tracing::debug!(tid, %error, "cores of a thread not given back");
+            }
+        }
         Ok((f, self.word(offset_of!(ProcArea, signal_seq))?))
+    }
+
+    /// One that has not been delivered is not for the program.
+    fn drop_pokes(&self, f: &mut Frozen) -> Result<()> {
+        let pid = f.pid;
+        for t in &mut f.threads {
+            let waiting = t.stopped()?.pending(false)?;
+            let is_poke = |info: &&[u8; 128]| info[8..12] == POKE_CODE.to_le_bytes();
+            let infos: Vec<Vec<u8>> =
+                waiting.iter().filter(is_poke).map(|info| info.to_vec()).collect();
+            if !infos.is_empty() {
+                let tid = t.tid;
+                let mut b = Batcher::new(&self.places.agent, t, pid, Ids { tgid: pid, tid });
+                take_pending(&mut b, &infos)?;
+                b.flush()?;
+            }
+        }
+        Ok(())
     }
 
     fn word(&self, offset: usize) -> Result<u32> {

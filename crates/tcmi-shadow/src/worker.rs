@@ -18,6 +18,8 @@ use crate::memory::ProcessMemory;
 use crate::stream::{CallStream, StreamError};
 
 const SIGSET_BYTES: u64 = 8;
+/// The guest's kernel, and whoever captures its thread, makes `restart_syscall` of it.
+const ERESTART_RESTARTBLOCK: i32 = 516;
 
 /// A guest thread's stream and the buffers of its calls.
 pub(crate) struct Thread {
@@ -164,6 +166,10 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
     }
 }
 
+fn sleeps(nr: u32) -> bool {
+    [libc::SYS_nanosleep, libc::SYS_clock_nanosleep].contains(&i64::from(nr))
+}
+
 /// What is to be done after a reply.
 enum After {
     Deliver,
@@ -207,9 +213,9 @@ fn forward(
                 return Ok(returned(thread.call.unmarshal(&reply, payload, &mut mem)?));
             }
             After::Interrupt(outcome) => {
-                // What an interrupted call leaves: the rest of a timeout. One that was not
-                // begun leaves nothing.
-                if reply.flags & (reply_flags::NOT_STARTED | reply_flags::CANCELLED) == 0 {
+                // What an interrupted call leaves: the rest of a timeout, with which it is made
+                // again. One that was not begun leaves nothing.
+                if reply.flags & reply_flags::NOT_STARTED == 0 {
                     thread.call.unmarshal(&reply, payload, &mut mem)?;
                 }
                 return Ok(outcome);
@@ -221,11 +227,18 @@ fn forward(
 }
 
 fn after(reply: &ReplyHeader, notif: &Notification, row: &Row, mask: Option<Mask>) -> After {
-    if reply.flags & reply_flags::CANCELLED != 0 {
-        let again = Answer::Error(Restart::Always.code());
-        return After::Interrupt(Outcome::Told(again));
-    }
     let not_started = reply.flags & reply_flags::NOT_STARTED != 0;
+    if reply.flags & reply_flags::CANCELLED != 0 {
+        let code = match row.restart {
+            _ if not_started => Restart::Always.code(),
+            // The shadow thread's kernel keeps the end of a sleep for `restart_syscall`.
+            _ if sleeps(notif.nr) => ERESTART_RESTARTBLOCK,
+            // A move is no signal.
+            Restart::Never => Restart::NoHandler.code(),
+            restart => restart.code(),
+        };
+        return After::Interrupt(Outcome::Told(Answer::Error(code)));
+    }
     let interrupted = reply.flags & reply_flags::INTERRUPTED != 0 && reply.ret == EINTR.ret();
     if !not_started && !interrupted {
         return After::Deliver;

@@ -195,6 +195,11 @@ impl Keeper<'_> {
                 self.task.set_calls(stats.text);
                 Ok(None)
             }
+            msg::Poke::KIND => {
+                let msg::Poke { tid, seq } = msg::decode(&frame)?;
+                self.kept()?.shadow.poke(tid, seq).or_else(gone_is_fine)?;
+                Ok(None)
+            }
             msg::Ended::KIND => {
                 let ended: msg::Ended = frame.decode().map_err(Error::from)?;
                 self.kept()?.shadow.end_as(ended.status).or_else(gone_is_fine)?;
@@ -271,7 +276,7 @@ impl Keeper<'_> {
                     let kept = self.kept().map_err(Return::lost)?;
                     kept.shadow.cancel_calls().map_err(|_| Return::Ended)?;
                 }
-                msg::Stats::KIND | msg::WantHome::KIND => {}
+                msg::Stats::KIND | msg::WantHome::KIND | msg::Poke::KIND => {}
                 msg::Ended::KIND => {
                     let ended: msg::Ended = frame.decode().map_err(|e| Return::lost(e.into()))?;
                     let kept = self.kept().map_err(Return::lost)?;

@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use tcmi_sys::seccomp::Listener;
 
 use crate::events::Events;
+use crate::interrupt::{self, Pending};
 use crate::mapping::MappedFiles;
 use crate::placement::Placement;
 use crate::stats::Stats;
@@ -49,7 +50,16 @@ pub struct QuiesceError {
     pub in_flight: usize,
 }
 
+/// A call that home has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flight {
+    pub(crate) seq: u64,
+    /// Signals that the call blocks for its own time.
+    pub(crate) mask: Option<u64>,
+}
+
 struct Entry {
+    flight: Arc<Mutex<Option<Flight>>>,
     thread: Arc<Mutex<Thread>>,
     /// A second handle, to end a wait for home's reply.
     socket: OwnedFd,
@@ -133,7 +143,11 @@ impl Calls {
     /// Before the thread makes its first call.
     pub fn add_thread(&self, thread: GuestThread) -> io::Result<()> {
         let served = Thread::new(thread.stream);
-        let entry = Entry { socket: served.socket()?, thread: Arc::new(Mutex::new(served)) };
+        let entry = Entry {
+            flight: served.flight(),
+            socket: served.socket()?,
+            thread: Arc::new(Mutex::new(served)),
+        };
         self.0.threads.lock().insert(thread.tid, entry);
         Ok(())
     }
@@ -169,6 +183,25 @@ impl Calls {
     pub fn resume(&self) {
         self.0.gate.lock().closed = false;
         self.0.changed.notify_all();
+    }
+
+    /// Calls that home has while a signal waits for their thread: (tid, number of the call).
+    ///
+    /// A signal that is in the guest before the call left was seen by its worker; this is for
+    /// those that come after, and for calls that wait for ever because another shadow thread
+    /// took the signal.
+    pub fn held_up(&self) -> Vec<(i32, u64)> {
+        let held_up = |(&tid, entry): (&i32, &Entry)| {
+            let flight = (*entry.flight.lock())?;
+            match interrupt::pending(tid, flight.mask) {
+                // One that is gone has no call.
+                Ok(Pending::Nothing) | Err(_) => None,
+                Ok(Pending::Told | Pending::PerhapsTold | Pending::LetIn) => {
+                    Some((tid, flight.seq))
+                }
+            }
+        };
+        self.0.threads.lock().iter().filter_map(held_up).collect()
     }
 
     pub fn in_flight(&self) -> usize {

@@ -40,10 +40,10 @@ unsafe extern "C" fn serve(area: *mut ThreadArea) -> ! {
             placement: Placement::of((*area).calls.fd),
         }
     };
-    let none = 0u64;
-    // SAFETY: reads the 8 bytes of an empty set; the handlers are installed by now.
+    // SAFETY: reads the 8 bytes of this thread's own word; the handlers are installed by now.
     unsafe {
-        syscall(__NR_rt_sigprocmask, [SIG_SETMASK.into(), (&raw const none) as u64, 0, 8, 0, 0])
+        let mask = (&raw const (*area).mask) as u64;
+        syscall(__NR_rt_sigprocmask, [SIG_SETMASK.into(), mask, 0, 8, 0, 0])
     };
     loop {
         if let Err(why) = shadow.serve_one() {

@@ -410,7 +410,9 @@ impl Shadow {
 
     /// Reaps what is left of a process that ended.
     pub fn reap(mut self) -> Result<()> {
-        for (_, t) in std::mem::take(&mut self.running) {
+        let leader = self.running.remove(&self.pid);
+        // The leader's end is not told before those of all others are taken.
+        for t in std::mem::take(&mut self.running).into_values().chain(leader) {
             match t.wait() {
                 Ok(Waited::Ended(_)) => {}
                 Ok(Waited::Stopped(s, _)) => s.detach(0)?,

@@ -81,7 +81,7 @@ impl Inputs {
             argv.extend(std::iter::repeat_n(tree.clone(), walks));
             argv
         };
-        let find = many(&["find"], WALKS * 2);
+        let find = many(&["find"], WALKS * 10);
         let grep = many(&["grep", "-rE", r"([0-9a-f])([0-9a-f])\2\1[0-9a-f]\1\2"], WALKS / 2);
         let tar = many(&["tar", "--sort=name", "-cf", "tree.tar"], WALKS);
         let printing = ["-type", "f", "-printf", "%p %s %m\n"].map(str::to_owned);

@@ -91,6 +91,7 @@ const PLAIN: &[&str] = &[
     "robust",
     "rseq",
     "rust-threads",
+    "shared",
     "sparse",
     "stack",
     "threads",

@@ -165,6 +165,8 @@ pub struct ProcArea {
 /// For what the shadow cannot know: that a signal taken by one shadow thread goes to
 /// another thread in the guest, or came while the call was on its way.
 pub const POKE_CODE: i32 = i32::from_le_bytes(*b"POK\xff");
+/// SIGSTKFLT, which nothing sends: no shadow thread ever blocks it.
+pub const POKE_SIGNAL: i32 = 16;
 
 pub const THREAD_STACK_BYTES: usize = 32 * 1024;
 
@@ -189,6 +191,8 @@ pub struct ThreadArea {
     pub seq: u64,
     /// Sequence number of the call that the last [`POKE_CODE`] signal was for; 0 is none.
     pub poked: u64,
+    /// Signals that the thread leaves to others; [`POKE_SIGNAL`] is not among them.
+    pub mask: u64,
     pub calls: AgentStream,
     pub fixups: [u32; FIXUPS_MAX],
     pub outs: [OutRange; OUTS_MAX],

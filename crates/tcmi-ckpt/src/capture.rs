@@ -2,7 +2,7 @@
 //! registers of its held threads, which thawing puts back.
 
 use crate::error::{Error, Result};
-use crate::freeze::{Frozen, restartable};
+use crate::freeze::{Frozen, interrupted};
 use crate::image::*;
 use crate::remote::{Agent, Calls, Ids, Slot, bytes_of, from_bytes};
 use std::ops::Range;
@@ -21,6 +21,11 @@ pub trait Files {
     fn offset(&self, m: &Mapping) -> u64 {
         m.offset
     }
+    /// Whether shared anonymous memory is seen by no other process. A guest lives alone in its
+    /// namespaces; at home a parent or a child may have it too.
+    fn is_alone(&self) -> bool {
+        false
+    }
 }
 
 /// Names threads as the process itself does (an execution node sees other numbers).
@@ -37,6 +42,7 @@ pub struct Space {
 /// Sorts the mappings of a process; `reserved` (tcmi's own region) is left out.
 pub fn space(all: &[Mapping], reserved: (u64, u64), files: &mut dyn Files) -> Result<Space> {
     let mut s = Space::default();
+    refuse_aliases(all)?;
     for m in all.iter().flat_map(|m| outside(m, reserved)) {
         let m = &m;
         match m.name.as_str() {
@@ -68,10 +74,11 @@ pub fn outside(m: &Mapping, reserved: (u64, u64)) -> Vec<Mapping> {
 }
 
 fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
-    if let Some(why) = obstacle(m) {
+    let own = files.is_alone() && is_shared_memory(m);
+    if let Some(why) = obstacle(m).filter(|_| !own) {
         return Err(Error::Unsupported(why));
     }
-    let backing = match m.inode == 0 || m.name == "/dev/zero" {
+    let backing = match own || m.inode == 0 || m.name == "/dev/zero" {
         true => Backing::Anonymous,
         false => Backing::File { file: files.index(m)?, offset: files.offset(m) },
     };
@@ -89,6 +96,26 @@ fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
     let mut flags = if m.shared { vma_flags::SHARED } else { 0 };
     flags |= known.iter().filter(|(f, _)| m.has(f)).fold(0, |all, (_, bit)| all | bit);
     Ok(Vma { start: m.start, end: m.end, prot: m.prot(), backing, flags })
+}
+
+/// A mapping made with MAP_SHARED | MAP_ANONYMOUS.
+fn is_shared_memory(m: &Mapping) -> bool {
+    m.shared && m.name == "/dev/zero (deleted)" && !m.has(b"ht")
+}
+
+/// Two mappings of one page of shared memory can be told from two pages, so they cannot be made
+/// again as what they are not. `mremap` of no bytes makes such.
+fn refuse_aliases(all: &[Mapping]) -> Result<()> {
+    let mut parts: Vec<_> = all
+        .iter()
+        .filter(|m| is_shared_memory(m))
+        .map(|m| (m.inode, m.offset, m.offset + m.len()))
+        .collect();
+    parts.sort_unstable();
+    match parts.windows(2).find(|w| w[0].0 == w[1].0 && w[1].1 < w[0].2) {
+        Some(_) => Err(Error::unsupported("shared memory that is mapped twice")),
+        None => Ok(()),
+    }
 }
 
 /// Why a mapping cannot be moved, if it cannot.
@@ -136,6 +163,7 @@ pub fn capture(
         uid: status.uid[0],
         gid: status.gid[0],
         personality: proc::personality(pid)?,
+        no_huge_pages: !status.huge_pages,
         mm: AddressSpace {
             vmas: space.vmas,
             start_code: l.start_code,
@@ -261,7 +289,7 @@ fn capture_threads(f: &mut Frozen, agent: &Agent, names: Names) -> Result<Vec<Th
         };
         let r = agent.run(t, pid, &c, Ids { tgid: names(pid), tid: names(t.tid) })?;
         let s = t.stopped()?;
-        let regs = left_critical_section(pid, restartable(&t.regs), rseq);
+        let regs = left_critical_section(pid, interrupted(&t.regs), rseq);
         // What run() set aside is on this stack now: the flags say whether it is in use.
         let alt_flags = r.u64_at(alt, 1) as i32 & !libc::SS_ONSTACK;
         let (policy, priority, nice) = scheduling(t.tid)?;
@@ -337,8 +365,14 @@ fn limits(pid: i32) -> Result<Vec<(u32, u64, u64)>> {
 pub fn own_pages(pid: i32, vmas: &[Vma]) -> Result<Vec<Range<u64>>> {
     let mut map = Pagemap::open(pid)?;
     let mut runs = Vec::new();
-    for v in vmas.iter().filter(|v| v.flags & vma_flags::SHARED == 0) {
-        map.own_runs(v.start..v.end, &mut runs)?;
+    for v in vmas {
+        match (v.flags & vma_flags::SHARED != 0, v.backing) {
+            (false, _) => map.own_runs(v.start..v.end, &mut runs)?,
+            // Its pages count as a file's. Those that only the object holds, not this mapping,
+            // look absent, so it goes whole.
+            (true, Backing::Anonymous) => runs.push(v.start..v.end),
+            (true, Backing::File { .. }) => {}
+        }
     }
     Ok(runs)
 }

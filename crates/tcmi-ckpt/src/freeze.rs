@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use tcmi_core::limits::FREEZE_RESCAN_ATTEMPTS_MAX;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, UserRegs, Waited};
-use tcmi_sys::{Errno, proc};
+use tcmi_sys::{Errno, proc, signal};
 
 /// A held thread and what it was doing.
 #[derive(Debug)]
@@ -149,13 +149,43 @@ impl Frozen {
         &mut self.threads[0]
     }
 
-    /// Lets the process run on exactly as it was. Err: a thread could not be put right;
-    /// the rest runs.
+    /// Runs each thread that is inside of `range` on until it is not. For the vDSO: what its code
+    /// has in registers in between fits one node and one time namespace only.
+    pub fn step_out(&mut self, range: (u64, u64)) -> Result<()> {
+        const STEPS_MAX: u32 = 100_000;
+        let inside = |rip| (range.0..range.1).contains(&rip);
+        for t in self.threads.iter_mut().filter(|t| inside(t.regs.rip)) {
+            let mut s = t.take()?;
+            // A trap that is blocked would cost the program its handler.
+            s.set_sigmask(signal::ALL & !signal::bit(libc::SIGTRAP))?;
+            for _ in 0..STEPS_MAX {
+                if !inside(s.regs()?.rip) {
+                    break;
+                }
+                s = match s.step()?.wait()? {
+                    Waited::Stopped(s, _) => s,
+                    Waited::Ended(_) => return Err(Error::Ended),
+                };
+            }
+            t.regs = s.regs()?;
+            s.set_sigmask(t.mask)?;
+            t.put_back(s);
+            if inside(t.regs.rip) {
+                return Err(Error::unsupported("a thread does not come out of the vDSO"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the process run on as it was. Err: a thread could not be put right; the rest runs.
+    ///
+    /// A wait is made again as [`interrupted`] says: a later freeze would else find
+    /// `restart_syscall`, which does not tell what waits.
     pub fn thaw(self) -> Result<()> {
         let mut first_error = None;
         for mut t in self.threads {
             let Ok(s) = t.take() else { continue };
-            let restored = s.set_regs(&t.regs).and_then(|()| s.set_sigmask(t.mask));
+            let restored = s.set_regs(&interrupted(&t.regs)).and_then(|()| s.set_sigmask(t.mask));
             if let Err(e) = restored.and_then(|()| s.detach(0))
                 && !e.is_gone()
             {
@@ -166,14 +196,56 @@ impl Frozen {
     }
 }
 
+const EINTR: i64 = -(libc::EINTR as i64);
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// A call that waits for time alone, or goes on doing so.
+fn sleeps(nr: u64) -> bool {
+    [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_restart_syscall]
+        .contains(&(nr as i64))
+}
+
+/// Registers with which a thread goes on, here or elsewhere, and its kernel ends or restarts the
+/// call that a stop interrupted, as the handlers of the signals that wait for it demand.
+///
+/// A sleep goes on by the restart block of its thread at home. Any other call that would is made
+/// again from its arguments: what the restart block points to is memory of this process alone.
+pub fn interrupted(regs: &UserRegs) -> UserRegs {
+    let mut r = *regs;
+    let nr = r.orig_rax;
+    let again = match r.rax as i64 {
+        ERESTART_RESTARTBLOCK => !sleeps(nr),
+        EINTR => ends_by_stop(nr),
+        _ => false,
+    };
+    if nr as i64 >= 0 && again {
+        r.rax = ERESTARTNOHAND as u64;
+    }
+    r
+}
+
+/// Calls that the kernel ends with EINTR when their thread is merely stopped (signal(7)): the
+/// program is to see that only of a signal that it handles.
+pub fn ends_by_stop(nr: u64) -> bool {
+    [
+        libc::SYS_epoll_wait,
+        libc::SYS_epoll_pwait,
+        libc::SYS_epoll_pwait2,
+        libc::SYS_rt_sigtimedwait,
+        libc::SYS_semop,
+        libc::SYS_semtimedop,
+        libc::SYS_io_getevents,
+    ]
+    .contains(&(nr as i64))
+}
+
 /// Registers as they must be set in a process where the interrupted call is to be made again:
 /// what the kernel would do on the way to user mode.
 pub fn restartable(regs: &UserRegs) -> UserRegs {
     const ERESTARTSYS: i64 = -512;
     const ERESTARTNOINTR: i64 = -513;
-    const ERESTARTNOHAND: i64 = -514;
-    const ERESTART_RESTARTBLOCK: i64 = -516;
-    let mut r = *regs;
+    let mut r = interrupted(regs);
     if (r.orig_rax as i64) < 0 {
         return r;
     }
@@ -182,14 +254,9 @@ pub fn restartable(regs: &UserRegs) -> UserRegs {
             r.rax = r.orig_rax;
             r.rip -= 2;
         }
+        // Of what sleeps, only.
         ERESTART_RESTARTBLOCK => {
-            // A sleep goes on in the shadow thread, whose kernel knows when it ends. The other
-            // calls that restart this way take the same arguments again.
-            let sleeps = [libc::SYS_nanosleep as u64, libc::SYS_clock_nanosleep as u64];
-            r.rax = match r.orig_rax {
-                nr if sleeps.contains(&nr) => libc::SYS_restart_syscall as u64,
-                nr => nr,
-            };
+            r.rax = libc::SYS_restart_syscall as u64;
             r.rip -= 2;
         }
         _ => {}

@@ -12,6 +12,8 @@ pub struct ProcessImage {
     pub uid: u32,
     pub gid: u32,
     pub personality: u32,
+    /// PR_SET_THP_DISABLE.
+    pub no_huge_pages: bool,
     pub mm: AddressSpace,
     pub files: Vec<FileRef>,
     pub threads: Vec<ThreadImage>,
@@ -59,7 +61,7 @@ pub struct AddressSpace {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Backing {
-    /// Private anonymous memory.
+    /// Anonymous memory: private, or shared and no other process's.
     Anonymous,
     /// Private (or shared and read-only) mapping of `files[file]`, beginning at `offset` bytes.
     File { file: u32, offset: u64 },
@@ -86,7 +88,7 @@ pub mod vma_flags {
     pub const HUGE: u32 = 64;
     pub const NO_HUGE: u32 = 128;
     pub const MERGEABLE: u32 = 256;
-    /// MAP_SHARED of a file, read-only.
+    /// MAP_SHARED: of a file, read-only; or of anonymous memory.
     pub const SHARED: u32 = 512;
 }
 

@@ -226,6 +226,9 @@ pub fn set_process(b: &mut Batcher, p: &ProcessImage) -> Result<()> {
         let at = b.data(bytes_of(&spec))?;
         b.push("setitimer", libc::SYS_setitimer, [which as u64, at, 0, 0, 0, 0])?;
     }
+    let no_huge = [libc::PR_SET_THP_DISABLE as u64, p.no_huge_pages.into(), 0, 0, 0, 0];
+    // A kernel without huge pages has nothing to disable.
+    b.attempt("prctl huge pages", libc::SYS_prctl, no_huge)?;
     set_timers(b, &p.timers)?;
     let pid = b.ids.tgid as u64;
     for info in &p.pending {

@@ -118,8 +118,8 @@ pub struct Built {
 /// Ok: Ready was sent; only [`Built::commit`] may let it run. Err: nothing is left of it.
 pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<Built> {
     let begin: msg::Begin = msg::expect(r)?;
-    set_clock_offsets(&begin);
     fault::pass(Point::NodeBeginReceived)?;
+    compare_clocks(w, r)?;
     let mut files = GuestFiles::default();
     fetch(&mut files, &begin.files, w, r, &site.cache)?;
     let blob = Blob::built_in();
@@ -297,9 +297,14 @@ impl Built {
 
 /// The guest must not see its clock go back: its offset was measured when the move began.
 fn wait_for_clock(seen: i64) {
-    let behind = seen - (namespace::clock(libc::CLOCK_MONOTONIC) + clock_offsets().0);
+    wait_until(seen, clock_offsets().0);
+}
+
+/// Until our clock with `offset` shows what the process has seen of it elsewhere.
+pub(crate) fn wait_until(seen: i64, offset: i64) {
+    let behind = seen - (namespace::clock(libc::CLOCK_MONOTONIC) + offset);
     if behind > 0 {
-        // Bounded by the one-way delay of one message.
+        // Bounded by half the time of a question and its answer.
         std::thread::sleep(std::time::Duration::from_nanos(behind.min(1_000_000_000) as u64));
     }
 }
@@ -307,13 +312,26 @@ fn wait_for_clock(seen: i64) {
 /// What was added to this node's CLOCK_MONOTONIC and CLOCK_BOOTTIME for the guest, in nanoseconds.
 static GUEST_CLOCKS: [AtomicI64; 2] = [const { AtomicI64::new(0) }; 2];
 
-/// To be called at once when Begin has come: time that passes in between is lost to the guest.
-fn set_clock_offsets(begin: &msg::Begin) {
-    let home = [begin.monotonic, begin.boottime];
-    let here = [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].map(namespace::clock);
-    for ((offset, home), here) in GUEST_CLOCKS.iter().zip(home).zip(here) {
-        offset.store(home - here, Ordering::Relaxed);
+/// Sets the offsets. A guest whose clock lags wakes too early, by its own reckoning, from a sleep
+/// that home ends; one whose clock is ahead sees it go back when it comes home, or waits.
+fn compare_clocks(w: &mut BulkWriter, r: &mut BulkReader) -> Result<()> {
+    let mut quickest = i64::MAX;
+    for _ in 0..msg::CLOCK_QUESTIONS {
+        let asked = namespace::clock(libc::CLOCK_MONOTONIC);
+        msg::send(w, &msg::AskClock {})?;
+        let home: msg::Clock = msg::expect(r)?;
+        let here = [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].map(namespace::clock);
+        let took = here[0] - asked;
+        if took < quickest {
+            quickest = took;
+            // Home looked in the middle, as far as we know.
+            let home = [home.monotonic, home.boottime].map(|t| t + took / 2);
+            for ((offset, home), here) in GUEST_CLOCKS.iter().zip(home).zip(here) {
+                offset.store(home - here, Ordering::Relaxed);
+            }
+        }
     }
+    Ok(())
 }
 
 /// What to add to this node's monotonic and boot-time clocks for the guest to be made, so that
@@ -333,7 +351,8 @@ pub struct Held {
 impl Held {
     /// `frozen` has the guest's own threads, without the steward.
     pub fn new(mut frozen: Frozen, vdso: (u64, u64)) -> std::result::Result<Self, (Frozen, Error)> {
-        let made = remote::find_syscall(frozen.pid, vdso.0, vdso.1).and_then(|call| {
+        let made = frozen.step_out(vdso).and_then(|()| {
+            let call = remote::find_syscall(frozen.pid, vdso.0, vdso.1)?;
             Agent::inject(&mut frozen, call, &Blob::built_in(), 0).map(|a| (a, call))
         });
         match made {
@@ -355,6 +374,7 @@ impl Held {
         let mut image = capture::capture(&mut self.frozen, &self.agent, names, &maps, files)?;
         image.mm.reserved = reserved;
         image.mm.vdso_hash = vdso_hash;
+        image.monotonic += clock_offsets().0;
         let runs = capture::own_pages(host, &image.mm.vmas)?;
         Ok((image, runs))
     }

@@ -11,6 +11,9 @@ use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
 
+/// How often a node asks for home's clocks; the quickest answer counts.
+pub const CLOCK_QUESTIONS: u32 = 4;
+
 /// A message with its number on the wire.
 pub trait Message: Serialize + DeserializeOwned {
     const KIND: u16;
@@ -37,9 +40,6 @@ message! {
         pid: i32,
         uid: u32,
         gid: u32,
-        /// Clocks at home, in nanoseconds.
-        monotonic: i64,
-        boottime: i64,
         mm: AddressSpace,
         files: Vec<FileRef>,
         /// Resident memory of its own, as (start, end).
@@ -63,6 +63,10 @@ message! {
     }
     6 Ready {}
     7 Commit {}
+    /// N asks for home's clocks after Begin, CLOCK_QUESTIONS times.
+    10 AskClock {}
+    /// H: in nanoseconds.
+    11 Clock { monotonic: i64, boottime: i64 }
     8 Running { remote_pid: i32 }
     /// Either: gave up. The process is where it was.
     9 Failed { errno: i32, text: String }
@@ -95,6 +99,8 @@ message! {
     34 Stats { text: String }
     /// H asks for them.
     35 AskStats {}
+    /// N: the thread's call with this number is to end as by a signal.
+    36 Poke { tid: i32, seq: u64 }
 }
 
 pub fn send<M: Message>(w: &mut BulkWriter, m: &M) -> Result<()> {

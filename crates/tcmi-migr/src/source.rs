@@ -239,14 +239,12 @@ fn prepare(
     files.hash()?;
     let resident = capture::own_pages(a.pid, &space.vmas)?;
     let status = tcmi_sys::proc::status(a.pid)?;
-    let mut begin = msg::Begin {
+    let begin = msg::Begin {
         migration,
         epoch,
         pid: a.pid,
         uid: status.uid[1],
         gid: status.gid[1],
-        monotonic: 0,
-        boottime: 0,
         mm: address_space(a, &space)?,
         files: files.refs.clone(),
         resident: resident.iter().map(|r| (r.start, r.end)).collect(),
@@ -254,16 +252,23 @@ fn prepare(
         events: streams[0].id,
         calls: streams[1..].iter().map(|s| s.id).collect(),
     };
-    // Last: what the message takes to be sent is what the guest's clocks are behind, and the
-    // guest does not run before they have caught up with what the process saw.
-    begin.monotonic = namespace::clock(libc::CLOCK_MONOTONIC);
-    begin.boottime = namespace::clock(libc::CLOCK_BOOTTIME);
     msg::send(c.w, &begin)?;
     fault::pass(Point::HomeBeginSent)?;
+    tell_clocks(c)?;
     send_files(&files, c)?;
     fault::pass(Point::HomeFilesSent)?;
     msg::expect::<msg::Prepared>(c.r)?;
     Ok(Prepared { streams, files: files.refs })
+}
+
+fn tell_clocks(c: &mut Channel) -> Result<()> {
+    for _ in 0..msg::CLOCK_QUESTIONS {
+        msg::expect::<msg::AskClock>(c.r)?;
+        let monotonic = namespace::clock(libc::CLOCK_MONOTONIC);
+        let boottime = namespace::clock(libc::CLOCK_BOOTTIME);
+        msg::send(c.w, &msg::Clock { monotonic, boottime })?;
+    }
+    Ok(())
 }
 
 fn send_files(files: &HomeFiles, c: &mut Channel) -> Result<()> {
@@ -369,6 +374,7 @@ pub fn run_at_home(mut f: Frozen, image: &ProcessImage) -> Result<()> {
         let state = rebuild::thread_of(image, t.tid)?;
         rebuild::set_registers(t, state)?;
     }
+    crate::destination::wait_until(image.monotonic, 0);
     Ok(rebuild::release(f)?)
 }
 

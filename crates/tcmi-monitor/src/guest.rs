@@ -30,6 +30,11 @@ use crate::rooms;
 
 /// Longest that home's cancelling of calls may take before it is asked again.
 const QUIESCE_STEP: Duration = Duration::from_millis(20);
+/// From a signal's arrival until calls that it left waiting are looked for: the usual one has
+/// ended by then.
+const POKE_AFTER: Duration = Duration::from_millis(1);
+/// Until they are looked for again, while there are any.
+const POKE_AGAIN: Duration = Duration::from_millis(50);
 /// Longest until no call is in flight on the way home.
 const QUIESCE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks whether there are new counters to tell home.
@@ -122,11 +127,26 @@ impl Hooks for Lost {
     fn stream_failed(&self, tid: i32, error: &StreamError) {
         tracing::warn!(tid, %error, "the shadow is not reached any more");
         self.lost.store(true, Ordering::Release);
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: eight bytes to an eventfd; it can only fail when the counter is full, and
-        // then the loop is awake already.
-        unsafe { libc::write(self.bell.as_raw_fd(), one.as_ptr().cast(), 8) };
+        ring(&self.bell);
     }
+}
+
+fn ring(bell: &OwnedFd) {
+    let one = 1u64.to_ne_bytes();
+    // SAFETY: eight bytes to an eventfd; it can only fail when the counter is full, and
+    // then the loop is awake already.
+    unsafe { libc::write(bell.as_raw_fd(), one.as_ptr().cast(), 8) };
+}
+
+/// What serves a guest that does not run yet.
+struct Parts {
+    calls: Calls,
+    steward: Arc<Steward>,
+    events: Arc<Events>,
+    lost: Arc<Lost>,
+    pidfd: OwnedFd,
+    names: Vec<(i32, i32)>,
+    signalled: Arc<OwnedFd>,
 }
 
 /// A guest that runs, and everything that keeps it running.
@@ -150,9 +170,14 @@ struct Life {
     told: String,
     /// What the filter's memory of home's threads says: tid here, tid at home.
     names: Vec<(i32, i32)>,
+    /// Rung for each signal that the guest got.
+    signalled: Arc<OwnedFd>,
+    poke_at: Option<Instant>,
 }
 
 enum Next {
+    Signalled,
+    PokeDue,
     Message,
     Daemon,
     Ended,
@@ -174,7 +199,7 @@ impl Life {
             fault::pass(Point::NodeCommitReceived)?;
             Ok(p)
         });
-        let (calls, steward, events, lost, pidfd, names) = match prepared {
+        let Parts { calls, steward, events, lost, pidfd, names, signalled } = match prepared {
             Ok(p) => p,
             Err(e) => {
                 kill(host);
@@ -212,13 +237,12 @@ impl Life {
             unwanted,
             told: String::new(),
             names,
+            signalled,
+            poke_at: None,
         })
     }
 
-    #[allow(clippy::type_complexity, reason = "taken apart at once")]
-    fn prepare(
-        built: &mut Built,
-    ) -> Result<(Calls, Arc<Steward>, Arc<Events>, Arc<Lost>, OwnedFd, Vec<(i32, i32)>)> {
+    fn prepare(built: &mut Built) -> Result<Parts> {
         let io = || Error::io("start serving the guest");
         let names = built.threads();
         let area = map_area(built.area.as_raw_fd())?;
@@ -230,7 +254,10 @@ impl Life {
         let (fd, _, rx) = take(&mut built.events)?.into_parts();
         let signals = SignalStream::new(fd, &rx);
         let pid = built.image.pid;
-        let events = Arc::new(Events::start(signals, steward.clone(), pid, 0).map_err(io())?);
+        let signalled = Arc::new(eventfd()?);
+        let bell = signalled.clone();
+        let events = Events::start(signals, steward.clone(), pid, 0, move || ring(&bell));
+        let events = Arc::new(events.map_err(io())?);
         let mut threads = Vec::new();
         for (tid, stream) in built.calls.drain(..) {
             let here = names.iter().find(|(_, home)| *home == tid).map(|(here, _)| *here);
@@ -242,7 +269,7 @@ impl Life {
         let listener = built.listener.try_clone().map_err(io())?;
         let parts = tcmi_shadow::Guest { steward: steward.clone(), events: events.clone() };
         let calls = Calls::start(listener, threads, parts, lost.clone()).map_err(io())?;
-        Ok((calls, steward, events, lost, pidfd, names))
+        Ok(Parts { calls, steward, events, lost, pidfd, names, signalled })
     }
 
     /// Until the guest ends or has gone home. Returns what to tell the daemon.
@@ -251,6 +278,11 @@ impl Life {
         loop {
             match self.wait(daemon, daemon_lives)? {
                 Next::Ended => return self.ended(),
+                Next::Signalled => {
+                    quiet(&self.signalled);
+                    self.poke_at.get_or_insert_with(|| Instant::now() + POKE_AFTER);
+                }
+                Next::PokeDue => self.poke()?,
                 Next::Lost => return Ok("the shadow at home is gone".to_owned()),
                 Next::Nothing => self.report(daemon)?,
                 Next::Daemon => match ipc::receive::<ToMonitor>(daemon.as_fd()) {
@@ -303,23 +335,47 @@ impl Life {
         }
         let bulk = if self.keeper { self.r.as_fd().as_raw_fd() } else { -1 };
         let daemon = if daemon_lives { daemon.as_raw_fd() } else { -1 };
-        let mut fds = [self.pidfd.as_raw_fd(), self.lost.bell.as_raw_fd(), bulk, daemon]
+        let bells = [&self.lost.bell, &*self.signalled].map(AsRawFd::as_raw_fd);
+        let mut fds = [self.pidfd.as_raw_fd(), bells[0], bulk, daemon, bells[1]]
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
-        // SAFETY: a live array and its length.
-        while unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as u64, STATS_INTERVAL_MS) } < 0 {
-            let e = Errno::last("poll");
-            if e.code != libc::EINTR {
-                return Err(e.into());
+        loop {
+            let left = self.poke_at.map(|at| at.saturating_duration_since(Instant::now()));
+            // Rounded up: 0 would spin until it is due.
+            let ms = left.map_or(STATS_INTERVAL_MS, |l| l.as_micros().div_ceil(1000) as i32);
+            // SAFETY: a live array and its length.
+            match unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as u64, ms) } {
+                0 if left.is_some() => return Ok(Next::PokeDue),
+                0 => return Ok(Next::Nothing),
+                1.. => break,
+                _ => {
+                    let e = Errno::last("poll");
+                    if e.code != libc::EINTR {
+                        return Err(e.into());
+                    }
+                }
             }
         }
         // An end is told before what it caused: a shadow that ended because the guest did.
         Ok(match fds.map(|f| f.revents != 0) {
             [true, ..] => Next::Ended,
             [_, true, ..] if self.lost.lost.load(Ordering::Acquire) => Next::Lost,
-            [_, _, true, _] => Next::Message,
-            [_, _, _, true] => Next::Daemon,
-            _ => Next::Nothing,
+            [_, _, true, ..] => Next::Message,
+            [_, _, _, true, _] => Next::Daemon,
+            _ => Next::Signalled,
         })
+    }
+
+    /// Has home end the calls that keep threads from their signals.
+    fn poke(&mut self) -> Result<()> {
+        let held_up = self.calls.held_up();
+        self.poke_at = (!held_up.is_empty()).then(|| Instant::now() + POKE_AGAIN);
+        for (here, seq) in held_up {
+            let tid = self.names.iter().find(|(t, _)| *t == here).map(|n| n.1);
+            if let (Some(tid), true) = (tid, self.keeper) {
+                msg::send(&mut self.w, &msg::Poke { tid, seq })?;
+            }
+        }
+        Ok(())
     }
 
     /// One message of home's keeper. Some: the guest is no longer here.
@@ -540,6 +596,9 @@ impl Mapped<'_> {
 }
 
 impl Files for Mapped<'_> {
+    fn is_alone(&self) -> bool {
+        true
+    }
     fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {
         self.learn(m);
         self.files.index(m)
@@ -575,6 +634,12 @@ fn owned(what: &'static str, fd: i64) -> Result<OwnedFd> {
     }
     // SAFETY: a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn quiet(bell: &OwnedFd) {
+    let mut count = [0; 8];
+    // SAFETY: room for the counter; EAGAIN if nobody rang.
+    unsafe { libc::read(bell.as_raw_fd(), count.as_mut_ptr().cast(), 8) };
 }
 
 fn open_pidfd(pid: i32) -> Result<OwnedFd> {

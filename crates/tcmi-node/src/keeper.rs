@@ -173,17 +173,25 @@ impl Keeper<'_> {
             };
             msg::send(&mut self.wire.w, &msg::Signal { signal })?;
         }
-        if self.has_message() {
-            return self.message();
+        if self.has_message()
+            && let Some(end) = self.message()?
+        {
+            return Ok(Some(end));
         }
         if self.task.takes_calls() {
             msg::send(&mut self.wire.w, &msg::AskStats {})?;
         }
-        match self.task.next_order() {
-            None => Ok(None),
-            Some(Order::HomeUnasked) => self.bring_home(None),
-            Some(Order::Home(done)) => self.bring_home(Some(done)),
+        // All of them: the bell that rang for them is quiet again.
+        while let Some(order) = self.task.next_order() {
+            let end = match order {
+                Order::HomeUnasked => self.bring_home(None)?,
+                Order::Home(done) => self.bring_home(Some(done))?,
+            };
+            if end.is_some() {
+                return Ok(end);
+            }
         }
+        Ok(None)
     }
 
     fn message(&mut self) -> Result<Option<End>> {
@@ -193,6 +201,11 @@ impl Keeper<'_> {
             msg::Stats::KIND => {
                 let stats: msg::Stats = msg::decode(&frame)?;
                 self.task.set_calls(stats.text);
+                Ok(None)
+            }
+            msg::Poke::KIND => {
+                let msg::Poke { tid, seq } = msg::decode(&frame)?;
+                self.kept()?.shadow.poke(tid, seq).or_else(gone_is_fine)?;
                 Ok(None)
             }
             msg::Ended::KIND => {
@@ -271,7 +284,7 @@ impl Keeper<'_> {
                     let kept = self.kept().map_err(Return::lost)?;
                     kept.shadow.cancel_calls().map_err(|_| Return::Ended)?;
                 }
-                msg::Stats::KIND | msg::WantHome::KIND => {}
+                msg::Stats::KIND | msg::WantHome::KIND | msg::Poke::KIND => {}
                 msg::Ended::KIND => {
                     let ended: msg::Ended = frame.decode().map_err(|e| Return::lost(e.into()))?;
                     let kept = self.kept().map_err(Return::lost)?;

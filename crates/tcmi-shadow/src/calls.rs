@@ -11,7 +11,9 @@ use parking_lot::{Condvar, Mutex};
 use tcmi_sys::seccomp::Listener;
 
 use crate::events::Events;
+use crate::interrupt::{self, Pending};
 use crate::mapping::MappedFiles;
+use crate::placement::Placement;
 use crate::stats::Stats;
 use crate::steward::Steward;
 use crate::stream::{CallStream, StreamError};
@@ -48,7 +50,16 @@ pub struct QuiesceError {
     pub in_flight: usize,
 }
 
+/// A call that home has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flight {
+    pub(crate) seq: u64,
+    /// Signals that the call blocks for its own time.
+    pub(crate) mask: Option<u64>,
+}
+
 struct Entry {
+    flight: Arc<Mutex<Option<Flight>>>,
     thread: Arc<Mutex<Thread>>,
     /// A second handle, to end a wait for home's reply.
     socket: OwnedFd,
@@ -73,6 +84,8 @@ pub(crate) struct Shared {
     pub(crate) hooks: Arc<dyn Hooks>,
     pub(crate) stats: Stats,
     pub(crate) mapped: MappedFiles,
+    /// Home is on this machine.
+    near: bool,
     threads: Mutex<HashMap<i32, Entry>>,
     gate: Mutex<Gate>,
     changed: Condvar,
@@ -108,12 +121,14 @@ impl Calls {
         if let Err(error) = listener.wake_on_same_core() {
             tracing::debug!(%error, "calls wake their worker on any core");
         }
+        let near = threads.iter().all(|t| t.stream.is_near().unwrap_or(false));
         let calls = Calls(Arc::new(Shared {
             listener,
             guest,
             hooks,
             stats: Stats::default(),
             mapped: MappedFiles::default(),
+            near,
             threads: Mutex::default(),
             gate: Mutex::default(),
             changed: Condvar::new(),
@@ -128,7 +143,11 @@ impl Calls {
     /// Before the thread makes its first call.
     pub fn add_thread(&self, thread: GuestThread) -> io::Result<()> {
         let served = Thread::new(thread.stream);
-        let entry = Entry { socket: served.socket()?, thread: Arc::new(Mutex::new(served)) };
+        let entry = Entry {
+            flight: served.flight(),
+            socket: served.socket()?,
+            thread: Arc::new(Mutex::new(served)),
+        };
         self.0.threads.lock().insert(thread.tid, entry);
         Ok(())
     }
@@ -164,6 +183,25 @@ impl Calls {
     pub fn resume(&self) {
         self.0.gate.lock().closed = false;
         self.0.changed.notify_all();
+    }
+
+    /// Calls that home has while a signal waits for their thread: (tid, number of the call).
+    ///
+    /// A signal that is in the guest before the call left was seen by its worker; this is for
+    /// those that come after, and for calls that wait for ever because another shadow thread
+    /// took the signal.
+    pub fn held_up(&self) -> Vec<(i32, u64)> {
+        let held_up = |(&tid, entry): (&i32, &Entry)| {
+            let flight = (*entry.flight.lock())?;
+            match interrupt::pending(tid, flight.mask) {
+                // One that is gone has no call.
+                Ok(Pending::Nothing) | Err(_) => None,
+                Ok(Pending::Told | Pending::PerhapsTold | Pending::LetIn) => {
+                    Some((tid, flight.seq))
+                }
+            }
+        };
+        self.0.threads.lock().iter().filter_map(held_up).collect()
     }
 
     pub fn in_flight(&self) -> usize {
@@ -212,8 +250,11 @@ fn work(shared: &Arc<Shared>) {
     // SAFETY: no arguments, no failure.
     let tid = unsafe { libc::gettid() };
     shared.gate.lock().tids.push(tid);
+    let mut placement = Placement::new(shared.near);
     while enter(shared) {
+        placement.before_call();
         let taken = shared.listener.receive();
+        placement.in_call();
         let mut gate = shared.gate.lock();
         gate.taking -= 1;
         match taken {

@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use tcmi_call::abi::BatchOp;
 use tcmi_call::frame::{SignalFrame, kind};
 use tcmi_call::record::DirectionKeys;
+use tcmi_ckpt::birth::STEWARD_TID;
 
 use crate::steward::{GuestGone, Steward};
 use crate::stream::{Records, StreamError};
@@ -53,12 +54,13 @@ pub struct Events {
 
 impl Events {
     /// `first`: number of the last signal that the guest already has (0 for a new guest).
-    /// `tgid` as the guest sees it.
+    /// `tgid` as the guest sees it. `taken` is called after each signal, from the event thread.
     pub fn start(
         mut stream: SignalStream,
         steward: Arc<Steward>,
         tgid: i32,
         first: u32,
+        taken: impl Fn() + Send + 'static,
     ) -> io::Result<Events> {
         let shared = Arc::new(Shared {
             progress: Mutex::new(Progress { injected: first, ended: false }),
@@ -75,6 +77,7 @@ impl Events {
                         }
                         ours.progress.lock().injected = frame.seq;
                         ours.moved.notify_all();
+                        taken();
                     }
                     Err(error) => break Some(error),
                 }
@@ -119,11 +122,10 @@ impl Drop for Events {
     }
 }
 
-/// A siginfo that the kernel takes from the steward.
+/// A siginfo that the kernel takes from the steward for another thread.
 ///
 /// Codes that only kernels and `kill` give (0 and above, SI_TKILL) are allowed only from a
-/// thread to itself, and the steward is not the thread that is meant. They become SI_QUEUE,
-/// which keeps sender, user and status or value.
+/// thread to itself. They become SI_QUEUE, which keeps sender, user and status or value.
 fn permitted(siginfo: &[u8; 128]) -> [u8; 128] {
     let mut changed = *siginfo;
     let code = i32::from_le_bytes([siginfo[8], siginfo[9], siginfo[10], siginfo[11]]);
@@ -136,19 +138,20 @@ fn permitted(siginfo: &[u8; 128]) -> [u8; 128] {
 fn inject(steward: &Steward, tgid: i32, frame: &SignalFrame) -> Result<(), GuestGone> {
     let info = steward.data_address(0);
     let (tgid, signo) = (tgid as u64, u64::from(frame.signo));
-    let mut op = match frame.tid {
-        0 => BatchOp {
-            nr: libc::SYS_rt_sigqueueinfo as u64,
-            args: [tgid, signo, info, 0, 0, 0],
-            ..BatchOp::default()
-        },
-        tid => BatchOp {
-            nr: libc::SYS_rt_tgsigqueueinfo as u64,
-            args: [tgid, u64::from(tid), signo, info, 0, 0],
-            ..BatchOp::default()
-        },
+    let (nr, args, siginfo) = match frame.tid {
+        // Any thread's id stands for its process here, and to its own id the steward may give
+        // every code.
+        0 => {
+            let args = [STEWARD_TID as u64, signo, info, 0, 0, 0];
+            (libc::SYS_rt_sigqueueinfo, args, frame.siginfo)
+        }
+        tid => {
+            let args = [tgid, u64::from(tid), signo, info, 0, 0];
+            (libc::SYS_rt_tgsigqueueinfo, args, permitted(&frame.siginfo))
+        }
     };
-    steward.run(std::slice::from_mut(&mut op), &permitted(&frame.siginfo))?;
+    let mut op = BatchOp { nr: nr as u64, args, ..BatchOp::default() };
+    steward.run(std::slice::from_mut(&mut op), &siginfo)?;
     if op.ret < 0 {
         // ESRCH: the thread ended meanwhile; EAGAIN: the queue is full. Both lose a signal
         // that a process on one machine would have lost as well.

@@ -4,16 +4,17 @@
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 
-use tcmi_call::abi::{AgentStream, ProcArea, ThreadArea, UserRegs};
+use tcmi_call::abi::{AgentStream, POKE_CODE, POKE_SIGNAL, ProcArea, ThreadArea, UserRegs};
 use tcmi_call::record::DirectionKeys;
-use tcmi_ckpt::freeze::{Frozen, Thread, freeze_held, settle};
-use tcmi_ckpt::image::{ProcessImage, Vma, vma_flags};
+use tcmi_ckpt::freeze::{Frozen, Thread, ends_by_stop, freeze_held, settle};
+use tcmi_ckpt::image::{ProcessImage, ThreadImage, Vma, vma_flags};
 use tcmi_ckpt::rebuild::Batcher;
 use tcmi_ckpt::remote::{Agent, Ids, bytes_of};
 use tcmi_ckpt::{Error, Result};
-use tcmi_sys::memory;
+use tcmi_sys::affinity::Cores;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited, try_wait_any};
 use tcmi_sys::signal::{self, KernelAction};
+use tcmi_sys::{Errno, memory};
 
 /// Where the agent's parts are in the process.
 #[derive(Clone, Debug)]
@@ -44,10 +45,22 @@ pub struct Shadow {
     places: Places,
     areas: BTreeMap<i32, u64>,
     running: BTreeMap<i32, Running>,
+    /// The program's own; the agent moves its threads to where their calls come from.
+    cores: BTreeMap<i32, Cores>,
     /// What to give back again if a return fails.
     private: Vec<Vma>,
     kept: (u64, u64),
     actions: Vec<(i32, KernelAction)>,
+    job: Job,
+}
+
+/// Where job control has the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Job {
+    Runs,
+    Stopped,
+    /// Continued; the SIGCONT that did it is still to be taken by a thread.
+    Continued,
 }
 
 /// What happened to a shadow that the guest must follow.
@@ -72,7 +85,7 @@ pub fn settle_in(
     reserved: (i32, i32),
 ) -> Result<Shadow> {
     let pid = f.pid;
-    write_areas(&f, &places, events, calls, reserved)?;
+    write_areas(&f, &places, events, calls, reserved, &masks(image))?;
     let actions = agent_actions(&places.agent, image);
     for t in &mut f.threads {
         let tid = t.tid;
@@ -90,14 +103,17 @@ pub fn settle_in(
     b.flush()?;
     let areas: BTreeMap<i32, u64> =
         f.threads.iter().map(|t| t.tid).zip(places.thread_areas.iter().copied()).collect();
+    let cores = f.threads.iter().map(|t| Ok((t.tid, Cores::of(t.tid)?))).collect::<Result<_>>()?;
     let mut shadow = Shadow {
         pid,
         areas,
         running: BTreeMap::new(),
+        cores,
         private: image.mm.vmas.clone(),
         kept: (image.mm.arg_start & !4095, image.mm.env_end),
         actions,
         places,
+        job: Job::Runs,
     };
     shadow.release_memory(&mut f)?;
     for t in &mut f.threads {
@@ -121,6 +137,7 @@ fn write_areas(
     events: StreamAt,
     calls: &[StreamAt],
     reserved: (i32, i32),
+    masks: &BTreeMap<i32, u64>,
 ) -> Result<()> {
     let area = ProcArea {
         reserved_first: reserved.0,
@@ -144,6 +161,8 @@ fn write_areas(
         put(offset_of!(ThreadArea, me), &at.to_le_bytes())?;
         put(offset_of!(ThreadArea, proc_area), &places.proc_area.to_le_bytes())?;
         put(offset_of!(ThreadArea, tid), &t.tid.to_le_bytes())?;
+        let mask = masks.get(&t.tid).copied().unwrap_or(0);
+        put(offset_of!(ThreadArea, mask), &mask.to_le_bytes())?;
         put(offset_of!(ThreadArea, calls), bytes_of(&stream.for_agent()))?;
     }
     Ok(())
@@ -158,6 +177,18 @@ fn unregister_rseq(t: &mut Thread, agent: &Agent, pid: i32) -> Result<()> {
     let args = [q.ptr, q.size as u64, UNREGISTER, q.signature as u64, 0, 0];
     b.push("rseq", libc::SYS_rseq, args)?;
     b.flush().map(drop)
+}
+
+/// What each shadow thread blocks: what its guest thread did when it left, so that signals which
+/// one thread takes alone stay in their order. What no thread would take is the leader's.
+fn masks(image: &ProcessImage) -> BTreeMap<i32, u64> {
+    let nobody = image.threads.iter().fold(signal::ALL, |all, t| all & t.mask);
+    let blocked = |t: &ThreadImage| match t.tid == image.pid {
+        true => t.mask & !nobody,
+        false => t.mask,
+    };
+    let poke = signal::bit(POKE_SIGNAL);
+    image.threads.iter().map(|t| (t.tid, blocked(t) & !poke)).collect()
 }
 
 fn take_pending(b: &mut Batcher, pending: &[Vec<u8>]) -> Result<()> {
@@ -271,28 +302,36 @@ impl Shadow {
                     }
                 }
                 Waited::Stopped(s, stop) => {
-                    self.running.insert(tid, self.go_on(s, stop, &mut fates)?);
+                    let going = self.go_on(s, stop, &mut fates)?;
+                    self.running.insert(tid, going);
                 }
             }
         }
         Ok(fates)
     }
 
-    fn go_on(&self, s: Stopped, stop: Stop, fates: &mut Vec<Fate>) -> Result<Running> {
-        let tell = |fates: &mut Vec<Fate>, fate| {
-            if fates.last() != Some(&fate) {
-                fates.push(fate);
-            }
-        };
+    /// Every thread shows a stop and its end; the guest is told each once.
+    fn go_on(&mut self, s: Stopped, stop: Stop, fates: &mut Vec<Fate>) -> Result<Running> {
         Ok(match stop {
+            // The guest's own SIGCONT continues it and is what its handler gets.
+            Stop::Signal(libc::SIGCONT) if self.job == Job::Continued => {
+                self.job = Job::Runs;
+                s.cont(0)?
+            }
             Stop::Signal(sig) => s.cont(sig)?,
             Stop::Group(sig) => {
-                tell(fates, Fate::Stopped(sig));
+                if self.job != Job::Stopped {
+                    self.job = Job::Stopped;
+                    fates.push(Fate::Stopped(sig));
+                }
                 s.listen()?
             }
             // The end of a group stop shows itself so.
             Stop::Interrupt => {
-                tell(fates, Fate::Continued);
+                if self.job == Job::Stopped {
+                    self.job = Job::Continued;
+                    fates.push(Fate::Continued);
+                }
                 s.cont(0)?
             }
             Stop::Syscall | Stop::Event(_) => s.cont(0)?,
@@ -313,11 +352,28 @@ impl Shadow {
         Ok(())
     }
 
+    /// Ends one forwarded call as a signal does: its guest thread has a signal to take of which
+    /// its shadow thread knows nothing.
+    pub fn poke(&self, tid: i32, seq: u64) -> Result<()> {
+        let mut info = [0u8; 128];
+        info[..4].copy_from_slice(&POKE_SIGNAL.to_le_bytes());
+        info[8..12].copy_from_slice(&POKE_CODE.to_le_bytes());
+        info[24..32].copy_from_slice(&seq.to_le_bytes());
+        let nr = libc::SYS_rt_tgsigqueueinfo;
+        // SAFETY: the kernel copies a whole siginfo; the tids are of a process that we trace.
+        let r = unsafe { libc::syscall(nr, self.pid, tid, POKE_SIGNAL, info.as_ptr()) };
+        match r {
+            0 => Ok(()),
+            _ => Err(Errno::last("rt_tgsigqueueinfo").into()),
+        }
+    }
+
     fn cancel(&self, t: &Thread) -> Result<()> {
         let blob = &self.places.agent.blob;
         let entry = |at| self.places.agent.entry(at);
         let (start, end) = (entry(blob.window_start), entry(blob.window_end));
-        let restarts = [-512, -513, -514, -516].contains(&(t.regs.rax as i64));
+        let by_stop = t.regs.rax as i64 == -i64::from(libc::EINTR) && ends_by_stop(t.regs.orig_rax);
+        let restarts = by_stop || [-512, -513, -514, -516].contains(&(t.regs.rax as i64));
         let regs = if (start..=end - 2).contains(&t.regs.rip) {
             UserRegs { rip: entry(blob.window_abort), orig_rax: u64::MAX, ..t.regs }
         } else if t.regs.rip == end && (t.regs.orig_rax as i64) >= 0 && restarts {
@@ -335,8 +391,33 @@ impl Shadow {
     /// Stops every thread. Returns how many signals were sent to the guest in all.
     pub fn hold(&mut self) -> Result<(Frozen, u32)> {
         let held = std::mem::take(&mut self.running).into_values().collect();
-        let f = freeze_held(self.pid, held, &[])?;
+        let mut f = freeze_held(self.pid, held, &[])?;
+        self.drop_pokes(&mut f)?;
+        for (tid, cores) in &self.cores {
+            // It matters again where the program runs; a thread may have ended meanwhile.
+            if let Err(error) = cores.bind(*tid) {
+                tracing::debug!(tid, %error, "cores of a thread not given back");
+            }
+        }
         Ok((f, self.word(offset_of!(ProcArea, signal_seq))?))
+    }
+
+    /// One that has not been delivered is not for the program.
+    fn drop_pokes(&self, f: &mut Frozen) -> Result<()> {
+        let pid = f.pid;
+        for t in &mut f.threads {
+            let waiting = t.stopped()?.pending(false)?;
+            let is_poke = |info: &&[u8; 128]| info[8..12] == POKE_CODE.to_le_bytes();
+            let infos: Vec<Vec<u8>> =
+                waiting.iter().filter(is_poke).map(|info| info.to_vec()).collect();
+            if !infos.is_empty() {
+                let tid = t.tid;
+                let mut b = Batcher::new(&self.places.agent, t, pid, Ids { tgid: pid, tid });
+                take_pending(&mut b, &infos)?;
+                b.flush()?;
+            }
+        }
+        Ok(())
     }
 
     fn word(&self, offset: usize) -> Result<u32> {
@@ -410,8 +491,8 @@ impl Shadow {
 
     /// Reaps what is left of a process that ended.
     pub fn reap(mut self) -> Result<()> {
+        // The leader last: it cannot be reaped while a thread that we trace is not.
         let leader = self.running.remove(&self.pid);
-        // The leader's end is not told before those of all others are taken.
         for t in std::mem::take(&mut self.running).into_values().chain(leader) {
             match t.wait() {
                 Ok(Waited::Ended(_)) => {}

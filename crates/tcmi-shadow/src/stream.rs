@@ -1,6 +1,7 @@
 //! Frames over one socket, under record protection.
 
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -211,6 +212,12 @@ impl CallStream {
         }
         self.out.clear();
         Ok(())
+    }
+
+    /// Home is on this machine.
+    pub(crate) fn is_near(&self) -> io::Result<bool> {
+        let tcp = TcpStream::from(self.fd.try_clone()?);
+        Ok(tcp.local_addr()?.ip() == tcp.peer_addr()?.ip())
     }
 
     /// A second handle, by which [`crate::Calls`] ends a wait.

@@ -1,36 +1,47 @@
 //! One call from the listener to its answer.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use tcmi_call::engine::{Call, GuestMemory};
 use tcmi_call::frame::{ReplyHeader, disposition, kind, reply_flags};
 use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, ESRCH, Errno};
 use tcmi_call::table::{self, Arg, Both, Class, Restart, Row, prctl};
 use tcmi_sys::seccomp::{Answer, Notification};
 
-use crate::calls::Shared;
+use crate::calls::{Flight, Shared};
 use crate::interrupt::{self, Pending};
 use crate::mapping::{self, Refusal};
 use crate::memory::ProcessMemory;
 use crate::stream::{CallStream, StreamError};
 
 const SIGSET_BYTES: u64 = 8;
+/// The guest's kernel, and whoever captures its thread, makes `restart_syscall` of it.
+const ERESTART_RESTARTBLOCK: i32 = 516;
 
 /// A guest thread's stream and the buffers of its calls.
 pub(crate) struct Thread {
     pub(crate) stream: CallStream,
     call: Call,
     seq: u64,
+    flight: Arc<Mutex<Option<Flight>>>,
+    /// Number of the last signal in the guest when the last call left.
+    seen: u32,
 }
 
 impl Thread {
     pub(crate) fn new(stream: CallStream) -> Self {
-        Thread { stream, call: Call::new(), seq: 0 }
+        Thread { stream, call: Call::new(), seq: 0, flight: Arc::default(), seen: 0 }
     }
 
     pub(crate) fn socket(&self) -> std::io::Result<OwnedFd> {
         self.stream.socket()
+    }
+
+    pub(crate) fn flight(&self) -> Arc<Mutex<Option<Flight>>> {
+        Arc::clone(&self.flight)
     }
 
     fn next_seq(&mut self) -> u64 {
@@ -155,6 +166,10 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
     }
 }
 
+fn sleeps(nr: u32) -> bool {
+    [libc::SYS_nanosleep, libc::SYS_clock_nanosleep].contains(&i64::from(nr))
+}
+
 /// What is to be done after a reply.
 enum After {
     Deliver,
@@ -180,8 +195,16 @@ fn forward(
         if let Err(errno) = thread.call.marshal(notif.nr, &notif.args, seq, elapsed_ns, &mut mem) {
             return Ok(failed(errno));
         }
+        // In this order: a signal that comes before the look at them is seen here, one that
+        // comes after it finds the flight.
+        *thread.flight.lock() = Some(Flight { seq, mask: mask.map(|m| m.bits) });
+        if let Some(outcome) = unseen(shared, thread, notif, row, mask) {
+            *thread.flight.lock() = None;
+            return Ok(outcome);
+        }
         thread.stream.send(thread.call.frame())?;
         let (reply, payload) = thread.stream.receive()?;
+        *thread.flight.lock() = None;
         if reply.signals != 0 && !shared.guest.events.wait_injected(reply.signals) {
             return Err(StreamError::Closed);
         }
@@ -190,9 +213,9 @@ fn forward(
                 return Ok(returned(thread.call.unmarshal(&reply, payload, &mut mem)?));
             }
             After::Interrupt(outcome) => {
-                // What an interrupted call leaves: the rest of a timeout. One that was not
-                // begun leaves nothing.
-                if reply.flags & (reply_flags::NOT_STARTED | reply_flags::CANCELLED) == 0 {
+                // What an interrupted call leaves: the rest of a timeout, with which it is made
+                // again. One that was not begun leaves nothing.
+                if reply.flags & reply_flags::NOT_STARTED == 0 {
                     thread.call.unmarshal(&reply, payload, &mut mem)?;
                 }
                 return Ok(outcome);
@@ -204,33 +227,56 @@ fn forward(
 }
 
 fn after(reply: &ReplyHeader, notif: &Notification, row: &Row, mask: Option<Mask>) -> After {
-    if reply.flags & reply_flags::CANCELLED != 0 {
-        let again = Answer::Error(Restart::Always.code());
-        return After::Interrupt(Outcome::Told(again));
-    }
     let not_started = reply.flags & reply_flags::NOT_STARTED != 0;
+    if reply.flags & reply_flags::CANCELLED != 0 {
+        let code = match row.restart {
+            _ if not_started => Restart::Always.code(),
+            // The shadow thread's kernel keeps the end of a sleep for `restart_syscall`.
+            _ if sleeps(notif.nr) => ERESTART_RESTARTBLOCK,
+            // A move is no signal.
+            Restart::Never => Restart::NoHandler.code(),
+            restart => restart.code(),
+        };
+        return After::Interrupt(Outcome::Told(Answer::Error(code)));
+    }
     let interrupted = reply.flags & reply_flags::INTERRUPTED != 0 && reply.ret == EINTR.ret();
     if !not_started && !interrupted {
         return After::Deliver;
     }
-    let pending = match interrupt::pending(notif.tid, mask.map(|m| m.bits)) {
-        Ok(pending) => pending,
-        // The thread is gone; nobody sees the answer.
-        Err(_) => return After::Interrupt(Outcome::Answer(Answer::Error(EINTR.0))),
-    };
     // A signal that came before the call began came before the call, unless the call is what
     // lets it in.
     let restart = if not_started && mask.is_none() { Restart::Always } else { row.restart };
+    interruption(notif, restart, mask).map_or(After::Again, After::Interrupt)
+}
+
+/// The answer that lets the thread take the signal that waits for it. None: there is none.
+fn interruption(notif: &Notification, restart: Restart, mask: Option<Mask>) -> Option<Outcome> {
     let answer = Answer::Error(restart.code());
-    match pending {
-        Pending::Nothing => After::Again,
-        Pending::Told => After::Interrupt(Outcome::Answer(answer)),
-        Pending::PerhapsTold => After::Interrupt(Outcome::Told(answer)),
-        Pending::LetIn => match mask {
-            Some(mask) => After::Interrupt(Outcome::Suspended(mask.addr)),
-            None => After::Again,
-        },
+    match interrupt::pending(notif.tid, mask.map(|m| m.bits)) {
+        // The thread is gone; nobody sees the answer.
+        Err(_) => Some(Outcome::Answer(Answer::Error(EINTR.0))),
+        Ok(Pending::Nothing) => None,
+        Ok(Pending::Told) => Some(Outcome::Answer(answer)),
+        Ok(Pending::PerhapsTold) => Some(Outcome::Told(answer)),
+        Ok(Pending::LetIn) => mask.map(|m| Outcome::Suspended(m.addr)),
     }
+}
+
+/// A signal that reached the guest while its call was on the way here: the thread waits for
+/// our answer and cannot take it, and home, which sent it before, does not know the call.
+fn unseen(
+    shared: &Shared,
+    thread: &mut Thread,
+    notif: &Notification,
+    row: &Row,
+    mask: Option<Mask>,
+) -> Option<Outcome> {
+    let injected = shared.guest.events.injected();
+    if injected == std::mem::replace(&mut thread.seen, injected) {
+        return None;
+    }
+    let restart = if mask.is_none() { Restart::Always } else { row.restart };
+    interruption(notif, restart, mask)
 }
 
 /// The signal mask that a call brings for its own time.

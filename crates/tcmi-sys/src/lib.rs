@@ -2,6 +2,7 @@
 //! namespaces. Policy-free: every function does one thing and reports errno.
 #![allow(clippy::missing_safety_doc)]
 
+pub mod affinity;
 pub mod errno;
 pub mod maps;
 pub mod memory;

@@ -46,6 +46,8 @@ pub struct Status {
     pub threads: u32,
     pub kernel_thread: bool,
     pub seccomp: u32,
+    /// PR_SET_THP_DISABLE was not used.
+    pub huge_pages: bool,
     pub sig_pending: u64,
     pub shared_pending: u64,
     pub sig_blocked: u64,
@@ -63,7 +65,7 @@ pub fn status(pid: i32) -> Result<Status> {
 }
 
 fn parse_status(text: &str) -> Option<Status> {
-    let mut s = Status { state: '?', kernel_thread: true, ..Status::default() };
+    let mut s = Status { state: '?', kernel_thread: true, huge_pages: true, ..Status::default() };
     for line in text.lines() {
         let (key, v) = line.split_once(':')?;
         let v = v.trim();
@@ -82,6 +84,7 @@ fn parse_status(text: &str) -> Option<Status> {
             "Uid" => s.uid = four()?,
             "Gid" => s.gid = four()?,
             "Threads" => s.threads = v.parse().ok()?,
+            "THP_enabled" => s.huge_pages = v != "0",
             "Seccomp" => s.seccomp = v.parse().ok()?,
             "SigPnd" => s.sig_pending = hex()?,
             "ShdPnd" => s.shared_pending = hex()?,

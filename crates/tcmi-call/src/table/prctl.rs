@@ -29,7 +29,7 @@ pub fn option(option: u64) -> Side {
         13 | 14 => Local,                        // PR_GET_TIMING, PR_SET_TIMING
         15 => HomeThenLocal(Arg::In(Bytes(16))), // PR_SET_NAME
         16 => Local,                             // PR_GET_NAME
-        21 => Refused(EINVAL),                   // PR_GET_SECCOMP
+        21 => Home(Arg::Unused),                 // PR_GET_SECCOMP
         22 => Refused(EINVAL),                   // PR_SET_SECCOMP
         23 | 24 => Home(Arg::Value),             // PR_CAPBSET_READ, PR_CAPBSET_DROP
         25 | 26 => Local,                        // PR_GET_TSC, PR_SET_TSC

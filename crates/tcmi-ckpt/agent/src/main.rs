@@ -14,6 +14,7 @@ mod call;
 mod header;
 mod lifecycle;
 mod mem;
+mod placement;
 mod serve;
 mod signal;
 mod steward;

@@ -3,6 +3,7 @@
 use crate::broken::{Broken, wait_for_keeper};
 use crate::call;
 use crate::lifecycle;
+use crate::placement::Placement;
 use crate::stream::{Incoming, Outgoing};
 use crate::sys::syscall;
 use core::arch::naked_asm;
@@ -25,6 +26,7 @@ pub struct Shadow<'a> {
     pub area: *mut ThreadArea,
     pub proc: *mut ProcArea,
     pub incoming: Incoming<'a>,
+    placement: Placement,
 }
 
 unsafe extern "C" fn serve(area: *mut ThreadArea) -> ! {
@@ -35,12 +37,13 @@ unsafe extern "C" fn serve(area: *mut ThreadArea) -> ! {
             area,
             proc: (*area).proc_area as *mut ProcArea,
             incoming: Incoming::new(&mut (*area).received),
+            placement: Placement::of((*area).calls.fd),
         }
     };
-    let none = 0u64;
-    // SAFETY: reads the 8 bytes of an empty set; the handlers are installed by now.
+    // SAFETY: reads the 8 bytes of this thread's own word; the handlers are installed by now.
     unsafe {
-        syscall(__NR_rt_sigprocmask, [SIG_SETMASK.into(), (&raw const none) as u64, 0, 8, 0, 0])
+        let mask = (&raw const (*area).mask) as u64;
+        syscall(__NR_rt_sigprocmask, [SIG_SETMASK.into(), mask, 0, 8, 0, 0])
     };
     loop {
         if let Err(why) = shadow.serve_one() {
@@ -52,6 +55,8 @@ unsafe extern "C" fn serve(area: *mut ThreadArea) -> ! {
 impl Shadow<'_> {
     fn serve_one(&mut self) -> Result<(), Broken> {
         let header = self.take_header()?;
+        // SAFETY: the stream's state is this thread's.
+        self.placement.follow(unsafe { (*self.area).calls.fd });
         // SAFETY: this thread's own words; its signal handler and the keeper read them.
         unsafe {
             (&raw mut (*self.area).nr).write_volatile(header.nr.into());

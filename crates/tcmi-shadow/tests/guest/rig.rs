@@ -267,7 +267,8 @@ impl Rig {
         // SAFETY: the board is shared with the guest and never unmapped.
         let steward = Arc::new(unsafe { Steward::new(area, area.as_ptr() as u64, pidfd) });
         let signals = SignalStream::new(events.0, &keys(200));
-        let events = Events::start(signals, Arc::clone(&steward), guest, 0).expect("event thread");
+        let events =
+            Events::start(signals, Arc::clone(&steward), guest, 0, || {}).expect("event thread");
         let threads = streams
             .into_iter()
             .enumerate()

@@ -78,6 +78,10 @@ impl Scene {
         self.pair.wait_connected()
     }
 
+    fn is_away(&self) -> bool {
+        self.pair.state(self.victim.pid()).is_ok_and(|state| state == "emigrated")
+    }
+
     /// The victim answers, once, and no other process writes into its file.
     fn expect_one_copy(&mut self, when: &str) -> Result<()> {
         let pid = self.victim.pid();
@@ -170,14 +174,16 @@ fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
     let out = scene.pair.try_migrate(pid);
     scene.revive().context("after the way out")?;
     scene.expect_one_copy(&format!("after the way out ({out:?})"))?;
-    if scene.pair.is_guest(pid) {
+    if scene.is_away() {
         let home = scene.pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"));
         scene.revive().context("after the way home")?;
         scene.expect_one_copy(&format!("after the way home ({home:?})"))?;
     }
-    if scene.pair.is_guest(pid) {
+    if scene.is_away() {
         scene.pair.bring_home(pid).context("way home after a failed one")?;
     }
+    // The desk may still be ending a guest that was given up.
+    scene.pair.wait_forgotten(pid)?;
     scene.pair.migrate(pid).context("next migration")?;
     scene.expect_one_copy("away by the next migration")?;
     scene.pair.bring_home(pid).context("next way home")?;

@@ -87,6 +87,8 @@ pub fn freeze_held(pid: i32, mut held: Vec<Running>, except: &[i32]) -> Result<F
         for t in &held {
             t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
         }
+        // The leader's end is not told before those of all others are taken.
+        held.sort_by_key(|t| t.tid() == pid);
         for t in std::mem::take(&mut held) {
             if let Some((t, group)) = settle(t)? {
                 group_stop = group_stop.or(group);

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
-use nix::unistd::{setsid, write};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, setsid, write};
 use tcmi_tests::{Pair, Victim, VictimKind, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -126,6 +127,14 @@ fn tgkill_reaches_its_thread_as_it_was_sent() -> Result<()> {
     one_of_each(&VictimKind::plain("receiver"))
 }
 
+/// What a shell sees of its job.
+fn wait_for_job(pid: u32, flag: WaitPidFlag, is: impl Fn(&WaitStatus) -> bool) -> Result<()> {
+    wait_until("a change of the job", SOON, || {
+        let status = waitpid(Pid::from_raw(pid as i32), Some(flag | WaitPidFlag::WNOHANG))?;
+        Ok(is(&status).then_some(()))
+    })
+}
+
 #[test]
 fn stop_and_continue_hold_the_guest_and_are_seen_at_home() -> Result<()> {
     let pair = Pair::new()?;
@@ -133,12 +142,16 @@ fn stop_and_continue_hold_the_guest_and_are_seen_at_home() -> Result<()> {
     let pid = victim.pid();
     pair.migrate(pid)?;
     victim.signal(Signal::SIGSTOP)?;
+    wait_for_job(pid, WaitPidFlag::WUNTRACED, |s| {
+        matches!(s, WaitStatus::Stopped(_, Signal::SIGSTOP))
+    })?;
     wait_until("stopped at home", SOON, || {
         Ok(matches!(main_thread_state(pid)?, 'T' | 't').then_some(()))
     })?;
     victim.say("report")?;
     ensure!(victim.next_line(Duration::from_secs(1)).is_err(), "a stopped guest answered");
     victim.signal(Signal::SIGCONT)?;
+    wait_for_job(pid, WaitPidFlag::WCONTINUED, |s| matches!(s, WaitStatus::Continued(_)))?;
     victim.expect("SEEN 0 0 0 1", SOON)?;
     pair.bring_home(pid)?;
     victim.check()?;
@@ -194,6 +207,35 @@ fn a_blocking_read_restarts_or_ends_as_sa_restart_says() -> Result<()> {
     // Had SIGUSR1 ended a read, "interrupted" would stand before this answer.
     victim.check()?;
     victim.end(7)
+}
+
+/// Home's kernel gives the signal to the main thread, the guest's to the one that does not block it.
+#[test]
+fn a_signal_ends_the_read_of_the_thread_that_takes_it() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("reader"))?;
+    pair.migrate(victim.pid())?;
+    victim.say("block")?;
+    victim.expect("blocked", SOON)?;
+    let fd = victim.ready_word()?;
+    for _ in 0..20 {
+        wait_until("a thread in read", SOON, || in_read_of(victim.pid(), fd))?;
+        victim.signal(Signal::SIGUSR2)?;
+        victim.expect("interrupted", SOON)?;
+    }
+    victim.check()?;
+    victim.end(7)
+}
+
+/// Some when a thread of the process waits in read(2) of a descriptor.
+fn in_read_of(pid: u32, fd: u32) -> Result<Option<()>> {
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let call = fs::read_to_string(entry?.path().join("syscall"))?;
+        if call.starts_with(&format!("0 {fd:#x} ")) {
+            return Ok(Some(()));
+        }
+    }
+    Ok(None)
 }
 
 /// A victim on a terminal of its own, whose foreground job it is.

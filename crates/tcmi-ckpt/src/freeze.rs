@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use tcmi_core::limits::FREEZE_RESCAN_ATTEMPTS_MAX;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, UserRegs, Waited};
-use tcmi_sys::{Errno, proc};
+use tcmi_sys::{Errno, proc, signal};
 
 /// A held thread and what it was doing.
 #[derive(Debug)]
@@ -145,6 +145,34 @@ impl Frozen {
     }
     pub fn leader_mut(&mut self) -> &mut Thread {
         &mut self.threads[0]
+    }
+
+    /// Runs each thread that is inside of `range` on until it is not. For the vDSO: what its code
+    /// has in registers in between fits one node and one time namespace only.
+    pub fn step_out(&mut self, range: (u64, u64)) -> Result<()> {
+        const STEPS_MAX: u32 = 100_000;
+        let inside = |rip| (range.0..range.1).contains(&rip);
+        for t in self.threads.iter_mut().filter(|t| inside(t.regs.rip)) {
+            let mut s = t.take()?;
+            // A trap that is blocked would cost the program its handler.
+            s.set_sigmask(signal::ALL & !signal::bit(libc::SIGTRAP))?;
+            for _ in 0..STEPS_MAX {
+                if !inside(s.regs()?.rip) {
+                    break;
+                }
+                s = match s.step()?.wait()? {
+                    Waited::Stopped(s, _) => s,
+                    Waited::Ended(_) => return Err(Error::Ended),
+                };
+            }
+            t.regs = s.regs()?;
+            s.set_sigmask(t.mask)?;
+            t.put_back(s);
+            if inside(t.regs.rip) {
+                return Err(Error::unsupported("a thread does not come out of the vDSO"));
+            }
+        }
+        Ok(())
     }
 
     /// Lets the process run on as it was. Err: a thread could not be put right; the rest runs.

@@ -351,7 +351,8 @@ pub struct Held {
 impl Held {
     /// `frozen` has the guest's own threads, without the steward.
     pub fn new(mut frozen: Frozen, vdso: (u64, u64)) -> std::result::Result<Self, (Frozen, Error)> {
-        let made = remote::find_syscall(frozen.pid, vdso.0, vdso.1).and_then(|call| {
+        let made = frozen.step_out(vdso).and_then(|()| {
+            let call = remote::find_syscall(frozen.pid, vdso.0, vdso.1)?;
             Agent::inject(&mut frozen, call, &Blob::built_in(), 0).map(|a| (a, call))
         });
         match made {

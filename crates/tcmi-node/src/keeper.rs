@@ -173,17 +173,25 @@ impl Keeper<'_> {
             };
             msg::send(&mut self.wire.w, &msg::Signal { signal })?;
         }
-        if self.has_message() {
-            return self.message();
+        if self.has_message()
+            && let Some(end) = self.message()?
+        {
+            return Ok(Some(end));
         }
         if self.task.takes_calls() {
             msg::send(&mut self.wire.w, &msg::AskStats {})?;
         }
-        match self.task.next_order() {
-            None => Ok(None),
-            Some(Order::HomeUnasked) => self.bring_home(None),
-            Some(Order::Home(done)) => self.bring_home(Some(done)),
+        // All of them: the bell that rang for them is quiet again.
+        while let Some(order) = self.task.next_order() {
+            let end = match order {
+                Order::HomeUnasked => self.bring_home(None)?,
+                Order::Home(done) => self.bring_home(Some(done))?,
+            };
+            if end.is_some() {
+                return Ok(end);
+            }
         }
+        Ok(None)
     }
 
     fn message(&mut self) -> Result<Option<End>> {

@@ -136,6 +136,10 @@ impl Stopped {
     pub fn to_syscall(self) -> Result<Running> {
         self.resume("ptrace syscall", libc::PTRACE_SYSCALL, 0)
     }
+    /// Runs one instruction.
+    pub fn step(self) -> Result<Running> {
+        self.resume("ptrace singlestep", libc::PTRACE_SINGLESTEP, 0)
+    }
     /// Leaves a group stop in place while we go on watching.
     pub fn listen(self) -> Result<Running> {
         self.resume("ptrace listen", libc::PTRACE_LISTEN, 0)

@@ -83,11 +83,13 @@ fn map(b: &mut Batcher, v: &Vma, fd_of: Descriptors) -> Result<()> {
         | has(vma_flags::NO_RESERVE, libc::MAP_NORESERVE)
         | has(vma_flags::GROWS_DOWN, libc::MAP_GROWSDOWN);
     let len = v.end - v.start;
+    // Its pages cannot be forced in: a write that the protection forbids would make a private copy.
+    let prot = if is_shared_memory(v) { libc::PROT_READ | libc::PROT_WRITE } else { v.prot };
     let (flags, fd, offset) = match v.backing {
         Backing::Anonymous => (flags | libc::MAP_ANONYMOUS, -1, 0),
         Backing::File { file, offset } => (flags, fd_of(file)?, offset),
     };
-    let args = [v.start, len, v.prot as u64, flags as u64, fd as u64, offset];
+    let args = [v.start, len, prot as u64, flags as u64, fd as u64, offset];
     b.push("mmap", libc::SYS_mmap, args)?;
     let advice = [
         (vma_flags::DONT_FORK, libc::MADV_DONTFORK),
@@ -106,6 +108,19 @@ fn map(b: &mut Batcher, v: &Vma, fd_of: Descriptors) -> Result<()> {
     Ok(())
 }
 
+fn is_shared_memory(v: &Vma) -> bool {
+    v.flags & vma_flags::SHARED != 0 && v.backing == Backing::Anonymous
+}
+
+/// Gives shared memory the protection that it is to have, once it has its pages.
+pub fn protect_shared(b: &mut Batcher, vmas: &[Vma]) -> Result<()> {
+    for v in vmas.iter().filter(|v| is_shared_memory(v)) {
+        let args = [v.start, v.end - v.start, v.prot as u64, 0, 0, 0];
+        b.push("mprotect", libc::SYS_mprotect, args)?;
+    }
+    b.flush().map(drop)
+}
+
 /// Faults the pages of `runs` in, so that writing them later costs no page faults.
 pub fn populate(b: &mut Batcher, runs: &[Range<u64>], vmas: &[Vma]) -> Result<()> {
     const MADV_POPULATE_WRITE: u64 = 23;
@@ -120,7 +135,10 @@ pub fn populate(b: &mut Batcher, runs: &[Range<u64>], vmas: &[Vma]) -> Result<()
 
 fn is_writable(vmas: &[Vma], r: &Range<u64>) -> bool {
     let i = vmas.partition_point(|v| v.end <= r.start);
-    vmas[i..].iter().take_while(|v| v.start < r.end).all(|v| v.prot & libc::PROT_WRITE != 0)
+    vmas[i..]
+        .iter()
+        .take_while(|v| v.start < r.end)
+        .all(|v| v.prot & libc::PROT_WRITE != 0 || is_shared_memory(v))
 }
 
 /// Writes and reads pages of a frozen process, whatever their protection.
@@ -222,6 +240,10 @@ pub fn set_process(b: &mut Batcher, p: &ProcessImage) -> Result<()> {
     }
     for (which, (interval, value)) in p.itimers.iter().enumerate() {
         const M: i64 = 1_000_000;
+        // ITIMER_REAL between its end and the delivery of its signal, which is in the image: it is
+        // armed again by the delivery. Value 0 would disarm it.
+        let expired = which == libc::ITIMER_REAL as usize && *value == 0;
+        let value = if expired { interval } else { value };
         let spec = [interval / M, interval % M, value / M, value % M];
         let at = b.data(bytes_of(&spec))?;
         b.push("setitimer", libc::SYS_setitimer, [which as u64, at, 0, 0, 0, 0])?;

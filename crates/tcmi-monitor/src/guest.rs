@@ -35,10 +35,15 @@ const QUIESCE_STEP: Duration = Duration::from_millis(20);
 const POKE_AFTER: Duration = Duration::from_millis(1);
 /// Until they are looked for again, while there are any.
 const POKE_AGAIN: Duration = Duration::from_millis(50);
+/// Between two looks for signals that home did not send: a timer's, another thread's. Nothing
+/// tells of those, and a thread whose call has been taken wakes for SIGKILL alone.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// What each waiting call adds to it, so that looking costs little.
+const LOOK_INTERVAL_A_CALL: Duration = Duration::from_millis(2);
 /// Longest until no call is in flight on the way home.
 const QUIESCE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks whether there are new counters to tell home.
-const STATS_INTERVAL_MS: i32 = 500;
+const STATS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The monitor's whole run over its socket to the daemon. Exit status: 0 unless the guest could
 /// not be made.
@@ -172,17 +177,18 @@ struct Life {
     names: Vec<(i32, i32)>,
     /// Rung for each signal that the guest got.
     signalled: Arc<OwnedFd>,
-    poke_at: Option<Instant>,
+    /// When to look for calls that keep threads from their signals.
+    look_at: Instant,
+    report_at: Instant,
 }
 
 enum Next {
     Signalled,
-    PokeDue,
+    LookDue,
     Message,
     Daemon,
     Ended,
     Lost,
-    Nothing,
 }
 
 impl Life {
@@ -238,7 +244,8 @@ impl Life {
             told: String::new(),
             names,
             signalled,
-            poke_at: None,
+            look_at: Instant::now() + LOOK_INTERVAL,
+            report_at: Instant::now() + STATS_INTERVAL,
         })
     }
 
@@ -280,11 +287,13 @@ impl Life {
                 Next::Ended => return self.ended(),
                 Next::Signalled => {
                     quiet(&self.signalled);
-                    self.poke_at.get_or_insert_with(|| Instant::now() + POKE_AFTER);
+                    self.look_at = self.look_at.min(Instant::now() + POKE_AFTER);
                 }
-                Next::PokeDue => self.poke()?,
+                Next::LookDue => {
+                    self.poke()?;
+                    self.report(daemon)?;
+                }
                 Next::Lost => return Ok("the shadow at home is gone".to_owned()),
-                Next::Nothing => self.report(daemon)?,
                 Next::Daemon => match ipc::receive::<ToMonitor>(daemon.as_fd()) {
                     Ok((ToMonitor::SendHome {}, _)) => {
                         self.unwanted = true;
@@ -317,6 +326,10 @@ impl Life {
 
     /// Tells home and the daemon the counters, if they have changed.
     fn report(&mut self, daemon: &OwnedFd) -> Result<()> {
+        if Instant::now() < self.report_at {
+            return Ok(());
+        }
+        self.report_at = Instant::now() + STATS_INTERVAL;
         let text = self.stats();
         if text == self.told {
             return Ok(());
@@ -339,13 +352,12 @@ impl Life {
         let mut fds = [self.pidfd.as_raw_fd(), bells[0], bulk, daemon, bells[1]]
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
         loop {
-            let left = self.poke_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let left = self.look_at.saturating_duration_since(Instant::now());
             // Rounded up: 0 would spin until it is due.
-            let ms = left.map_or(STATS_INTERVAL_MS, |l| l.as_micros().div_ceil(1000) as i32);
+            let ms = left.as_micros().div_ceil(1000) as i32;
             // SAFETY: a live array and its length.
             match unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as u64, ms) } {
-                0 if left.is_some() => return Ok(Next::PokeDue),
-                0 => return Ok(Next::Nothing),
+                0 => return Ok(Next::LookDue),
                 1.. => break,
                 _ => {
                     let e = Errno::last("poll");
@@ -368,7 +380,11 @@ impl Life {
     /// Has home end the calls that keep threads from their signals.
     fn poke(&mut self) -> Result<()> {
         let held_up = self.calls.held_up();
-        self.poke_at = (!held_up.is_empty()).then(|| Instant::now() + POKE_AGAIN);
+        let pause = match held_up.is_empty() {
+            true => LOOK_INTERVAL + LOOK_INTERVAL_A_CALL * self.calls.in_flight() as u32,
+            false => POKE_AGAIN,
+        };
+        self.look_at = Instant::now() + pause;
         for (here, seq) in held_up {
             let tid = self.names.iter().find(|(t, _)| *t == here).map(|n| n.1);
             if let (Some(tid), true) = (tid, self.keeper) {

@@ -65,6 +65,7 @@ pub fn rebuild_at_home(
     fault::pass(Point::HomeImageReceived)?;
     lock(f, a, want)?;
     let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, me);
+    rebuild::protect_shared(&mut b, want)?;
     rebuild::set_mm(&mut b, &image.mm)?;
     rebuild::set_process(&mut b, image)?;
     b.flush()?;

@@ -63,6 +63,7 @@ pub fn keep(task: &Arc<Task>, link: &Link, bulk: Stream, done: Done) {
                 MigrateError::NoSuchProcess(_) => State::Gone,
                 _ => State::Running,
             };
+            task.release();
             task.to(state);
             done(Err(error));
             return;
@@ -236,7 +237,11 @@ impl Keeper<'_> {
             Return::Lost(reason) => MigrateError::PeerGone { node: self.node.clone(), reason },
         });
         match answer {
-            Ok(()) => self.task.to(State::Running),
+            Ok(()) => {
+                // Before anyone can know: the next move may begin at once.
+                self.task.release();
+                self.task.to(State::Running);
+            }
             Err(ref e) => self.task.failed(&e.to_string()),
         }
         if let Some(done) = done {

@@ -103,6 +103,7 @@ impl Shared {
             Ok(bulk) => keeper::keep(task, link, bulk, done),
             Err(error) => {
                 task.failed(&error.to_string());
+                task.release();
                 task.to(State::Running);
                 done(Err(error));
             }

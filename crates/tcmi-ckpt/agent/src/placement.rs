@@ -32,11 +32,11 @@ impl Placement {
 
     pub fn follow(&mut self, fd: i32) {
         self.calls = self.calls.wrapping_add(1);
-        if !self.near || self.calls % LOOK_EVERY != 0 {
+        if !self.near || !self.calls.is_multiple_of(LOOK_EVERY) {
             return;
         }
         let cpu = incoming_cpu(fd);
-        if cpu != self.cpu || self.calls % (LOOK_EVERY * CHOOSE_EVERY) == 0 {
+        if cpu != self.cpu || self.calls.is_multiple_of(LOOK_EVERY * CHOOSE_EVERY) {
             self.cpu = cpu;
             run_on(cpu);
         }

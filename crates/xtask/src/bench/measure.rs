@@ -1,7 +1,7 @@
 //! The ratios that are promised, with their limits.
 
 use anyhow::{Context, Result};
-use tcmi_tests::account::status_kib;
+use tcmi_tests::account::{descendants, status_kib};
 use tcmi_tests::{Pair, Victim, VictimKind};
 
 use super::yardstick::{Yardsticks, median};
@@ -137,10 +137,14 @@ pub fn bulk(pair: &Pair, yardsticks: &Yardsticks, mib: u32) -> Result<Vec<Ratio>
             Limit::AtMost(SHADOW_RESIDENT_MIB_MAX),
         ),
     ];
-    for (node, idle) in [&pair.home, &pair.desk].into_iter().zip(idle) {
-        let grown = status_kib(node.pid(), "VmHWM")?.saturating_sub(idle) as f64 / 1024.0;
+    // The daemon's own child, before the guest that is the monitor's.
+    let monitor = *descendants(pair.desk.pid())?.first().context("a monitor")?;
+    let daemons =
+        [("tcmid, home", pair.home.pid(), idle[0]), ("tcmid, desk", pair.desk.pid(), idle[1])];
+    for (name, pid, idle) in daemons.into_iter().chain([("the monitor", monitor, 0)]) {
+        let grown = status_kib(pid, "VmHWM")?.saturating_sub(idle) as f64 / 1024.0;
         ratios.push(Ratio::new(
-            &format!("growth of tcmid, {}", node.name()),
+            &format!("growth of {name}"),
             format!("{grown:.1} MiB"),
             "1 MiB",
             grown,

@@ -16,7 +16,7 @@ const SHARE_MS: u64 = 300;
 fn same_as_unmoved(program: &Program) -> Result<()> {
     let (status, output) = program.start()?.finish(RUN_TIMEOUT).context("unmoved")?;
     let pair = Pair::new()?;
-    let before = pair.accounts()?;
+    let before = pair.settled_accounts()?;
     let mut run = program.start()?;
     let pid = run.pid();
     wait_until("some work at home", RUN_TIMEOUT, || {

@@ -19,14 +19,14 @@ fn a_thousand_round_trips_leak_nothing_and_lose_no_step() -> Result<()> {
     let scratch = Scratch::new("roundtrips")?;
     let file = scratch.join("count");
     let pair = Pair::new()?;
-    let idle = pair.accounts()?;
+    let idle = pair.settled_accounts()?;
     let path = file.display().to_string();
     let mut victim = Victim::spawn(&VictimKind::with_args("counter", &[&path]))?;
     let pid = victim.pid();
     for number in 0..WARM_UP {
         round_trip(&pair, pid, number)?;
     }
-    let warm = pair.accounts()?;
+    let warm = pair.settled_accounts()?;
     for number in 0..ROUND_TRIPS {
         round_trip(&pair, pid, number)?;
         if number % CHECK_EVERY == 0 {
@@ -45,7 +45,7 @@ fn fifty_threads_go_out_and_home_fifty_times() -> Result<()> {
     let pair = Pair::new()?;
     let mut victim = Victim::spawn(&VictimKind::plain("threads"))?;
     let pid = victim.pid();
-    let before = pair.accounts()?;
+    let before = pair.settled_accounts()?;
     for number in 0..50 {
         round_trip(&pair, pid, number)?;
     }

@@ -161,7 +161,7 @@ fn stop_and_continue_hold_the_guest_and_are_seen_at_home() -> Result<()> {
 #[test]
 fn sigkill_at_home_ends_the_guest_too() -> Result<()> {
     let pair = Pair::new()?;
-    let before = pair.accounts()?;
+    let before = pair.settled_accounts()?;
     let mut victim = Victim::spawn(&VictimKind::plain("threads"))?;
     let pid = victim.pid();
     pair.migrate(pid)?;

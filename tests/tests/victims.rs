@@ -7,7 +7,7 @@ use tcmi_tests::{Pair, Victim, VictimKind};
 
 fn out_and_home(kind: &VictimKind) -> Result<()> {
     let pair = Pair::new()?;
-    let before = pair.accounts()?;
+    let before = pair.settled_accounts()?;
     let mut victim = Victim::spawn(kind)?;
     let pid = victim.pid();
     victim.check().context("before the move")?;
@@ -22,7 +22,7 @@ fn out_and_home(kind: &VictimKind) -> Result<()> {
 
 fn ends_away(kind: &VictimKind) -> Result<()> {
     let pair = Pair::new()?;
-    let before = pair.accounts()?;
+    let before = pair.settled_accounts()?;
     let mut victim = Victim::spawn(kind)?;
     let pid = victim.pid();
     pair.migrate(pid)?;

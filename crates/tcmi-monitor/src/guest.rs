@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tcmi_call::abi::{BatchOp, StewardArea};
-use tcmi_ckpt::birth::Guest;
+use tcmi_ckpt::birth::{Guest, STEWARD_TID};
 use tcmi_ckpt::capture::Files;
 use tcmi_ckpt::freeze::{Frozen, freeze_held, seize_new};
 use tcmi_ckpt::image::{FileRef, ProcessImage};
@@ -257,7 +257,7 @@ impl Life {
         let watched = pidfd.try_clone().map_err(io())?;
         // SAFETY: the area is mapped shared with the guest for as long as we live, and only the
         // steward uses it there.
-        let steward = Arc::new(unsafe { Steward::new(area, built.area_at, watched) });
+        let steward = Arc::new(unsafe { Steward::new(area, built.area_at, STEWARD_TID, watched) });
         let (fd, _, rx) = take(&mut built.events)?.into_parts();
         let signals = SignalStream::new(fd, &rx);
         let pid = built.image.pid;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_core::limits::PHASE_TIMEOUT_MS;
@@ -99,13 +101,24 @@ fn go_out(task: &Arc<Task>, link: &Link, wire: &mut Wire) -> Result<Kept> {
     let at = |s: &source::InstalledStream| StreamAt { fd: s.fd, tx: s.tx, rx: s.rx };
     let calls: Vec<StreamAt> = installed.calls.iter().take(threads).map(at).collect();
     let events = at(&installed.events);
-    let shadow = settle_in(frozen, &image, places, events, &calls, installed.range())?;
+    let shadow = settle_in(frozen, &image, places, events, &calls, installed.range())
+        .map_err(|e| lost_between(task, e))?;
     // From here the guest lives without us.
     if let Err(e) = msg::send(&mut wire.w, &msg::Serving {}) {
         tracing::debug!(error = %e, "the node is gone as soon as it has the guest");
     }
     task.moved(remote_pid, times);
     Ok(Kept { shadow, attached, installed })
+}
+
+/// The original is neither itself any more nor a shadow yet: it must not run. Only its own end
+/// in these moments is known to bring this about.
+fn lost_between(task: &Task, e: tcmi_ckpt::Error) -> Error {
+    tracing::error!(pid = %task.pid, error = %e, "the process ended on its way to being a shadow");
+    if let Err(e) = kill(Pid::from_raw(task.pid.raw()), Signal::SIGKILL) {
+        tracing::debug!(error = %e, "it has ended by itself");
+    }
+    tcmi_ckpt::Error::Ended.into()
 }
 
 /// How keeping a shadow ended.

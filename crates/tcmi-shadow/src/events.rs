@@ -9,7 +9,6 @@ use parking_lot::{Condvar, Mutex};
 use tcmi_call::abi::BatchOp;
 use tcmi_call::frame::{SignalFrame, kind};
 use tcmi_call::record::DirectionKeys;
-use tcmi_ckpt::birth::STEWARD_TID;
 
 use crate::steward::{GuestGone, Steward};
 use crate::stream::{Records, StreamError};
@@ -142,7 +141,7 @@ fn inject(steward: &Steward, tgid: i32, frame: &SignalFrame) -> Result<(), Guest
         // Any thread's id stands for its process here, and to its own id the steward may give
         // every code.
         0 => {
-            let args = [STEWARD_TID as u64, signo, info, 0, 0, 0];
+            let args = [steward.tid() as u64, signo, info, 0, 0, 0];
             (libc::SYS_rt_sigqueueinfo, args, frame.siginfo)
         }
         tid => {

@@ -19,6 +19,7 @@ pub struct GuestGone;
 pub struct Steward {
     area: NonNull<StewardArea>,
     guest_address: u64,
+    tid: i32,
     pidfd: OwnedFd,
     turn: Mutex<()>,
 }
@@ -30,13 +31,22 @@ unsafe impl Send for Steward {}
 unsafe impl Sync for Steward {}
 
 impl Steward {
-    /// `guest_address`: where the area is in the guest.
+    /// `guest_address`: where the area is in the guest. `tid`: the steward's, as the guest counts.
     ///
     /// # Safety
     /// `area` is mapped shared with the guest, zeroed or as a former `Steward` left it, and
     /// stays mapped and used by nobody else while this lives.
-    pub unsafe fn new(area: NonNull<StewardArea>, guest_address: u64, pidfd: OwnedFd) -> Self {
-        Steward { area, guest_address, pidfd, turn: Mutex::new(()) }
+    pub unsafe fn new(
+        area: NonNull<StewardArea>,
+        guest_address: u64,
+        tid: i32,
+        pidfd: OwnedFd,
+    ) -> Self {
+        Steward { area, guest_address, tid, pidfd, turn: Mutex::new(()) }
+    }
+
+    pub fn tid(&self) -> i32 {
+        self.tid
     }
 
     /// Guest address of byte `offset` of the data that [`Steward::run`] takes along.

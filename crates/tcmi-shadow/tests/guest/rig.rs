@@ -23,6 +23,7 @@ const LOG_BYTES: usize = 1 << 20;
 #[repr(C)]
 pub struct Board {
     pub steward: StewardArea,
+    steward_tid: AtomicU32,
     pub guest_tids: [AtomicU32; THREADS_MAX],
     pub home_tids: [AtomicU32; THREADS_MAX],
     /// Listener's number in the guest, plus 1.
@@ -128,6 +129,7 @@ fn steward_loop() {
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
     }
+    board().steward_tid.store(sys(libc::SYS_gettid, &[]) as u32, Ordering::Release);
     let area = std::ptr::from_ref(&board().steward).cast_mut();
     // SAFETY: the protocol of StewardArea: the page is ours between request and answer.
     let (request, answered) = unsafe {
@@ -264,8 +266,9 @@ impl Rig {
             (OwnedFd::from_raw_fd(pidfd), OwnedFd::from_raw_fd(fd))
         };
         let area = NonNull::from(&board.steward);
+        let tid = board.steward_tid.load(Ordering::Acquire) as i32;
         // SAFETY: the board is shared with the guest and never unmapped.
-        let steward = Arc::new(unsafe { Steward::new(area, area.as_ptr() as u64, pidfd) });
+        let steward = Arc::new(unsafe { Steward::new(area, area.as_ptr() as u64, tid, pidfd) });
         let signals = SignalStream::new(events.0, &keys(200));
         let events =
             Events::start(signals, Arc::clone(&steward), guest, 0, || {}).expect("event thread");
@@ -352,7 +355,8 @@ fn run_guest(threads: usize, body: Body) -> ! {
         std::thread::Builder::new().stack_size(64 * 1024).spawn(move || ready(i)).expect("thread");
     }
     wait_until("threads", || {
-        (1..threads).all(|i| board.guest_tids[i].load(Ordering::Acquire) != 0)
+        board.steward_tid.load(Ordering::Acquire) != 0
+            && (1..threads).all(|i| board.guest_tids[i].load(Ordering::Acquire) != 0)
     });
     // A guest has no descriptor of its own.
     sys(libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]);

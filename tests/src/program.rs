@@ -110,10 +110,10 @@ impl Inputs {
 const PERL: &str = r#"
     $| = 1;
     my ($x, %seen) = (17);
-    for my $i (1 .. 4_000_000) {
+    for my $i (1 .. 12_000_000) {
         $x = ($x * 1103515245 + 12345) % 2147483648;
         $seen{$x % 9973}++;
-        print "$i $x ", scalar(keys %seen), "\n" if $i % 40_000 == 0;
+        print "$i $x ", scalar(keys %seen), "\n" if $i % 120_000 == 0;
     }
     exit 3;
 "#;

@@ -5,10 +5,12 @@ use crate::fault::{self, Point};
 use crate::files::Cache;
 use crate::messages as msg;
 use crate::pages;
+use crate::source::install::{receive_descriptors, send_descriptors};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicI64, Ordering};
 use tcmi_call::abi::StewardArea;
 use tcmi_ckpt::birth::{Guest, Newborn, ShutIn};
@@ -125,10 +127,12 @@ pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<
     let blob = Blob::built_in();
     let area_len = page_up(std::mem::size_of::<StewardArea>() as u64);
     let area = memfd(area_len)?;
+    // The child has what is open when it is made; what comes later goes this way.
+    let post = UnixDatagram::pair().map_err(Error::io("socketpair"))?;
     let child = (site.bear)(&begin)?;
     let newborn = Newborn::take(child, begin.pid, &begin.mm, &blob)?;
     let host = newborn.host_pid();
-    let built = construct(newborn, &begin, files, area, &blob, w, r, site);
+    let built = construct(newborn, &begin, files, area, post, &blob, w, r, site);
     if built.is_err() {
         // SAFETY: our own child, not yet reaped.
         unsafe { libc::kill(host, libc::SIGKILL) };
@@ -142,6 +146,7 @@ fn construct(
     begin: &msg::Begin,
     mut files: GuestFiles,
     area: OwnedFd,
+    post: (UnixDatagram, UnixDatagram),
     blob: &Blob,
     w: &mut BulkWriter,
     r: &mut BulkReader,
@@ -149,7 +154,8 @@ fn construct(
 ) -> Result<Built> {
     check_machine(&n, begin)?;
     let first = files.translate(&begin.mm.vmas, &begin.files)?;
-    n.build_space(&[], &first, &files.fds())?;
+    let mut there = files.fds();
+    n.build_space(&[], &first, &there)?;
     let reserved = begin.mm.reserved;
     n.place_steward(reserved, blob, area.as_raw_fd())?;
     let resident: Vec<_> = begin.resident.iter().map(|&(s, e)| s..e).collect();
@@ -176,7 +182,12 @@ fn construct(
         fetch(&mut files, &image.files, w, r, &site.cache)?;
     }
     let want = files.translate(&image.mm.vmas, &image.files)?;
-    n.build_space(&first, &want, &files.fds())?;
+    for late in files.open[there.len()..].chunks(1) {
+        send_descriptors(&post.0, late)?;
+        let theirs = post.1.as_raw_fd();
+        there.extend(receive_descriptors(&mut n.frozen, &n.agent, theirs, 1, begin.pid)?);
+    }
+    n.build_space(&first, &want, &there)?;
     let bytes = pages::receive(r, &Pages::open(n.host_pid(), &want)?, &|_| {})?;
     fault::pass(Point::NodePagesReceived)?;
     let others: Vec<i32> =

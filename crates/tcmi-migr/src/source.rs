@@ -388,6 +388,6 @@ impl Emigrated {
 }
 
 mod back;
-mod install;
+pub(crate) mod install;
 pub use back::rebuild_at_home;
 pub use install::{Installed, InstalledStream};

@@ -116,7 +116,7 @@ fn move_all(
     let mut all = Vec::with_capacity(sockets.len());
     for chunk in sockets.chunks(PASSED_AT_ONCE) {
         send_descriptors(socket, chunk)?;
-        let low = receive_descriptors(f, agent, theirs, chunk.len())?;
+        let low = receive_descriptors(f, agent, theirs, chunk.len(), f.pid)?;
         let mut b = batcher(f, agent);
         let mut dups = Vec::new();
         for &fd in &low {
@@ -142,7 +142,7 @@ fn reserved_base(pid: i32, n: usize) -> Result<u64> {
         .ok_or_else(|| tcmi_ckpt::Error::unsupported("its limit of open files is too low").into())
 }
 
-fn send_descriptors(socket: &OwnedFd, fds: &[OwnedFd]) -> Result<()> {
+pub(crate) fn send_descriptors(socket: &impl AsRawFd, fds: &[impl AsRawFd]) -> Result<()> {
     let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let mut byte = [0u8; 1];
     let mut iov = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
@@ -171,11 +171,20 @@ fn send_descriptors(socket: &OwnedFd, fds: &[OwnedFd]) -> Result<()> {
     Ok(())
 }
 
-/// recvmsg made in the process; the numbers that its descriptors got.
-fn receive_descriptors(f: &mut Frozen, agent: &Agent, theirs: i32, n: usize) -> Result<Vec<i32>> {
+/// recvmsg made in the process, which knows itself as `own_pid`; the numbers that its
+/// descriptors got.
+pub(crate) fn receive_descriptors(
+    f: &mut Frozen,
+    agent: &Agent,
+    theirs: i32,
+    n: usize,
+    own_pid: i32,
+) -> Result<Vec<i32>> {
     const HEADER: usize = 16;
     let control_len = HEADER + (n * 4).next_multiple_of(8);
-    let mut b = batcher(f, agent);
+    let host = f.pid;
+    let ids = Ids { tgid: own_pid, tid: own_pid };
+    let mut b = Batcher::new(agent, f.leader_mut(), host, ids);
     let byte = b.data(&[0; 8])?;
     let iov = b.data(bytes_of(&[byte, 1u64]))?;
     let control = b.calls.room(control_len);

@@ -105,6 +105,21 @@ impl Suite {
         }
         self.totals.add(counted);
     }
+
+    /// As [`Suite::tests`], once more if a test failed: real daemons on a busy machine can miss a
+    /// bound. What passed only at the second try is told as such, never passed over.
+    fn end_to_end(&mut self, what: &str, mut command: impl FnMut() -> Command) {
+        let before = self.totals;
+        self.tests(what, &mut command(), END_TO_END_TIMEOUT);
+        if self.totals.failed == before.failed {
+            return;
+        }
+        self.totals = before;
+        self.tests(&format!("{what}, second try"), &mut command(), END_TO_END_TIMEOUT);
+        if self.totals.failed == before.failed {
+            println!("FLAKY: {what} passed only at the second try");
+        }
+    }
 }
 
 pub fn run(fuzz_seconds: u32, only: Option<&str>) -> Result<ExitCode> {
@@ -145,12 +160,12 @@ pub fn run(fuzz_seconds: u32, only: Option<&str>) -> Result<ExitCode> {
         );
     }
     for binary in END_TO_END {
-        let mut command = tool::cargo();
-        command.args(["test", "--package", "tcmi-tests", "--test", binary, "--"]);
-        if let Some(only) = only {
-            command.arg(only);
-        }
-        suite.tests(&format!("end to end: {binary}"), &mut command, END_TO_END_TIMEOUT);
+        suite.end_to_end(&format!("end to end: {binary}"), || {
+            let mut command = tool::cargo();
+            command.args(["test", "--package", "tcmi-tests", "--test", binary, "--"]);
+            command.args(only);
+            command
+        });
     }
     let Totals { passed, failed, skipped } = suite.totals;
     println!("\n{passed} passed, {failed} failed, {skipped} skipped");

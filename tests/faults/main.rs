@@ -151,12 +151,18 @@ enum After {
     Away,
 }
 
+/// Where home's daemon dies on the way out, and the guest goes on all the same.
+const DECIDED_AWAY: [&str; 3] = ["HomeDecidedAway", "HomeMemoryReleased", "HomeShadowRuns"];
+
 fn after(fault: &str, action: &str, side: Side) -> After {
     match (fault, action, side) {
         ("NodeReturnAsked" | "NodeGuestFrozen", "kill", Side::Desk) => After::Lost,
-        ("HomeReturnFrozen" | "HomeImageReceived" | "HomeRebuilt", "kill", Side::Home) => {
-            After::Away
-        }
+        (
+            "HomeReturnFrozen" | "HomeReturnArmed" | "HomeImageReceived" | "HomeRebuilt",
+            "kill",
+            Side::Home,
+        ) => After::Away,
+        (out, "kill", Side::Home) if DECIDED_AWAY.contains(&out) => After::Away,
         _ => After::Whole,
     }
 }
@@ -167,7 +173,7 @@ fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
     match after(fault, action, side) {
         After::Whole => {}
         After::Lost => return is_lost(scene),
-        After::Away => return stays_away(scene),
+        After::Away => return stays_away(scene, DECIDED_AWAY.contains(&fault)),
     }
     // Whether a move succeeds in spite of the fault is the fault's business; what
     // is left after it is ours.
@@ -205,11 +211,15 @@ fn is_lost(mut scene: Scene) -> Result<()> {
     nothing_is_left(scene)
 }
 
-fn stays_away(mut scene: Scene) -> Result<()> {
+/// `early`: the daemon dies before it can say that the guest runs.
+fn stays_away(mut scene: Scene, early: bool) -> Result<()> {
     let pid = scene.victim.pid();
-    scene.pair.migrate(pid)?;
-    let home = scene.pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"));
-    ensure!(home.is_err(), "it came home");
+    let out = scene.pair.try_migrate(pid);
+    ensure!(out.is_err() == early, "the way out: {out:?}");
+    if !early {
+        let home = scene.pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"));
+        ensure!(home.is_err(), "it came home");
+    }
     scene.revive()?;
     for _ in 0..3 {
         scene.expect_one_copy("away, with nobody who keeps it")?;

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use tcmi_core::limits::FREEZE_RESCAN_ATTEMPTS_MAX;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, UserRegs, Waited};
-use tcmi_sys::{Errno, proc, signal};
+use tcmi_sys::{proc, signal};
 
 /// A held thread and what it was doing.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct Thread {
     pub regs: UserRegs,
     /// Blocked signals at the stop.
     pub mask: u64,
+    /// Where it goes on, with every signal blocked, if its tracer dies; None: as it was.
+    fallback: Option<UserRegs>,
 }
 
 impl Thread {
@@ -26,6 +28,30 @@ impl Thread {
     }
     pub fn put_back(&mut self, s: Stopped) {
         self.stopped = Some(s);
+    }
+    /// From now on until [`Thread::own_again`] the thread goes on at `regs`, with every signal
+    /// blocked, should its tracer die. What it was doing stays in `regs` and `mask`.
+    pub fn fall_back_to(&mut self, regs: UserRegs) -> Result<()> {
+        let s = self.stopped()?;
+        s.set_sigmask(signal::ALL)?;
+        s.set_regs(&regs)?;
+        self.fallback = Some(regs);
+        Ok(())
+    }
+    /// It goes on as it was, let go or left alone.
+    pub fn own_again(&mut self) -> Result<()> {
+        let s = self.stopped()?;
+        s.set_regs(&interrupted(&self.regs))?;
+        s.set_sigmask(self.mask)?;
+        self.fallback = None;
+        Ok(())
+    }
+    /// Registers and mask with which a dead tracer leaves it.
+    pub(crate) fn abandoned(&self) -> (UserRegs, u64) {
+        match self.fallback {
+            Some(regs) => (regs, signal::ALL),
+            None => (restartable(&self.regs), self.mask),
+        }
     }
 }
 
@@ -136,7 +162,8 @@ pub fn settle(mut t: Running) -> Result<Option<(Thread, Option<i32>)>> {
                 continue;
             }
         };
-        let thread = Thread { tid: s.tid(), regs: s.regs()?, mask: s.sigmask()?, stopped: Some(s) };
+        let (tid, regs, mask) = (s.tid(), s.regs()?, s.sigmask()?);
+        let thread = Thread { tid, regs, mask, fallback: None, stopped: Some(s) };
         return Ok(Some((thread, group)));
     }
 }
@@ -184,15 +211,14 @@ impl Frozen {
     pub fn thaw(self) -> Result<()> {
         let mut first_error = None;
         for mut t in self.threads {
-            let Ok(s) = t.take() else { continue };
-            let restored = s.set_regs(&interrupted(&t.regs)).and_then(|()| s.set_sigmask(t.mask));
-            if let Err(e) = restored.and_then(|()| s.detach(0))
+            let gone_on = t.own_again().and_then(|()| Ok(t.take()?.detach(0)?));
+            if let Err(e) = gone_on
                 && !e.is_gone()
             {
                 first_error.get_or_insert(e);
             }
         }
-        first_error.map_or(Ok(()), |e: Errno| Err(e.into()))
+        first_error.map_or(Ok(()), Err)
     }
 }
 

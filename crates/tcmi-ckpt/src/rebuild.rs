@@ -353,13 +353,18 @@ pub fn set_thread(b: &mut Batcher, t: &ThreadImage) -> Result<()> {
     Ok(())
 }
 
+/// Registers of a thread as an image has them.
+pub fn registers_of(image: &ThreadImage) -> Result<UserRegs> {
+    let raw: Vec<u8> = image.regs.iter().flat_map(|w| w.to_le_bytes()).collect();
+    match raw.len() == std::mem::size_of::<UserRegs>() {
+        true => Ok(from_bytes(&raw)),
+        false => Err(Error::Image("register set size")),
+    }
+}
+
 /// Registers and mask of a thread become the image's; it stays stopped.
 pub fn set_registers(t: &mut Thread, image: &ThreadImage) -> Result<()> {
-    let raw: Vec<u8> = image.regs.iter().flat_map(|w| w.to_le_bytes()).collect();
-    if raw.len() != std::mem::size_of::<UserRegs>() {
-        return Err(Error::Image("register set size"));
-    }
-    let regs: UserRegs = from_bytes(&raw);
+    let regs = registers_of(image)?;
     {
         let s = t.stopped()?;
         s.set_xstate(&image.xstate)?;

@@ -1,7 +1,8 @@
 //! What home (H) and the execution node's monitor (N) say on a migration's bulk stream.
 //!
-//! Out: Begin -> Need, (File, bytes)* -> Prepared; State, pages -> Ready; Commit -> Running;
-//! Serving. A State that names a file that Begin did not is followed by Need and the files, too.
+//! Out: Begin -> Need, (File, bytes)* -> Prepared; State, pages -> Ready; Commit -> Running.
+//! That home's shadow serves is said on the event stream, by the shadow itself. A State that
+//! names a file that Begin did not is followed by Need and the files, too.
 //! Back: ComeHome (or N's WantHome first) -> Quiet; Capture -> Image, pages; Finish -> Gone,
 //! or Thaw. Either end may say Failed instead of what is due before a commit.
 
@@ -70,9 +71,6 @@ message! {
     8 Running { remote_pid: i32 }
     /// Either: gave up. The process is where it was.
     9 Failed { errno: i32, text: String }
-    /// H: the original is a shadow now. Until then a broken stream means that it may run
-    /// again, so the guest has to end; afterwards the guest needs this stream no more.
-    10 Serving {}
     /// H: the guest is to come home.
     16 ComeHome {}
     /// N: its owner wants it to leave.

@@ -16,6 +16,7 @@ mod lifecycle;
 mod mem;
 mod placement;
 mod serve;
+mod settle;
 mod signal;
 mod steward;
 mod stream;

@@ -34,7 +34,7 @@ impl Files for Known<'_> {
 
 /// Rebuilds the held shadow from the guest's image, whose pages follow on `r`.
 ///
-/// Ok: the process is whole but for the registers, the agent still mapped. Err: it is a shadow
+/// Ok: the process is whole but for its general registers, the agent still mapped. Err: it is a shadow
 /// whose memory is worthless; the guest still exists.
 pub fn rebuild_at_home(
     f: &mut Frozen,
@@ -75,6 +75,8 @@ pub fn rebuild_at_home(
         let mut b = Batcher::new(&a.agent, t, pid, Ids { tgid: pid, tid });
         rebuild::set_thread(&mut b, state)?;
         b.flush()?;
+        // Nothing that comes now touches the vector registers.
+        t.stopped()?.set_xstate(&state.xstate)?;
     }
     fault::pass(Point::HomeRebuilt)?;
     Ok(bytes)

@@ -245,6 +245,41 @@ fn nothing_is_left(scene: Scene) -> Result<()> {
     scene.pair.stop()
 }
 
+/// Where one word decides for all threads, and where they may have gone different ways.
+const DECISIONS: [&str; 8] = [
+    "HomeArmed",
+    "HomeCommitSent",
+    "HomeDecidedAway",
+    "HomeMemoryReleased",
+    "HomeRebuilt",
+    "HomeDecidedHome",
+    "HomeFinishSent",
+    "HomeRunsAgain",
+];
+
+/// A process of many threads, which pass numbers to each other, whose keeper is killed: all of
+/// them go on, in the same place.
+fn threads_stay_together(fault: &str) -> Result<()> {
+    let mut home = Launch::new("home", Root::Normal);
+    home = home.env("TCMI_FAULT", &format!("{fault}:kill:1"));
+    let mut pair = Pair::launch(home, Launch::new("desk", Root::Bare))?;
+    let mut victim = Victim::spawn(&VictimKind::plain("threads"))?;
+    let pid = victim.pid();
+    let out = pair.try_migrate(pid);
+    if out.is_ok() {
+        let home = pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"));
+        ensure!(home.is_err(), "the daemon that is to die answers");
+    }
+    wait_until("end of the killed daemon", RECOVERY_TIMEOUT, || {
+        Ok(pair.home.ended()?.is_some().then_some(()))
+    })?;
+    for _ in 0..3 {
+        victim.check().with_context(|| format!("its keeper is dead ({out:?})"))?;
+    }
+    victim.end(7)?;
+    pair.wait_forgotten(pid)
+}
+
 fn main() {
     let faults = fault_points();
     let mut trials = vec![Trial::test("fault_points_are_listed", {
@@ -261,6 +296,11 @@ fn main() {
                 }));
             }
         }
+    }
+    for fault in DECISIONS {
+        trials.push(Trial::test(format!("{fault}::kill_on_Home_with_threads"), move || {
+            Ok(threads_stay_together(fault).map_err(|e| format!("{e:#}"))?)
+        }));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

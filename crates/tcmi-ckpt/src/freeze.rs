@@ -32,11 +32,15 @@ impl Thread {
     /// From now on until [`Thread::own_again`] the thread goes on at `regs`, with every signal
     /// blocked, should its tracer die. What it was doing stays in `regs` and `mask`.
     pub fn fall_back_to(&mut self, regs: UserRegs) -> Result<()> {
-        let s = self.stopped()?;
-        s.set_sigmask(signal::ALL)?;
-        s.set_regs(&regs)?;
         self.fallback = Some(regs);
-        Ok(())
+        self.fall_back()
+    }
+    /// After something else was made in it: it stands again where a dead tracer is to leave it.
+    pub(crate) fn fall_back(&self) -> Result<()> {
+        let (regs, mask) = self.abandoned();
+        let s = self.stopped()?;
+        s.set_sigmask(mask)?;
+        Ok(s.set_regs(&regs)?)
     }
     /// It goes on as it was, let go or left alone.
     pub fn own_again(&mut self) -> Result<()> {

@@ -51,6 +51,7 @@ pub fn call(
     let s = to_stop(s.to_syscall()?, Stop::Syscall)?;
     let ret = s.regs()?.rax as i64;
     thread.put_back(s);
+    thread.fall_back()?;
     returned(what, ret)
 }
 
@@ -309,6 +310,8 @@ impl Agent {
         regs.eflags &= !0x400;
         s.set_regs(&regs)?;
         thread.put_back(self.wait_done(s.cont(0)?, ids.tgid)?);
+        // The next batch, of another thread perhaps, overwrites what would lead back.
+        thread.fall_back()?;
         self.collect(pid, calls)
     }
 

@@ -153,10 +153,14 @@ enum After {
 
 fn after(fault: &str, action: &str, side: Side) -> After {
     match (fault, action, side) {
-        ("NodeReturnAsked" | "NodeGuestFrozen", "kill", Side::Desk) => After::Lost,
-        ("HomeReturnFrozen" | "HomeImageReceived" | "HomeRebuilt", "kill", Side::Home) => {
-            After::Away
+        ("NodeReturnAsked" | "NodeGuestFrozen" | "NodePagesHalfSent", "kill", Side::Desk) => {
+            After::Lost
         }
+        (
+            "HomeReturnFrozen" | "HomePagesHalfReceived" | "HomeImageReceived" | "HomeRebuilt",
+            "kill",
+            Side::Home,
+        ) => After::Away,
         _ => After::Whole,
     }
 }

@@ -30,12 +30,15 @@ points! {
     HomeCaptured,
     HomeStreamsInstalled,
     HomeStateSent,
+    /// The first run of pages is over, as in the others of this kind.
+    HomePagesHalfSent,
     HomePagesSent,
     HomeReadyReceived,
     /// Node: before anything is built.
     NodeBeginReceived,
     NodePrepared,
     NodeStateReceived,
+    NodePagesHalfReceived,
     NodePagesReceived,
     NodeRestored,
     /// Node: the last point where a failure leaves the process at home.
@@ -46,8 +49,10 @@ points! {
     HomeRunningReceived,
     NodeReturnAsked,
     NodeGuestFrozen,
+    NodePagesHalfSent,
     NodeImageSent,
     HomeReturnFrozen,
+    HomePagesHalfReceived,
     HomeImageReceived,
     HomeRebuilt,
 }

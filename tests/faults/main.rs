@@ -156,9 +156,15 @@ const DECIDED_AWAY: [&str; 3] = ["HomeDecidedAway", "HomeMemoryReleased", "HomeS
 
 fn after(fault: &str, action: &str, side: Side) -> After {
     match (fault, action, side) {
-        ("NodeReturnAsked" | "NodeGuestFrozen", "kill", Side::Desk) => After::Lost,
+        ("NodeReturnAsked" | "NodeGuestFrozen" | "NodePagesHalfSent", "kill", Side::Desk) => {
+            After::Lost
+        }
         (
-            "HomeReturnFrozen" | "HomeReturnArmed" | "HomeImageReceived" | "HomeRebuilt",
+            "HomeReturnFrozen"
+            | "HomeReturnArmed"
+            | "HomePagesHalfReceived"
+            | "HomeImageReceived"
+            | "HomeRebuilt",
             "kill",
             Side::Home,
         ) => After::Away,

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::fault::{self, Point};
 use crate::files::Cache;
 use crate::messages as msg;
-use crate::pages;
+use crate::pages::Incoming;
 use crate::source::install::{receive_descriptors, send_descriptors};
 use std::collections::HashMap;
 use std::fs::File;
@@ -188,7 +188,9 @@ fn construct(
         there.extend(receive_descriptors(&mut n.frozen, &n.agent, theirs, 1, begin.pid)?);
     }
     n.build_space(&first, &want, &there)?;
-    let bytes = pages::receive(r, &Pages::open(n.host_pid(), &want)?, &|_| {})?;
+    let into = Pages::open(n.host_pid(), &want)?;
+    // A failure closes the stream: what home would still send would be for nothing.
+    let bytes = Incoming::new(r).receive(&into, Point::NodePagesHalfReceived, &|_| {})?;
     fault::pass(Point::NodePagesReceived)?;
     let others: Vec<i32> =
         image.threads.iter().map(|t| t.tid).filter(|&t| t != image.pid).collect();

@@ -30,6 +30,8 @@ points! {
     HomeCaptured,
     HomeStreamsInstalled,
     HomeStateSent,
+    /// The first run of pages is over, as in the others of this kind.
+    HomePagesHalfSent,
     HomePagesSent,
     /// Home: a thread whose keeper dies goes on by itself.
     HomeArmed,
@@ -38,6 +40,7 @@ points! {
     NodeBeginReceived,
     NodePrepared,
     NodeStateReceived,
+    NodePagesHalfReceived,
     NodePagesReceived,
     NodeRestored,
     /// Node: the last point where a failure leaves the process at home.
@@ -52,9 +55,11 @@ points! {
     HomeShadowRuns,
     NodeReturnAsked,
     NodeGuestFrozen,
+    NodePagesHalfSent,
     NodeImageSent,
     HomeReturnFrozen,
     HomeReturnArmed,
+    HomePagesHalfReceived,
     HomeImageReceived,
     HomeRebuilt,
     /// Home: the process is itself again, although no thread of it runs yet. No failure but a

@@ -65,7 +65,7 @@ message! {
     6 Ready {}
     7 Commit {}
     /// N asks for home's clocks after Begin, CLOCK_QUESTIONS times.
-    10 AskClock {}
+    12 AskClock {}
     /// H: in nanoseconds.
     11 Clock { monotonic: i64, boottime: i64 }
     8 Running { remote_pid: i32 }
@@ -101,6 +101,12 @@ message! {
     36 Poke { tid: i32, seq: u64 }
 }
 
+impl From<Failed> for Error {
+    fn from(f: Failed) -> Self {
+        Self::Peer { errno: f.errno, text: f.text }
+    }
+}
+
 pub fn send<M: Message>(w: &mut BulkWriter, m: &M) -> Result<()> {
     Ok(w.send_message(M::KIND, m)?)
 }
@@ -116,8 +122,7 @@ pub fn decode<M: Message>(frame: &Frame) -> Result<M> {
         return Ok(frame.decode()?);
     }
     if frame.kind == Failed::KIND {
-        let f: Failed = frame.decode()?;
-        return Err(Error::Peer { errno: f.errno, text: f.text });
+        return Err(frame.decode::<Failed>()?.into());
     }
     if frame.kind == Ended::KIND {
         return Err(tcmi_ckpt::Error::Ended.into());

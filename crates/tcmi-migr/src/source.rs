@@ -15,7 +15,7 @@ use tcmi_ckpt::image::{FileRef, ProcessImage};
 use tcmi_ckpt::rebuild;
 use tcmi_ckpt::remote::{self, Agent, page_up};
 use tcmi_core::lifecycle::State;
-use tcmi_kkc::{BulkReader, BulkWriter, Stream};
+use tcmi_kkc::{BulkError, BulkReader, BulkWriter, Stream};
 use tcmi_sys::namespace;
 
 /// Told how far a move is.
@@ -274,6 +274,18 @@ fn tell(c: &mut Channel, e: Error) -> Error {
     e
 }
 
+/// A peer that closed the stream while we sent may have said why before. Never waits: what can
+/// still be read of a closed stream is here.
+fn reason_of(c: &mut Channel, e: Error) -> Error {
+    if !matches!(e, Error::Stream(BulkError::Closed)) {
+        return e;
+    }
+    match msg::expect::<msg::Ready>(c.r) {
+        Err(said @ Error::Peer { .. }) => said,
+        _ => e,
+    }
+}
+
 /// What the peer has and knows before the process is frozen.
 struct Prepared {
     /// One for events and one for each thread, in the order that Begin named them.
@@ -403,7 +415,9 @@ fn transfer(
     if image.files.iter().any(|f| !known.contains(f)) {
         send_files(&files, c)?;
     }
-    pages::send(c.w, f.pid, &image.mm.vmas, &runs, &|n| watch.memory(n, total))?;
+    let sent = |n| watch.memory(n, total);
+    pages::send(c.w, f.pid, &image.mm.vmas, &runs, Point::HomePagesHalfSent, &sent)
+        .map_err(|e| reason_of(c, e))?;
     fault::pass(Point::HomePagesSent)?;
     // While the peer restores.
     *installed = Some(Installed::install(f, a, streams)?);

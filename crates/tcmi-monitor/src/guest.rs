@@ -581,7 +581,8 @@ impl Life {
         let (image, runs) = held.capture(&name, &mut files, mm.reserved, mm.vdso_hash)?;
         let image = ProcessImage { files: self.files.refs.clone(), ..image };
         msg::send(&mut self.w, &msg::Image { image: image.clone() })?;
-        pages::send(&mut self.w, self.guest.host_pid, &image.mm.vmas, &runs, &|_| {})?;
+        let (host, vmas) = (self.guest.host_pid, &image.mm.vmas);
+        pages::send(&mut self.w, host, vmas, &runs, Point::NodePagesHalfSent, &|_| {})?;
         fault::pass(Point::NodeImageSent)?;
         Ok(self.r.recv_message()?)
     }

@@ -16,6 +16,7 @@ use tcmi_core::limits::PHASE_TIMEOUT_MS;
 use tcmi_kkc::{BulkReader, BulkWriter, Link, Stream, StreamKind};
 use tcmi_migr::fault::{self, Point};
 use tcmi_migr::messages::{self as msg, Message};
+use tcmi_migr::pages::Incoming;
 use tcmi_migr::source::{self, Attached, Channel, Emigrated, Installed, Sent};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::shadow::{Armed, Fate, Places, Shadow, StreamAt, arm};
@@ -270,7 +271,7 @@ impl Keeper<'_> {
         let kept = self.kept().map_err(Return::lost)?;
         let (mut frozen, signals) = kept.shadow.hold().map_err(|_| Return::Ended)?;
         let (attached, agent) = (kept.attached, *kept.shadow.agent());
-        let image = match self.take_image(&mut frozen, signals) {
+        let image = match self.take_image(signals) {
             Ok(image) => image,
             Err(e) => return Err(self.stay(frozen, None, e)),
         };
@@ -327,17 +328,18 @@ impl Keeper<'_> {
         }
     }
 
-    /// The guest as it is, and a shadow that becomes it or goes on, whatever happens to us.
-    fn take_image(&mut self, frozen: &mut Frozen, signals: u32) -> Result<ProcessImage> {
+    fn take_image(&mut self, signals: u32) -> Result<ProcessImage> {
         fault::pass(Point::HomeReturnFrozen)?;
         msg::send(&mut self.wire.w, &msg::Capture { signals })?;
         let msg::Image { image } = msg::expect(&mut self.wire.r)?;
-        self.kept()?.shadow.arm_return(frozen, &image)?;
         Ok(image)
     }
 
     fn rebuild(&mut self, frozen: &mut Frozen, a: &Attached, image: &ProcessImage) -> Result<()> {
-        fault::pass(Point::HomeReturnArmed)?;
+        let armed = self.kept()?.shadow.arm_return(frozen, image).map_err(Error::from);
+        armed
+            .and_then(|()| fault::pass(Point::HomeReturnArmed))
+            .map_err(|e| Incoming::new(&mut self.wire.r).discard(e))?;
         let task: &Task = self.task;
         source::rebuild_at_home(frozen, a, image, &mut self.wire.r, task).map(drop)
     }

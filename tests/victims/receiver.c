@@ -1,5 +1,6 @@
 /*
- * Receives what the test sends: "report" prints how many of each signal came.
+ * Receives what the test sends: "report" prints how many of each signal came; "stop N" sends
+ * itself the signal N and says "stopped" when it goes on.
  * Payloads of SIGRTMIN count up from 0; SIGRTMIN+1 goes to the second thread only, and with
  * the argument any-code its si_code is not looked at.
  */
@@ -78,4 +79,9 @@ static void command(const char *line)
 {
 	if (!strcmp(line, "report"))
 		say("SEEN %ld %ld %ld %ld\n", plain, queued, to_thread, continued);
+	int signal;
+	if (sscanf(line, "stop %d", &signal) == 1) {
+		must(raise(signal) == 0, "raise");
+		say("stopped\n");
+	}
 }

@@ -22,7 +22,7 @@ use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent, page_up};
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_sys::maps::Mapping;
-use tcmi_sys::namespace;
+use tcmi_sys::{namespace, ptrace};
 
 /// Mapped files of a guest: open here, known at home by their [`FileRef`].
 #[derive(Default)]
@@ -391,19 +391,12 @@ impl Held {
         let runs = capture::own_pages(host, &image.mm.vmas)?;
         Ok((image, runs))
     }
-    /// Ends the guest, but for its leader, which is reaped by whoever bore it: while a tracee is
-    /// not waited for, its leader's end is not told.
+    /// Ends the guest.
     pub fn end(self) -> Result<()> {
         let leader = self.frozen.pid;
         // SAFETY: plain call on our own child, which is not reaped yet.
         unsafe { libc::kill(leader, libc::SIGKILL) };
-        for t in self.frozen.threads.iter().filter(|t| t.tid != leader) {
-            let mut status = 0;
-            // SAFETY: `status` is a live int; the thread is our tracee and about to end.
-            while unsafe { libc::waitpid(t.tid, &mut status, libc::__WALL) } == t.tid
-                && libc::WIFSTOPPED(status)
-            {}
-        }
+        ptrace::wait_for_end(leader)?;
         Ok(())
     }
     /// Lets the guest run on.

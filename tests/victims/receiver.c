@@ -40,11 +40,12 @@ static void on_signal(int signal, siginfo_t *info, void *context)
 static void *second(void *argument)
 {
 	(void)argument;
-	/* Two threads that take the same queued signal may run their handlers in any order. */
-	sigset_t queued_ones;
-	sigemptyset(&queued_ones);
-	sigaddset(&queued_ones, SIGRTMIN);
-	pthread_sigmask(SIG_BLOCK, &queued_ones, NULL);
+	/* Of what two threads may take, either may run its handler after the other's read. */
+	sigset_t for_one;
+	sigemptyset(&for_one);
+	sigaddset(&for_one, SIGRTMIN);
+	sigaddset(&for_one, SIGCONT);
+	pthread_sigmask(SIG_BLOCK, &for_one, NULL);
 	second_tid = syscall(SYS_gettid);
 	for (;;)
 		sched_yield();

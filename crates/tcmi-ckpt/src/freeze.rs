@@ -102,9 +102,33 @@ pub fn freeze(pid: i32) -> Result<Frozen> {
 
 /// As [`freeze`], for a process of which some threads are seized already; those in `except`
 /// are left alone.
-pub fn freeze_held(pid: i32, mut held: Vec<Running>, except: &[i32]) -> Result<Frozen> {
-    let mut stopped: BTreeMap<i32, Thread> = BTreeMap::new();
+pub fn freeze_held(pid: i32, held: Vec<Running>, except: &[i32]) -> Result<Frozen> {
+    let mut stopped = BTreeMap::new();
     let mut group_stop = None;
+    let all = stop_all(pid, held, except, &mut stopped, &mut group_stop);
+    let leader = stopped.remove(&pid);
+    let led = leader.is_some();
+    let alone = stopped.is_empty();
+    let threads = leader.into_iter().chain(stopped.into_values()).collect();
+    let frozen = Frozen { pid, threads, group_stop };
+    let why = match all {
+        Ok(()) if led => return Ok(frozen),
+        Ok(()) if alone => Error::Ended,
+        Ok(()) => Error::unsupported("its main thread has ended while others run"),
+        Err(e) => e,
+    };
+    frozen.thaw()?;
+    Err(why)
+}
+
+/// Until no thread appears any more. What was stopped is in `stopped`, also on Err.
+fn stop_all(
+    pid: i32,
+    mut held: Vec<Running>,
+    except: &[i32],
+    stopped: &mut BTreeMap<i32, Thread>,
+    group_stop: &mut Option<i32>,
+) -> Result<()> {
     for _ in 0..FREEZE_RESCAN_ATTEMPTS_MAX {
         // Seize before reading more of /proc: from then on the pid cannot be reused unseen.
         let seized: Vec<i32> = held.iter().map(Running::tid).collect();
@@ -112,36 +136,19 @@ pub fn freeze_held(pid: i32, mut held: Vec<Running>, except: &[i32]) -> Result<F
             stopped.contains_key(&t) || seized.contains(&t) || except.contains(&t)
         })?);
         if held.is_empty() {
-            return all_held(pid, stopped, group_stop);
+            return Ok(());
         }
         for t in &held {
             t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
         }
-        // The leader's end is not told before those of all others are taken.
-        held.sort_by_key(|t| t.tid() == pid);
         for t in std::mem::take(&mut held) {
             if let Some((t, group)) = settle(t)? {
-                group_stop = group_stop.or(group);
+                *group_stop = group_stop.or(group);
                 stopped.insert(t.tid, t);
             }
         }
     }
     Err(Error::ThreadStorm)
-}
-
-fn all_held(
-    pid: i32,
-    mut stopped: BTreeMap<i32, Thread>,
-    group_stop: Option<i32>,
-) -> Result<Frozen> {
-    let Some(leader) = stopped.remove(&pid) else {
-        return Err(match stopped.is_empty() {
-            true => Error::Ended,
-            false => Error::unsupported("its main thread has ended while others run"),
-        });
-    };
-    let threads = std::iter::once(leader).chain(stopped.into_values()).collect();
-    Ok(Frozen { pid, threads, group_stop })
 }
 
 /// Waits for the stop of a thread that was interrupted, letting signals that come first be delivered: their

@@ -1,6 +1,7 @@
 //! What a process is, without its pages: enough to build it again.
 
 use serde::{Deserialize, Serialize};
+use tcmi_sys::namespace;
 
 pub const SIGINFO_BYTES: usize = 128;
 
@@ -28,12 +29,37 @@ pub struct ProcessImage {
     pub limits: Vec<(u32, u64, u64)>,
     /// The signal of a job-control stop that it is in, or 0.
     pub stopped_by: i32,
-    /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process last saw them, in nanoseconds.
-    pub monotonic: i64,
-    pub boottime: i64,
+    /// Clocks that never go back, as the process can last have seen them.
+    pub clocks: Clocks,
 }
 
 pub type SigInfo = Vec<u8>;
+
+/// In nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    pub monotonic: i64,
+    pub boottime: i64,
+    /// CLOCK_MONOTONIC_COARSE, which stands still between two ticks.
+    pub coarse: i64,
+}
+
+impl Clocks {
+    /// This node's, in a time namespace with these offsets of the first two.
+    pub fn now((monotonic, boottime): (i64, i64)) -> Self {
+        Self {
+            monotonic: namespace::clock(libc::CLOCK_MONOTONIC) + monotonic,
+            boottime: namespace::clock(libc::CLOCK_BOOTTIME) + boottime,
+            coarse: namespace::clock(libc::CLOCK_MONOTONIC_COARSE) + monotonic,
+        }
+    }
+    /// How far the clock that is most behind `seen` is; not positive: none is.
+    pub fn behind(&self, seen: &Self) -> i64 {
+        (seen.monotonic - self.monotonic)
+            .max(seen.boottime - self.boottime)
+            .max(seen.coarse - self.coarse)
+    }
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressSpace {

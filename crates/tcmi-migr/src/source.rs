@@ -446,7 +446,7 @@ pub fn run_at_home(mut f: Frozen, a: &Attached, image: &ProcessImage) -> Result<
     }
     a.unmap(&mut f)?;
     f.leader_mut().own_again()?;
-    crate::destination::wait_until(image.monotonic, 0);
+    crate::destination::wait_for_clocks(&image.clocks, (0, 0));
     Ok(rebuild::release(f)?)
 }
 

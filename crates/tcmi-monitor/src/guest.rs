@@ -25,6 +25,7 @@ use tcmi_shadow::{
 };
 use tcmi_sys::Errno;
 use tcmi_sys::maps::Mapping;
+use tcmi_sys::ptrace;
 
 use crate::ipc::{self, ToDaemon, ToMonitor};
 use crate::rooms;
@@ -311,6 +312,8 @@ impl Life {
                     self.ask_home(daemon)?;
                 }
                 Next::LookDue => {
+                    // A guest killed while held: its end shows after those of its threads.
+                    ptrace::take_ends()?;
                     self.poke()?;
                     self.report(daemon)?;
                 }
@@ -475,12 +478,7 @@ impl Life {
     }
 
     fn ended(&mut self) -> Result<String> {
-        let mut status = 0;
-        // SAFETY: our own child; the pidfd says that it ended.
-        let r = unsafe { libc::waitpid(self.guest.host_pid, &mut status, libc::__WALL) };
-        if r != self.guest.host_pid {
-            return Err(Errno::last("waitpid").into());
-        }
+        let status = ptrace::wait_for_end(self.guest.host_pid)?;
         if self.keeper {
             let stats = msg::Stats { text: self.stats() };
             msg::send(&mut self.w, &stats)?;
@@ -512,7 +510,6 @@ impl Life {
         match sent {
             Ok(f) if f.kind == msg::Finish::KIND => {
                 held.end()?;
-                self.reap()?;
                 // Home goes on without it, if it must.
                 if let Err(e) = msg::send(&mut self.w, &msg::Gone {}) {
                     tracing::debug!(error = %e, "home did not wait for the end");
@@ -585,13 +582,6 @@ impl Life {
         pages::send(&mut self.w, host, vmas, &runs, Point::NodePagesHalfSent, &|_| {})?;
         fault::pass(Point::NodeImageSent)?;
         Ok(self.r.recv_message()?)
-    }
-
-    fn reap(&self) -> Result<()> {
-        let mut status = 0;
-        // SAFETY: our own child, killed before.
-        let r = unsafe { libc::waitpid(self.guest.host_pid, &mut status, libc::__WALL) };
-        if r < 0 { Err(Errno::last("waitpid").into()) } else { Ok(()) }
     }
 
     fn kill(&self) {

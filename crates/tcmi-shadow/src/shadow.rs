@@ -620,9 +620,7 @@ impl Shadow {
 
     /// Reaps what is left of a process that ended.
     pub fn reap(mut self) -> Result<()> {
-        // The leader last: it cannot be reaped while a thread that we trace is not.
-        let leader = self.running.remove(&self.pid);
-        for t in std::mem::take(&mut self.running).into_values().chain(leader) {
+        for t in std::mem::take(&mut self.running).into_values() {
             match t.wait() {
                 Ok(Waited::Ended(_)) => {}
                 Ok(Waited::Stopped(s, _)) => s.detach(0)?,

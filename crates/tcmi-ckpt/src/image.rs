@@ -1,6 +1,11 @@
 //! What a process is, without its pages: enough to build it again.
 
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use tcmi_sys::pages::PAGE_BYTES;
+
+/// End of what a process can map, but for one page.
+const USER_END: u64 = 1 << 47;
 
 pub const SIGINFO_BYTES: usize = 128;
 
@@ -57,6 +62,41 @@ pub struct AddressSpace {
     pub vdso_hash: [u8; 32],
     /// Where tcmi's own region stands, in the shadow and in the guest alike; not in `vmas`.
     pub reserved: (u64, u64),
+}
+
+impl AddressSpace {
+    /// Whether a process can have it. What a peer sends passes here before it is computed with.
+    pub fn check(&self) -> Result<()> {
+        let mut free = 0;
+        for v in &self.vmas {
+            check_range("a mapping", (v.start, v.end))?;
+            if v.start < free || v.start == v.end {
+                return Err(Error::Image("mappings out of order"));
+            }
+            free = v.end;
+            if let Backing::File { offset, .. } = v.backing {
+                let last = offset.checked_add(v.end - v.start);
+                if !offset.is_multiple_of(PAGE_BYTES) || last.is_none_or(|l| l > i64::MAX as u64) {
+                    return Err(Error::Image("the offset of a mapping"));
+                }
+            }
+        }
+        check_range("the vvar pages", self.vvar)?;
+        check_range("the vdso", self.vdso)?;
+        check_range("the reserved region", self.reserved)?;
+        match self.vvar.0 <= self.vdso.0 {
+            true => Ok(()),
+            false => Err(Error::Image("the vvar pages lie above the vdso")),
+        }
+    }
+}
+
+/// May be empty.
+pub fn check_range(what: &'static str, (start, end): (u64, u64)) -> Result<()> {
+    match start <= end && end <= USER_END && (start | end).is_multiple_of(PAGE_BYTES) {
+        true => Ok(()),
+        false => Err(Error::Image(what)),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

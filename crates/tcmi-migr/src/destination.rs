@@ -120,6 +120,7 @@ pub struct Built {
 /// Ok: Ready was sent; only [`Built::commit`] may let it run. Err: nothing is left of it.
 pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<Built> {
     let begin: msg::Begin = msg::expect(r)?;
+    begin.check()?;
     fault::pass(Point::NodeBeginReceived)?;
     compare_clocks(w, r)?;
     let mut files = GuestFiles::default();
@@ -174,6 +175,7 @@ fn construct(
     msg::send(w, &msg::Prepared {})?;
 
     let msg::State { image, calls } = msg::expect(r)?;
+    image.mm.check()?;
     if image.pid != begin.pid || image.mm.reserved != reserved {
         return Err(tcmi_ckpt::Error::Image("another process than announced").into());
     }
@@ -315,7 +317,8 @@ fn wait_for_clock(seen: i64) {
 
 /// Until our clock with `offset` shows what the process has seen of it elsewhere.
 pub(crate) fn wait_until(seen: i64, offset: i64) {
-    let behind = seen - (namespace::clock(libc::CLOCK_MONOTONIC) + offset);
+    let now = namespace::clock(libc::CLOCK_MONOTONIC).saturating_add(offset);
+    let behind = seen.saturating_sub(now);
     if behind > 0 {
         // Bounded by half the time of a question and its answer.
         std::thread::sleep(std::time::Duration::from_nanos(behind.min(1_000_000_000) as u64));
@@ -338,9 +341,9 @@ fn compare_clocks(w: &mut BulkWriter, r: &mut BulkReader) -> Result<()> {
         if took < quickest {
             quickest = took;
             // Home looked in the middle, as far as we know.
-            let home = [home.monotonic, home.boottime].map(|t| t + took / 2);
+            let home = [home.monotonic, home.boottime].map(|t| t.saturating_add(took / 2));
             for ((offset, home), here) in GUEST_CLOCKS.iter().zip(home).zip(here) {
-                offset.store(home - here, Ordering::Relaxed);
+                offset.store(home.saturating_sub(here), Ordering::Relaxed);
             }
         }
     }
@@ -387,7 +390,7 @@ impl Held {
         let mut image = capture::capture(&mut self.frozen, &self.agent, names, &maps, files)?;
         image.mm.reserved = reserved;
         image.mm.vdso_hash = vdso_hash;
-        image.monotonic += clock_offsets().0;
+        image.monotonic = image.monotonic.saturating_add(clock_offsets().0);
         let runs = capture::own_pages(host, &image.mm.vmas)?;
         Ok((image, runs))
     }

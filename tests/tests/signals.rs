@@ -166,9 +166,11 @@ fn a_guest_that_stops_itself_is_a_stopped_job_at_home() -> Result<()> {
     pair.migrate(pid)?;
     for (times, signal) in [Signal::SIGSTOP, Signal::SIGTSTP, Signal::SIGTTIN].iter().enumerate() {
         victim.say(&format!("stop {}", *signal as i32))?;
-        wait_for_job(pid, WaitPidFlag::WUNTRACED, |s| {
-            matches!(s, WaitStatus::Stopped(_, by) if by == signal)
-        })?;
+        wait_for_job(
+            pid,
+            WaitPidFlag::WUNTRACED,
+            |s| matches!(s, WaitStatus::Stopped(_, by) if by == signal),
+        )?;
         victim.signal(Signal::SIGCONT)?;
         wait_for_job(pid, WaitPidFlag::WCONTINUED, |s| matches!(s, WaitStatus::Continued(_)))?;
         victim.expect("stopped", SOON)?;

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::freeze::{Frozen, Thread};
 use crate::image::*;
 use crate::layout::Step;
-use crate::remote::{Agent, Calls, Ids, Results, bytes_of, from_bytes};
+use crate::remote::{Agent, Calls, DATA_MAX, Ids, Results, bytes_of, from_bytes};
 use std::ops::Range;
 use tcmi_sys::memory::{self, Forced};
 use tcmi_sys::pages::PAGE_BYTES;
@@ -28,6 +28,9 @@ impl<'a> Batcher<'a> {
     }
     /// Puts bytes where the calls of this batch can point; gives their address.
     pub fn data(&mut self, bytes: &[u8]) -> Result<u64> {
+        if bytes.len() >= DATA_MAX {
+            return Err(Error::Image("a part that is too long"));
+        }
         if !self.calls.has_room(bytes.len()) {
             self.flush()?;
         }

@@ -91,6 +91,10 @@ pub const SCRATCH_BYTES: u64 = 256 * 1024;
 const OPS_AT: u64 = std::mem::size_of::<Batch>().next_multiple_of(64) as u64;
 const OPS_MAX: usize = 1024;
 const DATA_AT: u64 = OPS_AT + (OPS_MAX * std::mem::size_of::<BatchOp>()) as u64;
+/// The agent's stack, at the end of the scratch memory.
+const STACK_BYTES: u64 = 16 * 1024;
+/// Bytes that the calls of a batch can point to, all together.
+pub const DATA_MAX: usize = (SCRATCH_BYTES - DATA_AT - STACK_BYTES) as usize;
 
 /// The agent blob in a process, with scratch memory behind it.
 #[derive(Clone, Copy, Debug)]
@@ -127,8 +131,7 @@ impl Calls {
     }
     /// Whether another call with `bytes` of data still fits.
     pub fn has_room(&self, bytes: usize) -> bool {
-        self.ops.len() < OPS_MAX
-            && self.data.len() + bytes + 64 < (SCRATCH_BYTES - DATA_AT) as usize
+        self.ops.len() < OPS_MAX && self.data.len() + bytes < DATA_MAX
     }
     /// Puts bytes where calls can point; `Slot` is relative to the agent's scratch.
     pub fn data(&mut self, bytes: &[u8]) -> Slot {

@@ -121,6 +121,7 @@ pub struct Built {
 /// Ok: Ready was sent; only [`Built::commit`] may let it run. Err: nothing is left of it.
 pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<Built> {
     let begin: msg::Begin = msg::expect(r)?;
+    begin.check()?;
     fault::pass(Point::NodeBeginReceived)?;
     compare_clocks(w, r)?;
     let mut files = GuestFiles::default();
@@ -175,6 +176,7 @@ fn construct(
     msg::send(w, &msg::Prepared {})?;
 
     let msg::State { image, calls } = msg::expect(r)?;
+    image.mm.check()?;
     if image.pid != begin.pid || image.mm.reserved != reserved {
         return Err(tcmi_ckpt::Error::Image("another process than announced").into());
     }
@@ -342,9 +344,9 @@ fn compare_clocks(w: &mut BulkWriter, r: &mut BulkReader) -> Result<()> {
         if took < quickest {
             quickest = took;
             // Home looked in the middle, as far as we know.
-            let home = [home.monotonic, home.boottime].map(|t| t + took / 2);
+            let home = [home.monotonic, home.boottime].map(|t| t.saturating_add(took / 2));
             for ((offset, home), here) in GUEST_CLOCKS.iter().zip(home).zip(here) {
-                offset.store(home - here, Ordering::Relaxed);
+                offset.store(home.saturating_sub(here), Ordering::Relaxed);
             }
         }
     }

@@ -8,7 +8,7 @@
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage};
+use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, check_range};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
 
@@ -99,6 +99,15 @@ message! {
     35 AskStats {}
     /// N: the thread's call with this number is to end as by a signal.
     36 Poke { tid: i32, seq: u64 }
+}
+
+impl Begin {
+    /// Whether a process can be so. Before anything is computed with it.
+    pub fn check(&self) -> Result<()> {
+        self.mm.check()?;
+        let resident = self.resident.iter();
+        Ok(resident.copied().try_for_each(|r| check_range("resident memory", r))?)
+    }
 }
 
 impl From<Failed> for Error {

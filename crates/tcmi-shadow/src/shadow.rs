@@ -57,6 +57,8 @@ pub struct Shadow {
     /// First and last of our descriptors.
     reserved: (i32, i32),
     job: Job,
+    /// Of the job, told while calls were taken back.
+    missed: Vec<Fate>,
 }
 
 /// Where job control has the process.
@@ -66,6 +68,19 @@ enum Job {
     Stopped,
     /// Continued; the SIGCONT that did it is still to be taken by a thread.
     Continued,
+}
+
+impl Job {
+    /// A thread shows that the process is in a group stop by this signal, or in none.
+    fn at_stop(&mut self, group: Option<i32>) -> Option<Fate> {
+        let (job, fate) = match (*self, group) {
+            (Self::Runs | Self::Continued, Some(sig)) => (Self::Stopped, Fate::Stopped(sig)),
+            (Self::Stopped, None) => (Self::Continued, Fate::Continued),
+            _ => return None,
+        };
+        *self = job;
+        Some(fate)
+    }
 }
 
 /// What happened to a shadow that the guest must follow.
@@ -105,6 +120,7 @@ pub fn arm(
         reserved,
         places,
         job: Job::Runs,
+        missed: Vec::new(),
     };
     let timers = timers(f.pid)?;
     for t in &f.threads {
@@ -418,7 +434,7 @@ impl Shadow {
 
     /// Handles what happened since the last time; tells what the guest must follow.
     pub fn poll(&mut self) -> Result<Vec<Fate>> {
-        let mut fates = Vec::new();
+        let mut fates = std::mem::take(&mut self.missed);
         while let Some((tid, waited)) = try_wait_any()? {
             match waited {
                 Waited::Ended(_) => {
@@ -444,20 +460,20 @@ impl Shadow {
                 self.job = Job::Runs;
                 s.cont(0)?
             }
+            // Of a thread that had not stopped yet, told before the others' end of the stop.
+            Stop::Signal(libc::SIGCONT) if self.job == Job::Stopped => {
+                self.job = Job::Runs;
+                fates.push(Fate::Continued);
+                s.cont(0)?
+            }
             Stop::Signal(sig) => s.cont(sig)?,
             Stop::Group(sig) => {
-                if self.job != Job::Stopped {
-                    self.job = Job::Stopped;
-                    fates.push(Fate::Stopped(sig));
-                }
+                fates.extend(self.job.at_stop(Some(sig)));
                 s.listen()?
             }
             // The end of a group stop shows itself so.
             Stop::Interrupt => {
-                if self.job == Job::Stopped {
-                    self.job = Job::Continued;
-                    fates.push(Fate::Continued);
-                }
+                fates.extend(self.job.at_stop(None));
                 s.cont(0)?
             }
             Stop::Syscall | Stop::Event(_) => s.cont(0)?,
@@ -470,6 +486,7 @@ impl Shadow {
             let Some(t) = self.running.remove(&tid) else { continue };
             t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
             let Some((mut t, group)) = settle(t)? else { continue };
+            self.missed.extend(self.job.at_stop(group));
             self.cancel(&t)?;
             let s = t.take()?;
             let going = if group.is_some() { s.listen()? } else { s.cont(0)? };

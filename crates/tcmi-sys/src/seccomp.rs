@@ -278,7 +278,13 @@ impl Listener {
             newfd_flags: libc::O_CLOEXEC as u32,
             ..NotifAddfd::default()
         };
-        self.ioctl(ADDFD, (&raw mut addfd).cast())
+        loop {
+            match self.ioctl(ADDFD, (&raw mut addfd).cast()) {
+                // A signal for this thread of ours: the kernel has taken the request back.
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Has caller and listener run on one core, where waking the other is cheap (Linux 6.6).

@@ -11,6 +11,7 @@ mod aead;
 mod batch;
 mod broken;
 mod call;
+mod descriptors;
 mod header;
 mod lifecycle;
 mod mem;

@@ -55,6 +55,7 @@ fn rebuild_with(
     pages: &mut Incoming,
     watch: &dyn Watch,
 ) -> Result<u64> {
+    image.mm.check()?;
     let pid = f.pid;
     let me = Ids { tgid: pid, tid: pid };
     let mut files = Known { refs: &image.files, other: Vec::new() };

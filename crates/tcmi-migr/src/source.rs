@@ -170,26 +170,24 @@ fn move_out(
     watch: &dyn Watch,
 ) -> Result<Emigrated> {
     let attached = Attached::attach(pid)?;
-    let prepared = fault::pass(Point::HomeAttached)
-        .and_then(|()| prepare(&attached, migration, epoch, c, watch));
-    let prepared = match prepared {
-        Ok(p) => p,
-        Err(e) => {
-            attached.remove();
-            return Err(tell(c, e));
-        }
-    };
-    watch.enter(State::Freezing);
-    let started = std::time::Instant::now();
-    let mut frozen = match freeze_with_room(&attached, prepared.streams.len() - 1) {
-        Ok(f) => f,
+    let mut times = Times::default();
+    let held = fault::pass(Point::HomeAttached)
+        .and_then(|()| prepare(&attached, migration, epoch, c, watch))
+        .and_then(|prepared| {
+            watch.enter(State::Freezing);
+            let started = std::time::Instant::now();
+            let frozen = freeze_with_room(&attached, prepared.streams.len() - 1)?;
+            times.freeze = micros(started);
+            Ok((prepared, frozen))
+        });
+    let (prepared, mut frozen) = match held {
+        Ok(held) => held,
         Err(e) => {
             attached.remove();
             return Err(tell(c, e));
         }
     };
     let mut installed = None;
-    let mut times = Times { freeze: micros(started), ..Times::default() };
     match transfer(&mut frozen, &attached, prepared, &mut installed, &mut times, c, watch) {
         Ok((image, remote_pid)) => {
             let installed = installed.ok_or(Error::Unsteady("no streams"))?;

@@ -8,6 +8,8 @@ use tcmi_sys::pages::PAGE_BYTES;
 /// End of what a process can map, but for one page.
 const USER_END: u64 = 1 << 47;
 
+/// Of what stands here; goes up with every change that another version cannot read.
+pub const VERSION: u32 = 1;
 pub const SIGINFO_BYTES: usize = 128;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

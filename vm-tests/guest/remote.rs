@@ -17,10 +17,12 @@ const REACH_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
-    Start { environment: Vec<(String, String)> },
+    Start {
+        environment: Vec<(String, String)>,
+    },
     Read(String),
     Write(String, String),
-    /// Whether a process of the node waits at a fault point.
+    /// Whether a process of the node was stopped by a fault point.
     IsHalted,
     Log,
     /// The daemon is to end well, and the kernel to have nothing to complain of.
@@ -101,14 +103,12 @@ fn obey(node: &mut Option<Node>, order: Order) -> Result<String> {
     }
 }
 
-/// Whether a daemon or a monitor of this machine is stopped.
-pub fn is_halted() -> Result<bool> {
+/// Whether any process of this machine is stopped.
+fn is_halted() -> Result<bool> {
     for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        // A process that ended meanwhile has no stat.
-        let Ok(stat) = fs::read_to_string(path.join("stat")) else { continue };
-        let ours = stat.contains("(tcmid)") || stat.contains("(tcmi-monitor)");
-        if ours && stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
+        // What is no process, or ended meanwhile, has no stat.
+        let Ok(stat) = fs::read_to_string(entry?.path().join("stat")) else { continue };
+        if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
             return Ok(true);
         }
     }

@@ -31,6 +31,8 @@ pub const CASES: &[Case] = &[
     case("emigrate", Machines::Mixed, 240),
     case("threads", Machines::Mixed, 240),
     case("victims", Machines::Mixed, 480),
+    case("link-cut", Machines::Alike, 240),
+    case("node-dies", Machines::Alike, 480),
 ];
 
 impl Case {
@@ -39,9 +41,7 @@ impl Case {
         match self.machines {
             Machines::One => SERIES.map(|s| (s, None)).to_vec(),
             Machines::Alike => SERIES.map(|s| (s, Some(s))).to_vec(),
-            Machines::Mixed => {
-                SERIES.iter().flat_map(|h| SERIES.map(|d| (*h, Some(d)))).collect()
-            }
+            Machines::Mixed => SERIES.iter().flat_map(|h| SERIES.map(|d| (*h, Some(d)))).collect(),
         }
     }
 }

@@ -69,7 +69,11 @@ pub fn build(kernel: &Kernel, programs: &Path, victims: &Path, out: &Path) -> Re
         archive.put(directory, DIRECTORY, &[]);
         archive.directories.insert(directory.into());
     }
-    archive.put("etc/passwd", PLAIN, b"root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n");
+    archive.put(
+        "etc/passwd",
+        PLAIN,
+        b"root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
+    );
     archive.put("bin/busybox", PROGRAM, &fs::read("/bin/busybox")?);
     archive.put("init", PROGRAM, &stripped(&programs.join("tcmi-vm-guest"))?);
     for program in ["tcmid", "tcmi"] {

@@ -83,7 +83,9 @@ fn package_names(series: &str) -> Result<Vec<String>> {
         .lines()
         .filter(|l| !l.starts_with([' ', '<']))
         .map(str::trim)
-        .filter(|n| ["linux-image-", "linux-headers-", "linux-kbuild-"].iter().any(|p| n.starts_with(p)))
+        .filter(|n| {
+            ["linux-image-", "linux-headers-", "linux-kbuild-"].iter().any(|p| n.starts_with(p))
+        })
         .filter(|n| !n.ends_with("-unsigned") && **n != image && **n != headers)
         .collect();
     names.sort_unstable();

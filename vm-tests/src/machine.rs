@@ -5,9 +5,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::mpsc::Sender;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -19,7 +20,8 @@ use crate::wire::{Role, Said};
 const MEMORY_MIB: u32 = 640;
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 tsc=reliable no_timer_check \
-    mitigations=off nokaslr rcupdate.rcu_expedited=1 cryptomgr.notests random.trust_cpu=on";
+    mitigations=off nokaslr rcupdate.rcu_expedited=1 cryptomgr.notests random.trust_cpu=on \
+    rcupdate.rcu_cpu_stall_timeout=120";
 /// What the kernel writes when something is wrong with it.
 const COMPLAINTS: &[&str] = &[
     "WARNING:",
@@ -65,7 +67,10 @@ impl Machine {
         command
             .args(["-display", "none", "-serial"])
             .arg(format!("file:{}", plan.console.display()))
-            .args(["-chardev", &format!("socket,id=port,path={},server=on,wait=on", port.display())])
+            .args([
+                "-chardev",
+                &format!("socket,id=port,path={},server=on,wait=on", port.display()),
+            ])
             .args(["-serial", "chardev:port"])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", control.display())]);
         if plan.networked {
@@ -181,9 +186,26 @@ pub fn qemu(plan: &Plan) -> Command {
         .arg(&plan.kernel.elf)
         .arg("-initrd")
         .arg(plan.initramfs)
-        .args(["-append", &format!("{COMMAND_LINE} {}", plan.words)])
+        .args(["-append", &format!("{COMMAND_LINE} {} {}", clock_rate(), plan.words)])
         .args(["-device", "virtio-rng-pci"]);
     command
+}
+
+/// The emulated time stamp counter is the host's. On a busy host a kernel that measures it
+/// itself can be off by an order of magnitude, and so are then all its clocks.
+fn clock_rate() -> String {
+    const MEASURED: Duration = Duration::from_millis(20);
+    static RATE: OnceLock<u64> = OnceLock::new();
+    // SAFETY: every x86-64 CPU has the counter.
+    let ticks = || unsafe { std::arch::x86_64::_rdtsc() };
+    let measure = |_| {
+        let (began, before) = (Instant::now(), ticks());
+        while began.elapsed() < MEASURED {}
+        (ticks() - before) * 1_000_000 / began.elapsed().as_nanos() as u64
+    };
+    // Losing the CPU between two looks makes it less, never more.
+    let khz = RATE.get_or_init(|| (0..5).map(measure).max().unwrap_or_default());
+    format!("tsc_early_khz={khz}")
 }
 
 fn network(command: &mut Command, plan: &Plan) {
@@ -204,7 +226,8 @@ fn network(command: &mut Command, plan: &Plan) {
 
 fn listen(role: Role, lines: BufReader<UnixStream>, said: &Sender<(Role, Option<Said>)>) {
     for line in lines.lines().map_while(Result::ok) {
-        let heard = line.trim().parse().unwrap_or_else(|e: anyhow::Error| Said::Failed(e.to_string()));
+        let heard =
+            line.trim().parse().unwrap_or_else(|e: anyhow::Error| Said::Failed(e.to_string()));
         if said.send((role, Some(heard))).is_err() {
             return;
         }

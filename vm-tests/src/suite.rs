@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,8 +55,11 @@ impl Run {
             Some(desk) => format!("{} ({} -> {desk})", self.case.name, self.home),
         }
     }
-    fn machines(&self) -> usize {
-        1 + usize::from(self.desk.is_some())
+    /// A machine's console is kept under this name.
+    fn log_name(&self, role: Role, boot: u32) -> String {
+        let kernels =
+            self.desk.map_or(self.home.to_owned(), |desk| format!("{}-{desk}", self.home));
+        format!("{}-{kernels}-{role}-{boot}.log", self.case.name)
     }
 }
 
@@ -97,7 +100,8 @@ fn room() -> Result<usize> {
     let cores = thread::available_parallelism()?.get();
     let text = fs::read_to_string("/proc/meminfo")?;
     let free = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
-    let free: u64 = free.and_then(|l| l.split_whitespace().next()).context("MemAvailable")?.parse()?;
+    let free: u64 =
+        free.and_then(|l| l.split_whitespace().next()).context("MemAvailable")?.parse()?;
     Ok((cores * 2).min((free / MACHINE_KIB) as usize).max(2))
 }
 
@@ -138,44 +142,116 @@ fn next(waiting: &Mutex<VecDeque<Run>>) -> Option<Run> {
     waiting.lock().expect("no worker panics").pop_front()
 }
 
-/// A machine's console is kept under its run's name.
-fn log_name(run: &Run, role: Role) -> String {
-    let kernels = run.desk.map_or(run.home.to_owned(), |desk| format!("{}-{desk}", run.home));
-    format!("{}-{kernels}-{role}.log", run.case.name)
+/// What one run has: its machines, and how to switch one on.
+struct Stage<'a> {
+    bench: &'a Bench,
+    run: &'a Run,
+    sockets: Scratch,
+    token: String,
+    said: Sender<(Role, Option<Said>)>,
+    hears: Receiver<(Role, Option<Said>)>,
+    machines: Vec<Machine>,
+    boots: u32,
 }
 
-fn one(bench: &Bench, run: &Run) -> Result<()> {
-    let sockets = Scratch::new("vm")?;
-    let token = format!("{:016x}", token()?);
-    let (said, hears) = channel();
-    let mut machines = Vec::with_capacity(run.machines());
-    for (role, series) in [(Role::Desk, run.desk), (Role::Home, Some(run.home))] {
-        let Some(series) = series else { continue };
-        let (kernel, initramfs) = bench.kernels.get(series).context("a kernel that was fetched")?;
-        let case = run.case.name;
+impl<'a> Stage<'a> {
+    fn new(bench: &'a Bench, run: &'a Run) -> Result<Self> {
+        let (said, hears) = channel();
+        let token = format!("{:016x}", token()?);
+        let sockets = Scratch::new("vm")?;
+        Ok(Self { bench, run, sockets, token, said, hears, machines: Vec::new(), boots: 0 })
+    }
+
+    fn boot(&mut self, role: Role, series: &str) -> Result<()> {
+        let found = self.bench.kernels.get(series);
+        let (kernel, initramfs) = found.context("a kernel that was fetched")?;
+        let (case, token) = (self.run.case.name, &self.token);
+        self.boots += 1;
         let plan = Plan {
             kernel,
             initramfs,
             role,
             words: format!("tcmi.role={role} tcmi.case={case} tcmi.token={token}"),
-            sockets: sockets.path(),
-            console: bench.logs.join(log_name(run, role)),
-            networked: run.desk.is_some(),
+            sockets: self.sockets.path(),
+            console: self.bench.logs.join(self.run.log_name(role, self.boots)),
+            networked: self.run.desk.is_some(),
         };
-        machines.push(Machine::boot(&plan, said.clone()).with_context(|| format!("boot {role}"))?);
+        let machine = Machine::boot(&plan, self.said.clone());
+        self.machines.push(machine.with_context(|| format!("boot {role}"))?);
+        Ok(())
     }
-    drop(said);
-    let outcome = attend(&mut machines, &hears, &token, run.case.timeout);
-    let outcome = outcome.and_then(|()| {
-        let home = machines.iter_mut().find(|m| m.role == Role::Home).context("a home")?;
-        home.wait_off(OFF_TIMEOUT)
-    });
-    let complaints = machines
-        .iter()
-        .map(|m| Ok(m.complaints()?.into_iter().map(move |line| format!("{}: {line}", m.role))))
-        .collect::<Result<Vec<_>>>()?;
-    let complaints: Vec<String> = complaints.into_iter().flatten().collect();
-    outcome.with_context(|| ends_of_consoles(&machines))?;
+
+    fn machine(&mut self, role: Role) -> Result<&mut Machine> {
+        self.machines.iter_mut().rfind(|m| m.role == role).context("no such machine")
+    }
+
+    fn obey(&mut self, order: Order) -> Result<()> {
+        match order {
+            Order::QuitDesk => self.machine(Role::Desk)?.quit()?,
+            Order::BootDesk => self.boot(Role::Desk, self.run.desk.context("a desk")?)?,
+            Order::Link { up } => self.machine(Role::Desk)?.set_link(up)?,
+        }
+        self.machine(Role::Home)?.answer(DONE)
+    }
+
+    /// Ok: home said that the case passed, with the token.
+    fn attend(&mut self) -> Result<()> {
+        let timeout = self.run.case.timeout;
+        let deadline = Instant::now() + timeout;
+        let mut last = String::from("nothing");
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.hears.recv_timeout(left) {
+                Ok((_, Some(Said::Progress(text)))) => last = text,
+                Ok((role, Some(Said::Passed(said)))) => {
+                    ensure!(said == self.token, "{role} passes with {said:?}");
+                    if role == Role::Home {
+                        return Ok(());
+                    }
+                }
+                Ok((role, Some(Said::Failed(text)))) => bail!("{role}, after {last:?}: {text}"),
+                Ok((_, Some(Said::Please(order)))) => self.obey(order)?,
+                Ok((Role::Home, None)) => bail!("home went off without a verdict, after {last:?}"),
+                // A case may have had its power cut.
+                Ok((Role::Desk, None)) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("no verdict after {} s; last: {last:?}", timeout.as_secs())
+                }
+                Err(RecvTimeoutError::Disconnected) => unreachable!("we have a sender ourselves"),
+            }
+        }
+    }
+
+    fn complaints(&self) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for machine in &self.machines {
+            let lines = machine.complaints()?.into_iter();
+            all.extend(lines.map(|line| format!("{}: {line}", machine.role)));
+        }
+        Ok(all)
+    }
+
+    fn ends_of_consoles(&self) -> String {
+        let mut text = String::new();
+        for machine in &self.machines {
+            let console = machine.console().unwrap_or_else(|e| format!("no console: {e}"));
+            let lines: Vec<&str> = console.lines().collect();
+            let from = lines.len().saturating_sub(SHOWN_LINES);
+            text += &format!("--- console of {}\n{}\n", machine.role, lines[from..].join("\n"));
+        }
+        text
+    }
+}
+
+fn one(bench: &Bench, run: &Run) -> Result<()> {
+    let mut stage = Stage::new(bench, run)?;
+    if let Some(series) = run.desk {
+        stage.boot(Role::Desk, series)?;
+    }
+    stage.boot(Role::Home, run.home)?;
+    let outcome = stage.attend().and_then(|()| stage.machine(Role::Home)?.wait_off(OFF_TIMEOUT));
+    outcome.with_context(|| stage.ends_of_consoles())?;
+    let complaints = stage.complaints()?;
     ensure!(complaints.is_empty(), "the kernel complains:\n{}", complaints.join("\n"));
     Ok(())
 }
@@ -184,57 +260,6 @@ fn token() -> Result<u64> {
     let mut bytes = [0; 8];
     std::io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
-}
-
-fn ends_of_consoles(machines: &[Machine]) -> String {
-    let mut text = String::new();
-    for machine in machines {
-        let console = machine.console().unwrap_or_else(|e| format!("no console: {e}"));
-        let lines: Vec<&str> = console.lines().collect();
-        let from = lines.len().saturating_sub(SHOWN_LINES);
-        text += &format!("--- console of {}\n{}\n", machine.role, lines[from..].join("\n"));
-    }
-    text
-}
-
-/// Ok: home said that the case passed, with the token.
-fn attend(
-    machines: &mut [Machine],
-    hears: &Receiver<(Role, Option<Said>)>,
-    token: &str,
-    timeout: Duration,
-) -> Result<()> {
-    let deadline = Instant::now() + timeout;
-    let mut last = String::from("nothing");
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match hears.recv_timeout(left) {
-            Ok((_, Some(Said::Progress(text)))) => last = text,
-            Ok((Role::Home, Some(Said::Passed(said)))) if said == token => return Ok(()),
-            Ok((role, Some(Said::Passed(said)))) => bail!("{role} passes with {said:?}"),
-            Ok((role, Some(Said::Failed(text)))) => bail!("{role}, after {last:?}: {text}"),
-            Ok((_, Some(Said::Please(order)))) => obey(machines, order)?,
-            Ok((Role::Home, None)) => bail!("home went off without a verdict, after {last:?}"),
-            // A case may have had its power cut.
-            Ok((Role::Desk, None)) => {}
-            Err(RecvTimeoutError::Timeout) => {
-                bail!("no verdict after {} s; last: {last:?}", timeout.as_secs())
-            }
-            Err(RecvTimeoutError::Disconnected) => bail!("all machines are off; last: {last:?}"),
-        }
-    }
-}
-
-fn obey(machines: &mut [Machine], order: Order) -> Result<()> {
-    match order {
-        Order::QuitDesk => machine(machines, Role::Desk)?.quit()?,
-        Order::Link { up } => machine(machines, Role::Desk)?.set_link(up)?,
-    }
-    machine(machines, Role::Home)?.answer(DONE)
-}
-
-fn machine(machines: &mut [Machine], role: Role) -> Result<&mut Machine> {
-    machines.iter_mut().find(|m| m.role == role).context("no such machine")
 }
 
 /// One machine with a shell on this terminal.

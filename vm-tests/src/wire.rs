@@ -40,6 +40,8 @@ impl FromStr for Role {
 pub enum Order {
     /// The desk loses its power.
     QuitDesk,
+    /// It is switched on again, with nothing on it.
+    BootDesk,
     /// The desk's cable.
     Link { up: bool },
 }
@@ -63,6 +65,7 @@ impl fmt::Display for Said {
             Self::Passed(token) => write!(f, "passed {token}"),
             Self::Failed(text) => write!(f, "failed {}", text.escape_default()),
             Self::Please(Order::QuitDesk) => write!(f, "please quit desk"),
+            Self::Please(Order::BootDesk) => write!(f, "please boot desk"),
             Self::Please(Order::Link { up: true }) => write!(f, "please link up"),
             Self::Please(Order::Link { up: false }) => write!(f, "please link down"),
         }
@@ -78,6 +81,7 @@ impl FromStr for Said {
             ("passed", token) => Self::Passed(token.to_owned()),
             ("failed", text) => Self::Failed(text.replace("\\n", "\n")),
             ("please", "quit desk") => Self::Please(Order::QuitDesk),
+            ("please", "boot desk") => Self::Please(Order::BootDesk),
             ("please", "link up") => Self::Please(Order::Link { up: true }),
             ("please", "link down") => Self::Please(Order::Link { up: false }),
             _ => bail!("a machine says {line:?}"),
@@ -96,6 +100,7 @@ mod tests {
             Said::Passed("17".into()),
             Said::Failed("one\ntwo".into()),
             Said::Please(Order::QuitDesk),
+            Said::Please(Order::BootDesk),
             Said::Please(Order::Link { up: true }),
             Said::Please(Order::Link { up: false }),
         ] {

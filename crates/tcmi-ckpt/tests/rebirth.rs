@@ -156,7 +156,9 @@ fn main() {
     let waiting = waiting_child(pid);
     let mm = &c.image.mm;
     let fds: Vec<i32> = c.files.open.iter().map(|f| f.as_raw_fd()).collect();
-    let mut n = Newborn::take(waiting, pid, mm, &blob).expect("spawn");
+    let mut n = Newborn::take(waiting, pid).expect("spawn");
+    assert!(n.has_vdso_of(mm).expect("vDSO"));
+    n.take_over(mm, &blob, true).expect("empty");
     n.build_space(&[], &mm.vmas, &fds).expect("space");
     n.place_steward(mm.reserved, &blob, area.as_raw_fd()).expect("steward");
     let others: Vec<i32> = c.image.threads.iter().map(|t| t.tid).filter(|&t| t != pid).collect();

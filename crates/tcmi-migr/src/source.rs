@@ -283,13 +283,13 @@ fn send_files(files: &HomeFiles, c: &mut Channel) -> Result<()> {
 }
 
 fn address_space(a: &Attached, s: &Space) -> Result<tcmi_ckpt::image::AddressSpace> {
-    let mut vdso = vec![0; (s.vdso.1 - s.vdso.0) as usize];
-    tcmi_sys::memory::read(a.pid, s.vdso.0, &mut vdso)?;
+    let mut vdso_text = vec![0; (s.vdso.1 - s.vdso.0) as usize];
+    tcmi_sys::memory::read(a.pid, s.vdso.0, &mut vdso_text)?;
     Ok(tcmi_ckpt::image::AddressSpace {
         vmas: s.vmas.clone(),
         vvar: s.vvar,
         vdso: s.vdso,
-        vdso_hash: *blake3::hash(&vdso).as_bytes(),
+        vdso_text,
         reserved: a.reserved(),
         ..Default::default()
     })
@@ -326,7 +326,7 @@ fn transfer(
     let maps = capture::mappings(f.pid)?;
     if let Some(vdso) = maps.iter().find(|m| m.name == "[vdso]") {
         // A clock read that began here would end there with a time of here.
-        f.step_out((vdso.start, vdso.end))?;
+        f.step_out(&[(vdso.start, vdso.end)])?;
     }
     let mut files = HomeFiles::of(f.pid);
     let mut image = capture::capture(f, &a.agent, &|tid| tid, &maps, &mut files)?;

@@ -15,7 +15,8 @@ pub fn run(kernel: Option<String>, case: Option<String>, shell: bool) -> Result<
     ensure!(status.success(), "cargo build: {status}");
     let programs = tool::release_directory()?;
     let target = programs.ancestors().nth(2).context("a target directory")?;
-    let options = Options { kernel, case, directory: target.join("vm"), programs: programs.clone() };
+    let options =
+        Options { kernel, case, directory: target.join("vm"), programs: programs.clone() };
     if shell {
         return tcmi_vm_tests::shell(&options).map(|()| ExitCode::SUCCESS);
     }

@@ -1,5 +1,6 @@
 //! What each case does.
 
+mod losses;
 mod moves;
 mod pair;
 
@@ -19,6 +20,8 @@ pub fn run(words: &CommandLine, port: &Port) -> Result<()> {
         "emigrate" => moves::emigrate,
         "threads" => moves::threads,
         "victims" => moves::victims,
+        "link-cut" => losses::link_cut,
+        "node-dies" => losses::node_dies,
         other => bail!("no case {other:?}"),
     };
     body(port)

@@ -14,7 +14,7 @@ use crate::port::Port;
 const ROUND_TRIPS: u32 = 10;
 
 /// Runs `body` with a connected pair; both logs are shown when it fails.
-fn with_pair(port: &Port, body: impl FnOnce(&Pair) -> Result<()>) -> Result<()> {
+pub fn with_pair(port: &Port, body: impl FnOnce(&Pair) -> Result<()>) -> Result<()> {
     let pair = Pair::new()?;
     port.progress("connected")?;
     match body(&pair) {

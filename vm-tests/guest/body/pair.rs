@@ -20,17 +20,18 @@ pub struct Pair {
 
 impl Pair {
     pub fn new() -> Result<Self> {
-        Self::with_fault(&[])
+        let home = Node::launch(Launch::new("home", Root::Normal))?;
+        home.echo("ccn/listen", &format!("tcp:{HOME_ADDRESS}:{LISTEN}"))?;
+        Self::with(home, &[])
     }
 
-    /// A desk with this environment; both connected.
-    pub fn with_fault(environment: &[(&str, &str)]) -> Result<Self> {
+    /// A home that listens, and a new desk with this environment; both connected.
+    pub fn with(home: Node, environment: &[(&str, &str)]) -> Result<Self> {
         let environment = environment.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
         let desk = Remote::reach()?;
         desk.order(&Order::Start { environment })?;
-        let pair = Self { home: Node::launch(Launch::new("home", Root::Normal))?, desk };
-        pair.home.echo("ccn/trust", &pair.desk.read("node/id")?)?;
-        pair.home.echo("ccn/listen", &format!("tcp:{HOME_ADDRESS}:{LISTEN}"))?;
+        home.echo("ccn/trust", &desk.read("node/id")?)?;
+        let pair = Self { home, desk };
         pair.connect()?;
         Ok(pair)
     }
@@ -77,9 +78,17 @@ impl Pair {
         self.desk.read(&format!("pen/mig/migproc/{pid}/state")).is_ok()
     }
 
+    pub fn is_halted(&self) -> Result<bool> {
+        Ok(self.desk.order(&Order::IsHalted)? == "true")
+    }
+
+    pub fn show_home(&self) {
+        println!("--- log of home\n{}", self.home.log());
+    }
+
     /// Both logs, on the console.
     pub fn show_logs(&self) {
-        println!("--- log of home\n{}", self.home.log());
+        self.show_home();
         match self.desk.order(&Order::Log) {
             Ok(log) => println!("--- log of the desk\n{log}"),
             Err(e) => println!("--- no log of the desk: {e:#}"),

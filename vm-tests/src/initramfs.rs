@@ -65,7 +65,7 @@ impl Archive {
 /// Writes the archive for one kernel to `out`. `programs` is where cargo put ours.
 pub fn build(kernel: &Kernel, programs: &Path, victims: &Path, out: &Path) -> Result<()> {
     let mut archive = Archive::default();
-    for directory in ["proc", "sys", "dev", "tmp", "run", "mnt"] {
+    for directory in ["proc", "sys", "dev", "tmp", "run", "mnt", "usr", "usr/lib"] {
         archive.put(directory, DIRECTORY, &[]);
         archive.directories.insert(directory.into());
     }

@@ -339,7 +339,7 @@ impl Newborn {
             b.attempt("prlimit", libc::SYS_prlimit64, [0, resource as u64, at, 0, 0, 0])?;
         }
         rebuild::set_mm(&mut b, &image.mm)?;
-        rebuild::set_process(&mut b, image)?;
+        rebuild::set_process(&mut b, image, &[])?;
         let Some(s) = shut_in else { return b.flush().map(|_| None) };
         let listener = s.apply(&mut b)?;
         Ok(Some((take_descriptor(host, listener)?, listener)))

@@ -54,7 +54,7 @@ fn copy(pid: i32, blob: &Blob) -> Copy {
     let maps = capture::mappings(pid).expect("maps");
     let vdso = maps.iter().find(|m| m.name == "[vdso]").expect("vdso");
     let call = remote::find_syscall(pid, vdso.start, vdso.end).expect("syscall instruction");
-    let agent = Agent::inject(&mut frozen, call, blob, 1 << 20).expect("inject");
+    let agent = Agent::inject(&mut frozen, call, blob, 1 << 20, None).expect("inject");
     let mut files = Opened::default();
     let image =
         capture::capture(&mut frozen, &agent, &|tid| tid, &maps, &mut files).expect("capture");

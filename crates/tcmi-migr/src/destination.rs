@@ -371,7 +371,7 @@ impl Held {
         // Where home has another vDSO, this node's is in the reserved region.
         let made = frozen.step_out(&[vdso, home.reserved]).and_then(|()| {
             let call = remote::find_syscall(frozen.pid, vdso.0, vdso.1)?;
-            Agent::inject(&mut frozen, call, &Blob::built_in(), 0).map(|a| (a, call))
+            Agent::inject(&mut frozen, call, &Blob::built_in(), 0, None).map(|a| (a, call))
         });
         match made {
             Ok((agent, vdso_call)) => Ok(Self { frozen, agent, vdso_call }),

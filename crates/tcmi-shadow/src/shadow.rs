@@ -208,7 +208,9 @@ fn disarm(b: &mut Batcher, pid: i32) -> Result<()> {
         b.push("setitimer", libc::SYS_setitimer, [which, never, 0, 0, 0, 0])?;
     }
     for t in tcmi_sys::proc::timers(pid)? {
-        b.attempt("timer_delete", libc::SYS_timer_delete, [t.id as u64, 0, 0, 0, 0, 0])?;
+        // Not deleted: before 6.15 a kernel never gives an id again.
+        let args = [t.id as u64, 0, never, 0, 0, 0];
+        b.push("timer_settime", libc::SYS_timer_settime, args)?;
     }
     b.flush().map(drop)
 }

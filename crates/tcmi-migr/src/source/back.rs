@@ -64,10 +64,11 @@ pub fn rebuild_at_home(
     let bytes = pages::receive(r, &into, &|n| watch.memory(n, total.max(n)))?;
     fault::pass(Point::HomeImageReceived)?;
     lock(f, a, want)?;
+    let timers: Vec<i32> = tcmi_sys::proc::timers(pid)?.iter().map(|t| t.id).collect();
     let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, me);
     rebuild::protect_shared(&mut b, want)?;
     rebuild::set_mm(&mut b, &image.mm)?;
-    rebuild::set_process(&mut b, image)?;
+    rebuild::set_process(&mut b, image, &timers)?;
     b.flush()?;
     for t in &mut f.threads {
         let tid = t.tid;

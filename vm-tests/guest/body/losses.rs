@@ -17,6 +17,8 @@ use crate::port::Port;
 
 /// With no line for so long, the counter stands still.
 const STILL: Duration = Duration::from_secs(3);
+/// More than a stream's patience with a silent peer.
+const LOSS_TIMEOUT: Duration = Duration::from_secs(120);
 
 fn length(file: &Path) -> Result<u64> {
     Ok(std::fs::metadata(file)?.len())
@@ -114,7 +116,7 @@ fn dies_with_a_guest(port: &Port, pair: &Pair) -> Result<()> {
     pair.migrate(victim.pid())?;
     grows(&scratch.join("count"), "output away")?;
     port.please(Order::QuitDesk)?;
-    let status = victim.wait(TIMEOUT).context("the end of what was lost")?;
+    let status = victim.wait(LOSS_TIMEOUT).context("the end of what was lost")?;
     ensure!(status.signal() == Some(Signal::SIGKILL as i32), "status {status}");
     expect_counted(&scratch.join("count")).map(drop)
 }

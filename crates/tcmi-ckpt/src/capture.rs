@@ -154,8 +154,8 @@ pub fn capture(
     // Timers first, then what is pending: one that fires in between is in both otherwise.
     let pending = f.leader().stopped()?.pending(true)?.iter().map(|s| s.to_vec()).collect();
     let l = proc::layout(pid)?;
-    let mut vdso = vec![0; (space.vdso.1 - space.vdso.0) as usize];
-    memory::read(pid, space.vdso.0, &mut vdso)?;
+    let mut vdso_text = vec![0; (space.vdso.1 - space.vdso.0) as usize];
+    memory::read(pid, space.vdso.0, &mut vdso_text)?;
     Ok(ProcessImage {
         pid: names(pid),
         comm: proc::comm(pid, pid)?,
@@ -180,7 +180,7 @@ pub fn capture(
             auxv: proc::auxv(pid)?,
             vvar: space.vvar,
             vdso: space.vdso,
-            vdso_hash: *blake3::hash(&vdso).as_bytes(),
+            vdso_text,
             reserved,
         },
         files: Vec::new(),

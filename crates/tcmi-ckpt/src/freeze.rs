@@ -187,11 +187,11 @@ impl Frozen {
         &mut self.threads[0]
     }
 
-    /// Runs each thread that is inside of `range` on until it is not. For the vDSO: what its code
+    /// Runs each thread that is inside of `ranges` on until it is not. For the vDSO: what its code
     /// has in registers in between fits one node and one time namespace only.
-    pub fn step_out(&mut self, range: (u64, u64)) -> Result<()> {
+    pub fn step_out(&mut self, ranges: &[(u64, u64)]) -> Result<()> {
         const STEPS_MAX: u32 = 100_000;
-        let inside = |rip| (range.0..range.1).contains(&rip);
+        let inside = |rip| ranges.iter().any(|r| (r.0..r.1).contains(&rip));
         for t in self.threads.iter_mut().filter(|t| inside(t.regs.rip)) {
             let mut s = t.take()?;
             // A trap that is blocked would cost the program its handler.

@@ -87,8 +87,8 @@ pub struct AddressSpace {
     /// The vvar pages and the vdso, as (start, end); vvar lies below vdso.
     pub vvar: (u64, u64),
     pub vdso: (u64, u64),
-    /// Hash of the vdso's bytes: another kernel's does not fit the saved registers.
-    pub vdso_hash: [u8; 32],
+    /// The vdso's bytes, as home's kernel maps them.
+    pub vdso_text: Vec<u8>,
     /// Where tcmi's own region stands, in the shadow and in the guest alike; not in `vmas`.
     pub reserved: (u64, u64),
 }
@@ -117,6 +117,9 @@ impl AddressSpace {
             true => Ok(()),
             false => Err(Error::Image("the vvar pages lie above the vdso")),
         }
+    }
+    pub fn has_vdso(&self) -> bool {
+        self.vdso.1 > self.vdso.0
     }
 }
 

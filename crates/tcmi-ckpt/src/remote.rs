@@ -260,10 +260,16 @@ impl Agent {
         self.base + offset
     }
 
-    /// Maps the agent into a frozen process at a place of the kernel's choice.
+    /// Maps the agent into a frozen process, at `place` if that is given.
     ///
     /// Err: nothing is left mapped; the process can be thawed.
-    pub fn inject(frozen: &mut Frozen, vdso_call: u64, blob: &Blob, extra: u64) -> Result<Self> {
+    pub fn inject(
+        frozen: &mut Frozen,
+        vdso_call: u64,
+        blob: &Blob,
+        extra: u64,
+        place: Option<u64>,
+    ) -> Result<Self> {
         let status = tcmi_sys::proc::status(frozen.pid)?;
         let done = signal::harmless(status.sig_caught, status.sig_ignored).ok_or_else(|| {
             Error::unsupported("it handles every signal that is ignored by default")
@@ -273,7 +279,8 @@ impl Agent {
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
         let pid = frozen.pid;
         let leader = frozen.leader_mut();
-        let args = [0, len, prot, flags, u64::MAX, 0];
+        let fixed = place.map_or(0, |_| libc::MAP_FIXED_NOREPLACE) as u64;
+        let args = [place.unwrap_or(0), len, prot, flags | fixed, u64::MAX, 0];
         let base = call(leader, vdso_call, "mmap agent", libc::SYS_mmap, args)?;
         let placed = Self::write_at(pid, base, len, blob, done).and_then(|agent| {
             let seal = agent.seal_args(blob);

@@ -14,11 +14,11 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 use tcmi_call::abi::StewardArea;
-use tcmi_ckpt::birth::{Guest, Newborn, ShutIn};
+use tcmi_ckpt::birth::{self, Guest, Newborn, ShutIn};
 use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::freeze::Frozen;
-use tcmi_ckpt::image::{Backing, Clocks, FileRef, ProcessImage, Vma};
+use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, Vma};
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent, page_up};
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
@@ -123,6 +123,7 @@ pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<
     let begin: msg::Begin = msg::expect(r)?;
     begin.check()?;
     fault::pass(Point::NodeBeginReceived)?;
+    birth::expect_room_for(begin.pid)?;
     compare_clocks(w, r)?;
     let mut files = GuestFiles::default();
     fetch(&mut files, &begin.files, w, r, &site.cache)?;
@@ -132,7 +133,7 @@ pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<
     // The child has what is open when it is made; what comes later goes this way.
     let post = UnixDatagram::pair().map_err(Error::io("socketpair"))?;
     let child = (site.bear)(&begin)?;
-    let newborn = Newborn::take(child, begin.pid, &begin.mm, &blob)?;
+    let newborn = Newborn::take(child, begin.pid)?;
     let host = newborn.host_pid();
     let built = construct(newborn, &begin, files, area, post, &blob, w, r, site);
     if built.is_err() {
@@ -155,6 +156,9 @@ fn construct(
     site: &mut Site,
 ) -> Result<Built> {
     check_machine(&n, begin)?;
+    // An injected failure makes this kernel's vDSO another one.
+    let alike = fault::pass(Point::NodeVdsoCompared).is_ok() && n.has_vdso_of(&begin.mm)?;
+    n.take_over(&begin.mm, blob, alike)?;
     let first = files.translate(&begin.mm.vmas, &begin.files)?;
     let mut there = files.fds();
     n.build_space(&[], &first, &there)?;
@@ -223,14 +227,8 @@ fn construct(
     })
 }
 
-/// Refuses what could not go on here: registers of another CPU, code of another kernel's vDSO.
+/// Refuses what could not go on here: registers of another CPU.
 fn check_machine(n: &Newborn, begin: &msg::Begin) -> Result<()> {
-    let (start, end) = begin.mm.vdso;
-    let mut vdso = vec![0; end.saturating_sub(start).min(1 << 20) as usize];
-    tcmi_sys::memory::read(n.host_pid(), start, &mut vdso)?;
-    if blake3::hash(&vdso).as_bytes() != &begin.mm.vdso_hash {
-        return Err(tcmi_ckpt::Error::unsupported("this node's kernel has another vDSO").into());
-    }
     let here = crate::source::xfeatures(&n.frozen.leader().stopped()?.xstate()?);
     match begin.xfeatures & !here {
         0 => Ok(()),
@@ -290,6 +288,9 @@ fn memfd(len: u64) -> Result<OwnedFd> {
 impl Built {
     pub fn host_pid(&self) -> i32 {
         self.newborn.host_pid()
+    }
+    pub fn steward_tid(&self) -> i32 {
+        self.newborn.steward_tid
     }
     /// The threads as this node numbers them, with their tids at home.
     pub fn threads(&self) -> Vec<(i32, i32)> {
@@ -368,11 +369,17 @@ pub struct Held {
 }
 
 impl Held {
-    /// `frozen` has the guest's own threads, without the steward.
-    pub fn new(mut frozen: Frozen, vdso: (u64, u64)) -> std::result::Result<Self, (Frozen, Error)> {
-        let made = frozen.step_out(vdso).and_then(|()| {
+    /// `frozen` has the guest's own threads, without the steward. `home` is the address space as
+    /// home's image has it.
+    pub fn new(
+        mut frozen: Frozen,
+        home: &AddressSpace,
+    ) -> std::result::Result<Self, (Frozen, Error)> {
+        let vdso = home.vdso;
+        // Where home has another vDSO, this node's is in the reserved region.
+        let made = frozen.step_out(&[vdso, home.reserved]).and_then(|()| {
             let call = remote::find_syscall(frozen.pid, vdso.0, vdso.1)?;
-            Agent::inject(&mut frozen, call, &Blob::built_in(), 0).map(|a| (a, call))
+            Agent::inject(&mut frozen, call, &Blob::built_in(), 0, None).map(|a| (a, call))
         });
         match made {
             Ok((agent, vdso_call)) => Ok(Self { frozen, agent, vdso_call }),
@@ -384,15 +391,20 @@ impl Held {
         &mut self,
         names: &dyn Fn(i32) -> i32,
         files: &mut dyn Files,
-        reserved: (u64, u64),
-        vdso_hash: [u8; 32],
+        home: &AddressSpace,
     ) -> Result<(ProcessImage, Vec<std::ops::Range<u64>>)> {
         let host = self.frozen.pid;
-        let maps: Vec<Mapping> =
-            capture::mappings(host)?.iter().flat_map(|m| capture::outside(m, reserved)).collect();
+        // What stands in the vDSO's place is made anew on each node.
+        let theirs = (home.vvar.0, home.vdso.1);
+        let maps: Vec<Mapping> = capture::mappings(host)?
+            .iter()
+            .flat_map(|m| capture::outside(m, home.reserved))
+            .flat_map(|m| capture::outside(&m, theirs))
+            .collect();
         let mut image = capture::capture(&mut self.frozen, &self.agent, names, &maps, files)?;
-        image.mm.reserved = reserved;
-        image.mm.vdso_hash = vdso_hash;
+        image.mm.reserved = home.reserved;
+        (image.mm.vvar, image.mm.vdso) = (home.vvar, home.vdso);
+        image.mm.vdso_text.clone_from(&home.vdso_text);
         image.clocks = Clocks::now(clock_offsets());
         let runs = capture::own_pages(host, &image.mm.vmas)?;
         Ok((image, runs))

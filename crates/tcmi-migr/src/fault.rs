@@ -1,5 +1,6 @@
 //! Named places where a test makes a daemon fail: `TCMI_FAULT=Name:error` or `Name:kill`, with
-//! `:N` for the N-th passage. Without the variable a passage costs one load.
+//! `:N` for the N-th passage. With `Name:stop` it stops there as by SIGSTOP, for a test that has
+//! something to do to it in that moment. Without the variable a passage costs one load.
 
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
@@ -38,6 +39,8 @@ points! {
     HomeReadyReceived,
     /// Node: before anything is built.
     NodeBeginReceived,
+    /// Node: a failure only makes the vDSO that of another kernel.
+    NodeVdsoCompared,
     NodePrepared,
     NodeStateReceived,
     NodePagesHalfReceived,
@@ -72,6 +75,7 @@ points! {
 enum Action {
     Error,
     Kill,
+    Stop,
 }
 
 struct Armed {
@@ -92,6 +96,7 @@ fn parse(text: &str) -> Option<Armed> {
     let action = match parts.next()? {
         "error" => Action::Error,
         "kill" => Action::Kill,
+        "stop" => Action::Stop,
         _ => return None,
     };
     let passage = parts.next().map_or(Some(1), |n| n.parse().ok())?;
@@ -113,6 +118,11 @@ pub fn pass(point: Point) -> Result<()> {
     }
     match armed.action {
         Action::Error => Err(Error::Injected(point.name())),
+        Action::Stop => {
+            // SAFETY: plain call on ourselves; it returns when somebody lets us go on.
+            unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+            Ok(())
+        }
         Action::Kill => {
             // SAFETY: plain call on ourselves; it does not return.
             unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };

@@ -12,10 +12,12 @@ use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Space};
 use tcmi_ckpt::freeze::{Frozen, freeze};
 use tcmi_ckpt::image::{FileRef, ProcessImage};
+use tcmi_ckpt::layout::gap;
 use tcmi_ckpt::rebuild;
 use tcmi_ckpt::remote::{self, Agent, page_up};
 use tcmi_core::lifecycle::State;
 use tcmi_kkc::{BulkError, BulkReader, BulkWriter, Stream};
+use tcmi_sys::maps::Mapping;
 use tcmi_sys::namespace;
 
 /// Told how far a move is.
@@ -62,7 +64,9 @@ impl Attached {
         let xstate = f.leader().stopped()?.xstate()?;
         let xfeatures = xfeatures(&xstate);
         let extra = PROC_AREA_BYTES + room as u64 * THREAD_AREA_BYTES;
-        let agent = Agent::inject(f, vdso_call, &Blob::built_in(), extra)?;
+        let blob = Blob::built_in();
+        let place = away_from_stacks(&maps, Agent::room(&blob) + page_up(extra));
+        let agent = Agent::inject(f, vdso_call, &blob, extra, place)?;
         Ok(Self { pid: f.pid, agent, vdso_call, room, xfeatures })
     }
     /// The process may have executed another program since the agent was put into it.
@@ -103,6 +107,15 @@ impl Attached {
     pub fn thread_area(&self, n: usize) -> u64 {
         self.proc_area() + PROC_AREA_BYTES + n as u64 * THREAD_AREA_BYTES
     }
+}
+
+/// The process runs on beside the agent: where the kernel would put it, it may end the growth of
+/// a stack. None: there is no other place.
+fn away_from_stacks(maps: &[Mapping], len: u64) -> Option<u64> {
+    const GROWTH: u64 = 64 << 20;
+    let grows = |m: &Mapping| if m.has(b"gd") { GROWTH } else { 0 };
+    let taken: Vec<_> = maps.iter().map(|m| (m.start.saturating_sub(grows(m)), m.end)).collect();
+    gap(&taken, len)
 }
 
 /// XCR0 bits in an XSAVE image as ptrace gives it.
@@ -348,13 +361,13 @@ fn send_files(files: &HomeFiles, c: &mut Channel) -> Result<()> {
 }
 
 fn address_space(a: &Attached, s: &Space) -> Result<tcmi_ckpt::image::AddressSpace> {
-    let mut vdso = vec![0; (s.vdso.1 - s.vdso.0) as usize];
-    tcmi_sys::memory::read(a.pid, s.vdso.0, &mut vdso)?;
+    let mut vdso_text = vec![0; (s.vdso.1 - s.vdso.0) as usize];
+    tcmi_sys::memory::read(a.pid, s.vdso.0, &mut vdso_text)?;
     Ok(tcmi_ckpt::image::AddressSpace {
         vmas: s.vmas.clone(),
         vvar: s.vvar,
         vdso: s.vdso,
-        vdso_hash: *blake3::hash(&vdso).as_bytes(),
+        vdso_text,
         reserved: a.reserved(),
         ..Default::default()
     })
@@ -396,7 +409,7 @@ fn transfer(
     let maps = capture::mappings(f.pid)?;
     if let Some(vdso) = maps.iter().find(|m| m.name == "[vdso]") {
         // A clock read that began here would end there with a time of here.
-        f.step_out((vdso.start, vdso.end))?;
+        f.step_out(&[(vdso.start, vdso.end)])?;
     }
     let mut files = HomeFiles::of(f.pid);
     let mut image = capture::capture(f, &a.agent, &|tid| tid, &maps, &mut files)?;

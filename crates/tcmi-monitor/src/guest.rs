@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tcmi_call::abi::{BatchOp, StewardArea};
-use tcmi_ckpt::birth::{Guest, STEWARD_TID};
+use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::capture::Files;
 use tcmi_ckpt::freeze::{Frozen, freeze_held, seize_new};
 use tcmi_ckpt::image::{FileRef, ProcessImage};
@@ -270,7 +270,8 @@ impl Life {
         let watched = pidfd.try_clone().map_err(io())?;
         // SAFETY: the area is mapped shared with the guest for as long as we live, and only the
         // steward uses it there.
-        let steward = Arc::new(unsafe { Steward::new(area, built.area_at, STEWARD_TID, watched) });
+        let steward =
+            Arc::new(unsafe { Steward::new(area, built.area_at, built.steward_tid(), watched) });
         let (fd, _, rx) = take(&mut built.events)?.into_parts();
         let signals = SignalStream::new(fd, &rx);
         let pid = built.image.pid;
@@ -498,7 +499,7 @@ impl Life {
                 return Err(e);
             }
         };
-        let mut held = match Held::new(frozen, self.image.mm.vdso) {
+        let mut held = match Held::new(frozen, &self.image.mm) {
             Ok(h) => h,
             Err((f, e)) => {
                 f.thaw()?;
@@ -574,8 +575,7 @@ impl Life {
         let names = self.names.clone();
         let name = |tid: i32| names.iter().find(|(here, _)| *here == tid).map_or(tid, |n| n.1);
         let mut files = Mapped { files: &mut self.files, memfds: self.calls.mapped_files() };
-        let mm = &self.image.mm;
-        let (image, runs) = held.capture(&name, &mut files, mm.reserved, mm.vdso_hash)?;
+        let (image, runs) = held.capture(&name, &mut files, &self.image.mm)?;
         let image = ProcessImage { files: self.files.refs.clone(), ..image };
         msg::send(&mut self.w, &msg::Image { image: image.clone() })?;
         let (host, vmas) = (self.guest.host_pid, &image.mm.vmas);

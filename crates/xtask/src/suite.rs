@@ -19,6 +19,7 @@ const END_TO_END: &[&str] = &[
     "refuse",
     "signals",
     "leave",
+    "vdso",
     "victims",
     "programs",
     "faults",

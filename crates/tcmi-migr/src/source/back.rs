@@ -78,10 +78,11 @@ fn rebuild_with(
     let bytes = pages.receive(&into, Point::HomePagesHalfReceived, &got)?;
     fault::pass(Point::HomeImageReceived)?;
     lock(f, a, want)?;
+    let timers: Vec<i32> = tcmi_sys::proc::timers(pid)?.iter().map(|t| t.id).collect();
     let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, me);
     rebuild::protect_shared(&mut b, want)?;
     rebuild::set_mm(&mut b, &image.mm)?;
-    rebuild::set_process(&mut b, image)?;
+    rebuild::set_process(&mut b, image, &timers)?;
     b.flush()?;
     for t in &mut f.threads {
         let tid = t.tid;

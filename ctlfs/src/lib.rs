@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(feature = "fuse"), no_std)]
 
+pub mod ctable;
 pub mod tree;
 
 #[cfg(feature = "fuse")]

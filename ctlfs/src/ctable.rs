@@ -17,9 +17,9 @@ pub fn hash() -> u64 {
     struct Fnv(u64);
     impl fmt::Write for Fnv {
         fn write_str(&mut self, s: &str) -> fmt::Result {
-            self.0 = s.bytes().fold(self.0, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-            });
+            self.0 = s
+                .bytes()
+                .fold(self.0, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
             Ok(())
         }
     }
@@ -33,10 +33,8 @@ pub fn hash() -> u64 {
 
 /// Whether a command's first word is a process of this machine: at home, pids are its own.
 fn names_process(entry: &Entry) -> bool {
-    let grammar = matches!(
-        entry.write,
-        Some(Grammar::PidNode | Grammar::Pid | Grammar::PidMaybeNode)
-    );
+    let grammar =
+        matches!(entry.write, Some(Grammar::PidNode | Grammar::Pid | Grammar::PidMaybeNode));
     grammar && entry.role == Role::Ccn
 }
 

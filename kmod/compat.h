@@ -10,9 +10,9 @@
 #include <linux/sched.h>
 
 #ifdef TCMI_HAS_nop_mnt_idmap
-typedef struct mnt_idmap tcmi_idmap;
+#define tcmi_idmap mnt_idmap
 #else
-typedef struct user_namespace tcmi_idmap;
+#define tcmi_idmap user_namespace
 #endif
 
 static inline void tcmi_set_times(struct inode *inode)

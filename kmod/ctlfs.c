@@ -94,7 +94,7 @@ static int ask(const struct inode *inode, struct tcmi_question *question, char *
 }
 
 /* Modes and owners are the table's and the daemon's. O_TRUNC of a command is none. */
-static int ctl_setattr(tcmi_idmap *idmap, struct dentry *dentry, struct iattr *attr)
+static int ctl_setattr(struct tcmi_idmap *idmap, struct dentry *dentry, struct iattr *attr)
 {
 	if (attr->ia_valid & (ATTR_MODE | ATTR_UID | ATTR_GID) || !(attr->ia_valid & ATTR_SIZE))
 		return -EPERM;

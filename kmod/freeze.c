@@ -125,17 +125,30 @@ static bool ends_by_wake_up(int nr)
 	}
 }
 
+/* Of what goes on by a restart block, that which a block tells without its call. */
+static bool sleeps(int nr)
+{
+	return nr == __NR_nanosleep || nr == __NR_clock_nanosleep || nr == __NR_restart_syscall;
+}
+
 /*
  * What we woke goes on waiting, as what a handled signal woke does not: with this
- * code the kernel tells them apart when the thread goes on.
+ * code the kernel tells them apart when the thread goes on. Other waits would go on
+ * by restart_syscall, in which nobody sees what waits: they are made again.
  */
 static void restart_what_we_ended(struct pt_regs *regs)
 {
-	if (test_thread_flag(TIF_SIGPENDING))
+	int nr = syscall_get_nr(current, regs);
+	long error = syscall_get_error(current, regs);
+	bool again = false;
+
+	if (nr < 0)
 		return;
-	if (syscall_get_nr(current, regs) < 0 || syscall_get_error(current, regs) != -EINTR)
-		return;
-	if (ends_by_wake_up(syscall_get_nr(current, regs)))
+	if (error == -EINTR)
+		again = ends_by_wake_up(nr) && !test_thread_flag(TIF_SIGPENDING);
+	else if (error == -ERESTART_RESTARTBLOCK)
+		again = !sleeps(nr);
+	if (again)
 		regs->ax = -ERESTARTNOHAND;
 }
 
@@ -561,46 +574,41 @@ struct task_struct *tcmi_held_task(const struct tcmi_hold *hold)
 	return hold->task;
 }
 
-/* As the kernel's own, which is not exported. */
-static struct sighand_struct *lock_sighand(struct task_struct *task, unsigned long *flags)
-{
-	struct sighand_struct *sighand;
-
-	rcu_read_lock();
-	for (;;) {
-		sighand = rcu_dereference(task->sighand);
-		if (!sighand)
-			break;
-		spin_lock_irqsave(&sighand->siglock, *flags);
-		if (sighand == rcu_access_pointer(task->sighand))
-			break;
-		spin_unlock_irqrestore(&sighand->siglock, *flags);
-	}
-	rcu_read_unlock();
-	return sighand;
-}
-
 /*
  * Once off its CPU, a thread's registers are in memory until it enters user mode
  * again. A held one waits for us in leave(), one stopped by job control needs the
- * siglock to go on. EAGAIN: it is in between.
+ * siglock to go on.
  */
+static bool is_at_rest(struct tcmi_hold *hold)
+{
+	if (READ_ONCE(hold->state) != HOLD_HELD && !is_stopped(hold->task))
+		return false;
+	/* Pairs with the release in finish_task(): what it left in memory is seen. */
+	return !smp_load_acquire(&hold->task->on_cpu);
+}
+
+/* EAGAIN: it is on its way to rest. */
 static int try_to_look(struct tcmi_hold *hold, tcmi_look_t look, void *arg)
 {
-	struct sighand_struct *sighand;
 	struct task_struct *task = hold->task;
+	struct sighand_struct *sighand;
 	unsigned long flags;
 	int err = -EAGAIN;
 
 	if (READ_ONCE(hold->state) == HOLD_ENDED || task->flags & PF_EXITING)
 		return -ESRCH;
-	sighand = lock_sighand(task, &flags);
-	if (!sighand)
-		return -ESRCH;
-	if ((READ_ONCE(hold->state) == HOLD_HELD || is_stopped(task)) &&
-	    !smp_load_acquire(&task->on_cpu))
-		err = look(task, sighand, arg);
-	spin_unlock_irqrestore(&sighand->siglock, flags);
+	rcu_read_lock();
+	sighand = rcu_dereference(task->sighand);
+	if (sighand) {
+		spin_lock_irqsave(&sighand->siglock, flags);
+		/* It may end, or get another by execve, before the lock is ours. */
+		if (sighand == rcu_access_pointer(task->sighand) && is_at_rest(hold))
+			err = look(task, sighand, arg);
+		spin_unlock_irqrestore(&sighand->siglock, flags);
+	} else {
+		err = -ESRCH;
+	}
+	rcu_read_unlock();
 	return err;
 }
 

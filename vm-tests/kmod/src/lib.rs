@@ -142,11 +142,25 @@ impl Victim {
         Ok(status)
     }
 
-    /// 'R', 'S', 'T' and so on.
+    /// 'R', 'S', 'T' and so on, of its main thread.
     pub fn state(&self) -> Option<char> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
-        stat.rsplit_once(") ")?.1.chars().next()
+        state(&format!("/proc/{}/stat", self.pid))
     }
+
+    /// All its threads have.
+    pub fn has_stopped(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else {
+            return false;
+        };
+        threads
+            .flatten()
+            .all(|thread| state(&thread.path().join("stat").to_string_lossy()) == Some('T'))
+    }
+}
+
+fn state(stat: &str) -> Option<char> {
+    let stat = std::fs::read_to_string(stat).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 impl Drop for Victim {

@@ -265,7 +265,9 @@ fn forking_tree() -> Outcome {
         let frozen = freeze(victim.pid, Extent::Tree)?;
         shared.stands_still()?;
         let captured = capture(&frozen)?;
-        ensure(captured.processes[0].pid == victim.pid, || "not the root first".to_owned())?;
+        ensure(captured.processes.iter().any(|p| p.pid == victim.pid), || {
+            "the root is missing".to_owned()
+        })?;
         thaw(frozen)?;
     }
     Ok(())
@@ -275,7 +277,7 @@ fn stopped_by_job_control() -> Outcome {
     let shared = Shared::new()?;
     let victim = spinning(&shared)?;
     victim.kill(libc::SIGSTOP)?;
-    wait_until("stop", || victim.state() == Some('T'))?;
+    wait_until("stop", || victim.has_stopped())?;
     let frozen = freeze(victim.pid, Extent::Process)?;
     let captured = capture(&frozen)?;
     ensure(captured.processes[0].group_stop == Some(libc::SIGSTOP), || "no stop".to_owned())?;

@@ -154,21 +154,18 @@ static ssize_t ctl_read(struct file *file, char __user *buffer, size_t length, l
 }
 
 /* The process that the first word is, where the writer stands. */
-static struct pid *find_target(char *command)
+static void find_target(char *command, struct tcmi_question *question)
 {
 	size_t digits = strspn(command, "0123456789");
 	char end = command[digits];
-	struct pid *pid;
-	int nr;
 
 	command[digits] = '\0';
-	if (kstrtoint(command, 10, &nr))
-		nr = 0;
+	if (kstrtoint(command, 10, &question->target_nr))
+		question->target_nr = 0;
 	command[digits] = end;
 	rcu_read_lock();
-	pid = get_pid(find_vpid(nr));
+	question->target = get_pid(find_vpid(question->target_nr));
 	rcu_read_unlock();
-	return pid;
 }
 
 static void keep_answer(struct handle *handle, char *text, size_t length)
@@ -196,7 +193,7 @@ static int run_command(struct file *file, char *command, size_t length)
 	int err;
 
 	if (entry->flags & CTL_PID)
-		question.target = find_target(command);
+		find_target(command, &question);
 	err = ask(file_inode(file), &question, &text, &text_length);
 	put_pid(question.target);
 	if (entry->flags & CTL_ANSWERS)

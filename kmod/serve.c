@@ -35,6 +35,14 @@ static u64 last_id;
 static struct tcmi_session *server;
 static struct pid_namespace *server_ns;
 
+/* Under waiting_lock. Between namespaces that are one, whether it is there is not our question. */
+static pid_t target_of(const struct tcmi_question *question)
+{
+	if (task_active_pid_ns(current) == server_ns)
+		return question->target_nr;
+	return pid_nr_ns(question->target, server_ns);
+}
+
 /* Under waiting_lock. */
 static int enqueue(struct waiting *waiting)
 {
@@ -44,7 +52,7 @@ static int enqueue(struct waiting *waiting)
 		return -ENOTCONN;
 	waiting->id = ++last_id;
 	waiting->asker = pid_nr_ns(task_pid(current), server_ns);
-	waiting->target = pid_nr_ns(question->target, server_ns);
+	waiting->target = target_of(question);
 	list_add_tail(&waiting->list, &unread);
 	wake_up_interruptible_poll(&server->readable, EPOLLIN | EPOLLRDNORM);
 	return 0;

@@ -33,7 +33,6 @@ struct tcmi_hold;
 /* Ok: every thread is held. Error: all run on. */
 struct tcmi_freeze *tcmi_freeze(struct tcmi_freeze_args *args);
 void tcmi_thaw(struct tcmi_freeze *freeze);
-bool tcmi_may_hold(struct task_struct *task);
 int tcmi_freeze_init(void);
 
 /*
@@ -51,6 +50,9 @@ typedef int (*tcmi_look_t)(struct task_struct *task, struct sighand_struct *sigh
  * ESRCH: it has ended.
  */
 int tcmi_look_at(struct tcmi_hold *hold, tcmi_look_t look, void *arg);
+
+/* policy.c */
+bool tcmi_may_hold(struct task_struct *task);
 
 /* capture.c */
 int tcmi_capture(struct tcmi_freeze *freeze, struct tcmi_capture_args *args);
@@ -82,7 +84,8 @@ struct tcmi_question {
 	u64 key;
 	/* For the opener's ids. */
 	const struct cred *cred;
-	/* NULL: names none. */
+	/* The process that it names where the asker stands: 0 for none, NULL if it is not there. */
+	pid_t target_nr;
 	struct pid *target;
 	const void *data;
 	size_t data_length;

@@ -32,7 +32,7 @@ pub fn hash() -> u64 {
 }
 
 /// Whether a command's first word is a process of this machine: at home, pids are its own.
-fn names_process(entry: &Entry) -> bool {
+pub fn names_process(entry: &Entry) -> bool {
     let grammar =
         matches!(entry.write, Some(Grammar::PidNode | Grammar::Pid | Grammar::PidMaybeNode));
     grammar && entry.role == Role::Ccn

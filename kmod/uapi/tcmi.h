@@ -211,6 +211,7 @@ struct tcmi_request {
 	/*
 	 * The process that the command's first word names in the writer's pid
 	 * namespace, where the table says that it names one here. 0: there is none.
+	 * If that is the server's namespace too, the word as it is.
 	 */
 	__s32 target;
 	__u32 data_length;

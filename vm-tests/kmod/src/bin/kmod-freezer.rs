@@ -368,36 +368,51 @@ fn a_vfork_parent_is_busy() -> Outcome {
     refused(victim.pid, Extent::Process, 100, libc::EBUSY)
 }
 
-fn another_user_s() -> Outcome {
-    let shared = Shared::new()?;
-    let roots = spinning(&shared)?;
-    let pid = roots.pid;
+/// As a user, who may open the device here.
+fn as_user(check: impl FnOnce() -> Outcome) -> Outcome {
+    let anyone = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    std::fs::set_permissions(tcmi_sys::kmod::DEVICE, anyone).map_err(|e| e.to_string())?;
     let verdict = Shared::new()?;
     let mine = verdict.clone();
-    std::fs::set_permissions(
-        tcmi_sys::kmod::DEVICE,
-        std::os::unix::fs::PermissionsExt::from_mode(0o666),
-    )
-    .map_err(|e| e.to_string())?;
     let mut user = Victim::start(move || {
         // SAFETY: plain calls; this process has one thread.
         unsafe {
             libc::setgid(1000);
             libc::setuid(1000);
         }
-        let other = refused(pid, Extent::Process, 100, libc::EPERM);
-        let own = Shared::new().and_then(|shared| {
-            let victim = spinning(&shared)?;
-            // SAFETY: a plain call.
-            thaw(freeze(victim.pid, Extent::Process)?)
-        });
-        // Not dumpable since setuid, as its children; only execve changes that.
-        mine.set(0, if other.is_ok() { 1 } else { 2 });
-        mine.set(1, if own.is_err() { 1 } else { 2 });
+        match check() {
+            Ok(()) => mine.set(0, 1),
+            Err(why) => println!("as user: {why}"),
+        }
     })?;
     user.wait()?;
-    ensure(verdict.get(0) == 1, || "a user froze root's process".to_owned())?;
-    ensure(verdict.get(1) == 1, || "a user froze what is not dumpable".to_owned())
+    ensure(verdict.get(0) == 1, || "see above".to_owned())
+}
+
+fn anothers_process() -> Outcome {
+    let shared = Shared::new()?;
+    let roots = spinning(&shared)?;
+    as_user(|| refused(roots.pid, Extent::Process, 100, libc::EPERM))
+}
+
+fn ones_own_process() -> Outcome {
+    as_user(|| {
+        let shared = Shared::new()?;
+        let mine = shared.clone();
+        // setuid made us and ours undumpable until execve, or until one says otherwise.
+        let victim = Victim::start(move || {
+            mine.set(0, 1);
+            while mine.get(1) == 0 {}
+            // SAFETY: a plain call.
+            unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
+            mine.set(0, 2);
+            pause_for_ever();
+        })?;
+        refused(victim.pid, Extent::Process, 100, libc::EPERM)?;
+        shared.set(1, 1);
+        wait_until("dumpable", || shared.get(0) == 2)?;
+        thaw(freeze(victim.pid, Extent::Process)?)
+    })
 }
 
 fn next_event(session: &Session) -> Result<Event, String> {
@@ -472,7 +487,8 @@ fn main() -> ExitCode {
         ("one-session", a_freeze_is_one_session_s),
         ("what-may-not-be-frozen", what_may_not_be_frozen),
         ("vfork-parent", a_vfork_parent_is_busy),
-        ("another-user", another_user_s),
+        ("anothers-process", anothers_process),
+        ("ones-own-process", ones_own_process),
         ("watching", watching),
         ("exit-is-told", an_exit_is_told),
     ];

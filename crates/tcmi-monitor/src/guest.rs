@@ -584,8 +584,11 @@ impl Life {
         Ok(self.r.recv_message()?)
     }
 
+    /// It may have ended, and another process have its number.
     fn kill(&self) {
-        kill(self.guest.host_pid);
+        let (fd, no_info) = (self.pidfd.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: plain call; it fails only when the guest is gone.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, no_info, 0) };
     }
 }
 

@@ -181,8 +181,8 @@ fn control_files(mut random: Random) {
                     _ => b"1\n".to_vec(),
                 };
                 if let Ok(mut file) = fs::File::options().write(true).open(&path) {
-                    file.write(&text).ok();
-                    file.write(&text).ok();
+                    file.write_all(&text).ok();
+                    file.write_all(&text).ok();
                 }
             }
         }
@@ -254,7 +254,7 @@ fn worker(number: usize, seed: u64, shared: &Shared) -> Result<Victim, String> {
     let mine = shared.clone();
     let random = Random(seed | 1);
     Victim::start(move || match number {
-        0 | 1 | 2 => ioctls(random, &mine),
+        0..=2 => ioctls(random, &mine),
         3 | 4 => closer(random, &mine),
         5 | 6 => control_files(random),
         7 => server(random),

@@ -32,7 +32,8 @@ pub const CASES: &[Case] = &[
     case("threads", Machines::Mixed, 240),
     case("victims", Machines::Mixed, 480),
     case("link-cut", Machines::Alike, 240),
-    case("node-dies", Machines::Alike, 480),
+    case("node-dies", Machines::Alike, 420),
+    case("node-dies-late", Machines::Alike, 420),
 ];
 
 impl Case {

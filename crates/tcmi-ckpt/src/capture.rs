@@ -10,7 +10,7 @@ use tcmi_sys::maps::Mapping;
 use tcmi_sys::pages::Pagemap;
 use tcmi_sys::ptrace::Rseq;
 use tcmi_sys::signal::{self, KernelAction};
-use tcmi_sys::{Errno, maps, memory, namespace, proc, ptrace};
+use tcmi_sys::{Errno, maps, memory, proc, ptrace};
 
 /// Knows the files behind mappings: at home from the file system, on an execution node from
 /// what was fetched.
@@ -191,8 +191,7 @@ pub fn capture(
         timers: own.timers,
         limits: limits(pid)?,
         stopped_by: f.group_stop.unwrap_or(0),
-        monotonic: namespace::clock(libc::CLOCK_MONOTONIC),
-        boottime: namespace::clock(libc::CLOCK_BOOTTIME),
+        clocks: Clocks::now((0, 0)),
     })
 }
 

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::freeze::{Frozen, Thread};
 use crate::image::*;
 use crate::layout::Step;
-use crate::remote::{Agent, Calls, Ids, Results, bytes_of, from_bytes};
+use crate::remote::{Agent, Calls, DATA_MAX, Ids, Results, bytes_of, from_bytes};
 use std::ops::Range;
 use tcmi_sys::memory::{self, Forced};
 use tcmi_sys::pages::PAGE_BYTES;
@@ -28,6 +28,9 @@ impl<'a> Batcher<'a> {
     }
     /// Puts bytes where the calls of this batch can point; gives their address.
     pub fn data(&mut self, bytes: &[u8]) -> Result<u64> {
+        if bytes.len() >= DATA_MAX {
+            return Err(Error::Image("a part that is too long"));
+        }
         if !self.calls.has_room(bytes.len()) {
             self.flush()?;
         }
@@ -362,13 +365,18 @@ pub fn set_thread(b: &mut Batcher, t: &ThreadImage) -> Result<()> {
     Ok(())
 }
 
+/// Registers of a thread as an image has them.
+pub fn registers_of(image: &ThreadImage) -> Result<UserRegs> {
+    let raw: Vec<u8> = image.regs.iter().flat_map(|w| w.to_le_bytes()).collect();
+    match raw.len() == std::mem::size_of::<UserRegs>() {
+        true => Ok(from_bytes(&raw)),
+        false => Err(Error::Image("register set size")),
+    }
+}
+
 /// Registers and mask of a thread become the image's; it stays stopped.
 pub fn set_registers(t: &mut Thread, image: &ThreadImage) -> Result<()> {
-    let raw: Vec<u8> = image.regs.iter().flat_map(|w| w.to_le_bytes()).collect();
-    if raw.len() != std::mem::size_of::<UserRegs>() {
-        return Err(Error::Image("register set size"));
-    }
-    let regs: UserRegs = from_bytes(&raw);
+    let regs = registers_of(image)?;
     {
         let s = t.stopped()?;
         s.set_xstate(&image.xstate)?;

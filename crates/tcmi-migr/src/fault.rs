@@ -31,7 +31,11 @@ points! {
     HomeCaptured,
     HomeStreamsInstalled,
     HomeStateSent,
+    /// The first run of pages is over, as in the others of this kind.
+    HomePagesHalfSent,
     HomePagesSent,
+    /// Home: a thread whose keeper dies goes on by itself.
+    HomeArmed,
     HomeReadyReceived,
     /// Node: before anything is built.
     NodeBeginReceived,
@@ -39,6 +43,7 @@ points! {
     NodeVdsoCompared,
     NodePrepared,
     NodeStateReceived,
+    NodePagesHalfReceived,
     NodePagesReceived,
     NodeRestored,
     /// Node: the last point where a failure leaves the process at home.
@@ -47,12 +52,24 @@ points! {
     /// Home: the guest may run.
     HomeCommitSent,
     HomeRunningReceived,
+    /// Home: the process is a shadow, although no thread of it runs yet. No failure but a crash.
+    HomeDecidedAway,
+    HomeMemoryReleased,
+    HomeShadowRuns,
     NodeReturnAsked,
     NodeGuestFrozen,
+    NodePagesHalfSent,
     NodeImageSent,
     HomeReturnFrozen,
+    HomeReturnArmed,
+    HomePagesHalfReceived,
     HomeImageReceived,
     HomeRebuilt,
+    /// Home: the process is itself again, although no thread of it runs yet. No failure but a
+    /// crash, as from here on.
+    HomeDecidedHome,
+    HomeFinishSent,
+    HomeRunsAgain,
 }
 
 enum Action {
@@ -84,6 +101,13 @@ fn parse(text: &str) -> Option<Armed> {
     };
     let passage = parts.next().map_or(Some(1), |n| n.parse().ok())?;
     Some(Armed { name, action, passage, seen: AtomicU32::new(0) })
+}
+
+/// Passes a fault point where nothing but a crash can happen.
+pub fn pass_or_die(point: Point) {
+    if let Err(e) = pass(point) {
+        tracing::debug!(error = %e, "not a point that can fail");
+    }
 }
 
 /// Passes a fault point.

@@ -6,9 +6,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -18,15 +16,16 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 use nix::libc;
-use tcmi_core::command::{Command, Form};
+use tcmi_core::command::Command;
 use tcmi_core::error::Errno;
-use tcmi_core::limits::{CONTROL_COMMANDS_MAX, CONTROL_WRITE_BYTES_MAX};
+use tcmi_core::limits::CONTROL_WRITE_BYTES_MAX;
 
-use crate::control::{Answer, Caller, Control, Owner, Reply};
-use crate::handles::{Handles, LastAnswers, OpenFile, lock};
+use crate::commands::{self, Commands, Writer, form};
+use crate::control::{Answer, Caller, Control, Owner};
+use crate::handles::{Handles, OpenFile, lock};
 use crate::inodes::Inodes;
 use crate::place::{Capture, Place};
-use crate::tree::{self, Grammar, Item, Kind};
+use crate::tree::{self, Item, Kind};
 
 /// Nothing is cached: a place may go, and a value change, at any time.
 const TTL: Duration = Duration::ZERO;
@@ -37,25 +36,20 @@ const WRITE_REQUEST_BYTES_MAX: u32 = 128 * 1024;
 const _: () = assert!(WRITE_REQUEST_BYTES_MAX as usize > CONTROL_WRITE_BYTES_MAX);
 
 pub struct Tree {
-    control: Arc<dyn Control>,
+    commands: Commands,
     inodes: Mutex<Inodes>,
     files: Handles<OpenFile>,
     listings: Handles<Vec<(FileType, String)>>,
-    answers: Arc<LastAnswers>,
-    /// Commands that have not been answered.
-    commands: Arc<AtomicUsize>,
     mounted: SystemTime,
 }
 
 impl Tree {
     pub fn new(control: Arc<dyn Control>) -> Self {
         Self {
-            control,
+            commands: Commands::new(control),
             inodes: Mutex::new(Inodes::new()),
             files: Handles::new(),
             listings: Handles::new(),
-            answers: Arc::new(LastAnswers::new()),
-            commands: Arc::new(AtomicUsize::new(0)),
             mounted: SystemTime::now(),
         }
     }
@@ -67,7 +61,7 @@ impl Tree {
     fn owner(&self, place: &Place) -> Result<Owner, Errno> {
         match place.capture {
             Capture::None => Ok(Owner::ROOT),
-            _ => self.control.owner(place).ok_or(Errno::NoEntry),
+            _ => self.commands.control.owner(place).ok_or(Errno::NoEntry),
         }
     }
 
@@ -111,7 +105,7 @@ impl Tree {
                 names.push((kind, entry.component().to_owned()));
                 continue;
             }
-            let captures = self.control.list(entry, &dir.capture);
+            let captures = self.commands.control.list(entry, &dir.capture);
             names.extend(captures.iter().map(|capture| (kind, capture.to_string())));
         }
         Ok(names)
@@ -137,8 +131,8 @@ impl Tree {
         let answers = place.entry.item == Item::Explain;
         let text = match (reads, answers) {
             (false, _) => Arc::from(""),
-            (true, true) => self.answers.of(caller.uid),
-            (true, false) => Arc::from(self.control.read(caller, &place)?),
+            (true, true) => self.commands.answers.of(caller.uid),
+            (true, false) => Arc::from(self.commands.control.read(caller, &place)?),
         };
         let file = self.files.insert(OpenFile::new(place, text), caller.is_root())?;
         let mut how = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
@@ -165,100 +159,22 @@ impl Tree {
         }
         command
     }
-
-    /// None: as many wait as may.
-    fn admit(&self, caller: Caller) -> Option<Admitted> {
-        let admitted = Admitted::new(Arc::clone(&self.commands));
-        let waiting = admitted.number;
-        // Root is not held to the bound: others must not lock it out.
-        (waiting <= CONTROL_COMMANDS_MAX || caller.is_root()).then_some(admitted)
-    }
-
-    fn run(
-        &self,
-        caller: Caller,
-        file: Arc<OpenFile>,
-        command: Command,
-        waits: bool,
-        writer: Writer,
-    ) {
-        let Some(admitted) = self.admit(caller) else {
-            return writer.answer(Err(Errno::Busy));
-        };
-        let control = Arc::clone(&self.control);
-        let answers = Arc::clone(&self.answers);
-        let later = writer.clone();
-        let spawned = thread::Builder::new().name("ctlfs-command".to_owned()).spawn(move || {
-            let place = file.place.clone();
-            let for_reply = later.clone();
-            let reply = Reply::new(move |result| {
-                if file.place.entry.item == Item::Explain {
-                    keep_answer(&answers, &file, caller.uid, &result);
-                }
-                for_reply.answer(result.map(|_| ()));
-                drop(admitted);
-            });
-            control.write(caller, &place, command, reply);
-            if !waits {
-                // Unless it was refused at once, which the writer has been told.
-                later.answer(Ok(()));
-            }
-        });
-        if spawned.is_err() {
-            writer.answer(Err(Errno::Busy));
-        }
-    }
 }
 
-fn keep_answer(answers: &LastAnswers, file: &OpenFile, uid: u32, result: &Result<Answer, Errno>) {
-    match result {
-        Ok(Answer::Text(text)) => {
-            let text: Arc<str> = Arc::from(text.as_str());
-            file.answer(Arc::clone(&text));
-            answers.keep(uid, text);
-        }
-        Ok(Answer::Done) | Err(_) => {
-            file.answer(Arc::from(""));
-            answers.clear(uid);
-        }
-    }
+/// For the handle that asked.
+fn keep_answer(file: &OpenFile, result: &Result<Answer, Errno>) {
+    let text = match result {
+        Ok(Answer::Text(text)) => text.as_str(),
+        Ok(Answer::Done) | Err(_) => "",
+    };
+    file.answer(Arc::from(text));
 }
 
-/// One of the commands that wait for their end.
-struct Admitted {
-    commands: Arc<AtomicUsize>,
-    /// How many there are with this one.
-    number: usize,
-}
-
-impl Admitted {
-    fn new(commands: Arc<AtomicUsize>) -> Self {
-        let number = commands.fetch_add(1, Ordering::Relaxed) + 1;
-        Self { commands, number }
-    }
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.commands.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The process that waits in write(2); the first answer is the one it gets.
-#[derive(Clone)]
-struct Writer {
-    reply: Arc<Mutex<Option<ReplyWrite>>>,
-    bytes: u32,
-}
-
-impl Writer {
-    fn answer(&self, result: Result<(), Errno>) {
-        let Some(reply) = lock(&self.reply).take() else { return };
-        match result {
-            Ok(()) => reply.written(self.bytes),
-            Err(errno) => reply.error(fuse_errno(errno)),
-        }
-    }
+fn writer(reply: ReplyWrite, bytes: usize) -> Writer {
+    Writer::new(move |result| match result {
+        Ok(_) => reply.written(bytes as u32),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    })
 }
 
 fn fuse_errno(errno: Errno) -> fuser::Errno {
@@ -270,18 +186,6 @@ fn file_type(kind: Kind) -> FileType {
         Kind::Dir => FileType::Directory,
         Kind::File => FileType::RegularFile,
         Kind::Link => FileType::Symlink,
-    }
-}
-
-fn form(grammar: Grammar) -> Form {
-    match grammar {
-        Grammar::Address => Form::Address,
-        Grammar::KeyLines => Form::KeyLines,
-        Grammar::AddressKey => Form::AddressKey,
-        Grammar::PidNode => Form::PidNode,
-        Grammar::Pid => Form::Pid,
-        Grammar::PidMaybeNode => Form::PidMaybeNode,
-        Grammar::One => Form::One,
     }
 }
 
@@ -350,7 +254,7 @@ impl Filesystem for Tree {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.place(ino).and_then(|place| self.control.readlink(&place)) {
+        match self.place(ino).and_then(|place| self.commands.control.readlink(&place)) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(errno) => reply.error(fuse_errno(errno)),
         }
@@ -403,9 +307,14 @@ impl Filesystem for Tree {
         match Self::command(&file, offset, bytes, flags) {
             Ok(command) => {
                 let waits = flags.0 & libc::O_NONBLOCK == 0;
-                let reply = Arc::new(Mutex::new(Some(reply)));
-                let writer = Writer { reply, bytes: bytes.len() as u32 };
-                self.run(caller(request), file, command, waits, writer);
+                let place = file.place.clone();
+                let command = commands::Command { caller: caller(request), place, command, waits };
+                let writer = writer(reply, bytes.len());
+                self.commands.run(command, writer, move |result| {
+                    if file.place.entry.item == Item::Explain {
+                        keep_answer(&file, result);
+                    }
+                });
             }
             Err(errno) => reply.error(fuse_errno(errno)),
         }

@@ -2,13 +2,16 @@
 //!
 //! [`tree`] declares it once, as a table that needs neither `std` nor any other
 //! crate: the kernel module's table and the reference page are made from it.
-//! With the feature `fuse`, [`Server`] serves it, and a daemon implements
-//! [`Control`].
+//! With the feature `fuse`, [`Server`] serves it, by FUSE or through the kernel
+//! module, and a daemon implements [`Control`].
 #![forbid(unsafe_code)]
 #![cfg_attr(not(feature = "fuse"), no_std)]
 
+pub mod ctable;
 pub mod tree;
 
+#[cfg(feature = "fuse")]
+mod commands;
 #[cfg(feature = "fuse")]
 mod control;
 #[cfg(feature = "fuse")]
@@ -17,6 +20,8 @@ mod fuse;
 mod handles;
 #[cfg(feature = "fuse")]
 mod inodes;
+#[cfg(feature = "fuse")]
+mod kernel;
 #[cfg(feature = "fuse")]
 mod mount;
 #[cfg(feature = "fuse")]

@@ -14,6 +14,7 @@ use tracing::warn;
 
 use crate::control::Control;
 use crate::fuse::Tree;
+use crate::kernel::Served;
 
 /// Threads that take requests. More than one, so that a request that waits for the
 /// daemon's lock does not hold up the others.
@@ -27,7 +28,12 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A mounted control filesystem; unmounted when dropped, lazily if it is in use.
 pub struct Server {
     mount_point: PathBuf,
-    session: Option<BackgroundSession>,
+    by: Option<By>,
+}
+
+enum By {
+    Fuse(BackgroundSession),
+    Kernel(Served),
 }
 
 impl Server {
@@ -45,7 +51,22 @@ impl Server {
         config.acl = if by_root { SessionACL::All } else { SessionACL::Owner };
         config.n_threads = Some(REQUEST_THREADS);
         let session = Session::new(Tree::new(control), &mount_point, &config)?.spawn()?;
-        Ok(Self { mount_point, session: Some(session) })
+        Ok(Self { mount_point, by: Some(By::Fuse(session)) })
+    }
+
+    /// As [`Server::mount`], through the kernel module. Err(NotFound): it is not loaded.
+    pub fn mount_kernel(dir: &Path, control: Arc<dyn Control>) -> io::Result<Self> {
+        let mount_point = dir.canonicalize()?;
+        let served = Served::mount(&mount_point, control)?;
+        Ok(Self { mount_point, by: Some(By::Kernel(served)) })
+    }
+
+    /// What stands for a wildcard may have changed. The daemon says so whenever a peer, a
+    /// listener or a process comes or goes, because the kernel keeps directories itself.
+    pub fn changed(&self) {
+        if let Some(By::Kernel(served)) = &self.by {
+            served.changed();
+        }
     }
 
     pub fn mount_point(&self) -> &Path {
@@ -58,7 +79,21 @@ impl Server {
     }
 
     fn take_down(&mut self) -> io::Result<()> {
-        let Some(session) = self.session.take() else { return Ok(()) };
+        match self.by.take() {
+            Some(By::Fuse(session)) => self.take_down_fuse(session),
+            Some(By::Kernel(mut served)) => {
+                served.stop()?;
+                match umount2(&self.mount_point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+                    // EINVAL: somebody else unmounted it.
+                    Ok(()) | Err(Errno::EINVAL) => Ok(()),
+                    Err(errno) => Err(errno.into()),
+                }
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn take_down_fuse(&self, session: BackgroundSession) -> io::Result<()> {
         match umount2(&self.mount_point, MntFlags::UMOUNT_NOFOLLOW) {
             // EINVAL: somebody else unmounted it.
             Ok(()) | Err(Errno::EINVAL) => {}
@@ -129,11 +164,13 @@ fn probe(dir: &Path) -> io::Result<Probe> {
     let (answer, answered) = mpsc::channel();
     // Not joined: if nobody answers, it waits until the connection is aborted.
     thread::Builder::new().name("ctlfs-probe".to_owned()).spawn(move || {
+        // Reads: without a daemon the kernel's tree stands all the same.
+        let read = std::fs::read(name).map(drop);
         // Fails if the caller has given up waiting, which is as well.
-        answer.send(std::fs::metadata(name)).ok();
+        answer.send(read).ok();
     })?;
     match answered.recv_timeout(PROBE_TIMEOUT) {
-        Ok(Ok(_)) => Ok(Probe::Live),
+        Ok(Ok(())) => Ok(Probe::Live),
         Ok(Err(error)) if error.raw_os_error() == Some(Errno::ENOTCONN as i32) => Ok(Probe::Dead),
         Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(Probe::Absent),
         Ok(Err(error)) => Err(error),

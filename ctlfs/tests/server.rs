@@ -1,4 +1,4 @@
-//! What the FUSE server promises beyond the tree's shape.
+//! What both servers promise beyond the tree's shape.
 
 mod rig;
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::libc;
 use tcmi_core::command::Command;
-use tcmi_ctlfs::{Owner, Server, unmount_stale};
+use tcmi_ctlfs::{Owner, unmount_stale};
 
 use rig::{FEATURES_BYTES, MISSING, PROCESS, Rig, SLOW, USER};
 
@@ -237,7 +237,7 @@ fn a_mount_can_follow_another() {
     for _ in 0..3 {
         rig.server.take().unwrap().unmount().unwrap();
         unmount_stale(rig.root()).unwrap();
-        rig.server = Some(Server::mount(rig.root(), rig.control.clone()).unwrap());
+        rig.server = Some(rig::mount(rig.root(), rig.control.clone()).unwrap());
         assert!(fs::read_to_string(rig.path("node/name")).is_ok());
     }
 }

@@ -8,6 +8,8 @@ use tcmi_sys::pages::PAGE_BYTES;
 /// End of what a process can map, but for one page.
 const USER_END: u64 = 1 << 47;
 
+/// Of what stands here; goes up with every change that another version cannot read.
+pub const VERSION: u32 = 1;
 pub const SIGINFO_BYTES: usize = 128;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,10 +94,6 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
-    pub fn has_vdso(&self) -> bool {
-        self.vdso.1 > self.vdso.0
-    }
-
     /// Whether a process can have it. What a peer sends passes here before it is computed with.
     pub fn check(&self) -> Result<()> {
         let mut free = 0;
@@ -119,6 +117,9 @@ impl AddressSpace {
             true => Ok(()),
             false => Err(Error::Image("the vvar pages lie above the vdso")),
         }
+    }
+    pub fn has_vdso(&self) -> bool {
+        self.vdso.1 > self.vdso.0
     }
 }
 

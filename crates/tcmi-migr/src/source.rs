@@ -201,25 +201,21 @@ fn move_out(
     watch: &dyn Watch,
 ) -> Result<Sent> {
     let attached = Attached::attach(pid)?;
-    let prepared = fault::pass(Point::HomeAttached)
-        .and_then(|()| prepare(&attached, migration, epoch, c, watch));
-    let prepared = match prepared {
-        Ok(p) => p,
+    let held = fault::pass(Point::HomeAttached)
+        .and_then(|()| prepare(&attached, migration, epoch, c, watch))
+        .and_then(|prepared| {
+            watch.enter(State::Freezing);
+            let started = Instant::now();
+            let frozen = freeze_with_room(&attached, prepared.streams.len() - 1)?;
+            Ok((prepared, frozen, micros(started)))
+        });
+    let (prepared, mut frozen, freeze) = match held {
+        Ok(held) => held,
         Err(e) => {
             attached.remove();
             return Err(tell(c, e));
         }
     };
-    watch.enter(State::Freezing);
-    let started = Instant::now();
-    let mut frozen = match freeze_with_room(&attached, prepared.streams.len() - 1) {
-        Ok(f) => f,
-        Err(e) => {
-            attached.remove();
-            return Err(tell(c, e));
-        }
-    };
-    let freeze = micros(started);
     let mut installed = None;
     match transfer(&mut frozen, &attached, prepared, &mut installed, c, watch) {
         Ok(Transfer { image, bytes, since }) => {

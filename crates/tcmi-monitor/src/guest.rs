@@ -310,25 +310,25 @@ impl Life {
                 }
                 Next::Serving => {
                     quiet(&self.shadow.bell);
-                    self.ask_home(daemon)?;
+                    self.ask_home(daemon);
                 }
                 Next::LookDue => {
                     // A guest killed while held: its end shows after those of its threads.
                     ptrace::take_ends()?;
-                    self.poke()?;
-                    self.report(daemon)?;
+                    self.poke();
+                    self.report(daemon);
                 }
                 Next::Lost => return Ok("the shadow at home is gone".to_owned()),
                 Next::Daemon => match ipc::receive::<ToMonitor>(daemon.as_fd()) {
                     Ok((ToMonitor::SendHome {}, _)) => {
                         self.unwanted = true;
-                        self.ask_home(daemon)?;
+                        self.ask_home(daemon);
                     }
                     Ok(_) => {}
                     Err(_) => daemon_lives = false,
                 },
                 Next::Message => {
-                    if let Some(text) = self.message(daemon)? {
+                    if let Some(text) = self.message(daemon) {
                         return Ok(text);
                     }
                 }
@@ -341,34 +341,49 @@ impl Life {
     }
 
     /// Asks home to take the guest back if this node does not want it any more.
-    fn ask_home(&mut self, daemon: &OwnedFd) -> Result<()> {
+    fn ask_home(&mut self, daemon: &OwnedFd) {
         if !self.unwanted || (self.keeper && !self.is_served()) {
-            return Ok(());
+            return;
         }
         self.unwanted = false;
-        if self.keeper {
-            return msg::send(&mut self.w, &msg::WantHome {});
+        self.tell_keeper(&msg::WantHome {});
+        if !self.keeper {
+            tell(daemon, &ToDaemon::Stays { text: "nobody at home can take it".to_owned() });
         }
-        tell(daemon, &ToDaemon::Stays { text: "nobody at home can take it".to_owned() });
-        Ok(())
+    }
+
+    /// Tells home's keeper, if there is one.
+    fn tell_keeper<M: Message>(&mut self, what: &M) {
+        if self.keeper
+            && let Err(e) = msg::send(&mut self.w, what)
+        {
+            self.lose_keeper(&e);
+        }
+    }
+
+    /// The daemon at home is gone, or is not to be understood. The shadow needs it not; if there
+    /// is none yet, the process closes its streams when it goes on at home, and the guest ends by
+    /// that.
+    fn lose_keeper(&mut self, why: &Error) {
+        tracing::warn!(error = %why, "home's keeper is gone; the guest goes on");
+        self.keeper = false;
     }
 
     /// Tells home and the daemon the counters, if they have changed.
-    fn report(&mut self, daemon: &OwnedFd) -> Result<()> {
+    fn report(&mut self, daemon: &OwnedFd) {
         if Instant::now() < self.report_at {
-            return Ok(());
+            return;
         }
         self.report_at = Instant::now() + STATS_INTERVAL;
         let text = self.stats();
         if text == self.told {
-            return Ok(());
+            return;
         }
-        if self.keeper && self.is_served() {
-            msg::send(&mut self.w, &msg::Stats { text: text.clone() })?;
+        if self.is_served() {
+            self.tell_keeper(&msg::Stats { text: text.clone() });
         }
         tell(daemon, &ToDaemon::Stats { text: text.clone() });
         self.told = text;
-        Ok(())
     }
 
     fn wait(&mut self, daemon: &OwnedFd, daemon_lives: bool) -> Result<Next> {
@@ -408,7 +423,7 @@ impl Life {
     }
 
     /// Has home end the calls that keep threads from their signals.
-    fn poke(&mut self) -> Result<()> {
+    fn poke(&mut self) {
         let held_up = self.calls.held_up();
         let pause = match held_up.is_empty() {
             true => LOOK_INTERVAL + LOOK_INTERVAL_A_CALL * self.calls.in_flight() as u32,
@@ -416,39 +431,32 @@ impl Life {
         };
         self.look_at = Instant::now() + pause;
         for (here, seq) in held_up {
-            let tid = self.names.iter().find(|(t, _)| *t == here).map(|n| n.1);
-            if let (Some(tid), true) = (tid, self.keeper) {
-                msg::send(&mut self.w, &msg::Poke { tid, seq })?;
+            if let Some((_, tid)) = self.names.iter().find(|(t, _)| *t == here).copied() {
+                self.tell_keeper(&msg::Poke { tid, seq });
             }
         }
-        Ok(())
     }
 
     /// One message of home's keeper. Some: the guest is no longer here.
-    fn message(&mut self, daemon: &OwnedFd) -> Result<Option<String>> {
-        let frame = match self.r.recv_message() {
-            Ok(f) => f,
-            Err(e) => {
-                // The daemon at home is gone. The shadow needs it not; if there is none yet, the
-                // process closes its streams when it goes on at home, and the guest ends by that.
-                tracing::warn!(error = %e, "home's keeper is gone; the guest goes on");
-                self.keeper = false;
-                self.ask_home(daemon)?;
-                return Ok(None);
-            }
-        };
+    fn message(&mut self, daemon: &OwnedFd) -> Option<String> {
+        let done = self.r.recv_message().map_err(Error::from).and_then(|f| self.obey(&f, daemon));
+        done.unwrap_or_else(|e| {
+            self.lose_keeper(&e);
+            self.ask_home(daemon);
+            None
+        })
+    }
+
+    fn obey(&mut self, frame: &Frame, daemon: &OwnedFd) -> Result<Option<String>> {
         match frame.kind {
             // Home gave up while we did so, too.
-            msg::Thaw::KIND => msg::send(&mut self.w, &msg::Thawed {})?,
+            msg::Thaw::KIND => self.tell_keeper(&msg::Thawed {}),
             msg::Signal::KIND => {
-                let s: msg::Signal = msg::decode(&frame)?;
+                let s: msg::Signal = msg::decode(frame)?;
                 // SAFETY: plain call on our own child, not reaped yet.
                 unsafe { libc::kill(self.guest.host_pid, s.signal) };
             }
-            msg::AskStats::KIND => {
-                let stats = msg::Stats { text: self.stats() };
-                msg::send(&mut self.w, &stats)?;
-            }
+            msg::AskStats::KIND => self.tell_keeper(&msg::Stats { text: self.stats() }),
             msg::ComeHome::KIND => {
                 tell(daemon, &ToDaemon::Returning {});
                 match self.go_home() {
@@ -456,8 +464,7 @@ impl Life {
                     Ok(false) => tell(daemon, &ToDaemon::Stays { text: "home gave up".to_owned() }),
                     Err(e) => {
                         let text = e.to_string();
-                        let failed = msg::Failed { errno: e.errno(), text: text.clone() };
-                        msg::send(&mut self.w, &failed)?;
+                        self.tell_keeper(&msg::Failed { errno: e.errno(), text: text.clone() });
                         tell(daemon, &ToDaemon::Stays { text });
                     }
                 }
@@ -480,11 +487,8 @@ impl Life {
 
     fn ended(&mut self) -> Result<String> {
         let status = ptrace::wait_for_end(self.guest.host_pid)?;
-        if self.keeper {
-            let stats = msg::Stats { text: self.stats() };
-            msg::send(&mut self.w, &stats)?;
-            msg::send(&mut self.w, &msg::Ended { status })?;
-        }
+        self.tell_keeper(&msg::Stats { text: self.stats() });
+        self.tell_keeper(&msg::Ended { status });
         Ok(format!("ended with wait status {status:#x}"))
     }
 
@@ -584,8 +588,11 @@ impl Life {
         Ok(self.r.recv_message()?)
     }
 
+    /// It may have ended, and another process have its number.
     fn kill(&self) {
-        kill(self.guest.host_pid);
+        let (fd, no_info) = (self.pidfd.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: plain call; it fails only when the guest is gone.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, no_info, 0) };
     }
 }
 

@@ -23,4 +23,4 @@ pub use mapping::{MappedFile, MappedFiles};
 pub use memory::ProcessMemory;
 pub use stats::{CallStats, Stats};
 pub use steward::{GuestGone, Steward};
-pub use stream::{CallStream, ChaCha, Records, StreamError};
+pub use stream::{CallStream, Records, StreamError};

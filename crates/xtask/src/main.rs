@@ -56,6 +56,8 @@ enum Task {
         #[arg(default_value = "target/completions")]
         directory: PathBuf,
     },
+    /// Write the kernel module's table of the control filesystem
+    KmodTable,
 }
 
 fn main() -> ExitCode {
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Task::Completions { directory } => {
             papers::completions(&directory).map(|()| ExitCode::SUCCESS)
         }
+        Task::KmodTable => papers::kmod_table().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|e| {
         eprintln!("error: {e:#}");

@@ -106,6 +106,14 @@ fn desk() -> NodeName {
     "desk".parse().unwrap()
 }
 
+/// By FUSE, or through the kernel module where `TCMI_CTLFS_KERNEL` is set.
+pub fn mount(dir: &Path, control: Arc<Pretender>) -> std::io::Result<Server> {
+    match std::env::var_os("TCMI_CTLFS_KERNEL") {
+        Some(_) => Server::mount_kernel(dir, control),
+        None => Server::mount(dir, control),
+    }
+}
+
 /// Field order matters: unmounted before its directory is removed.
 pub struct Rig {
     pub server: Option<Server>,
@@ -119,8 +127,7 @@ impl Rig {
         // Other users are to reach the mount.
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let control = Arc::new(Pretender::default());
-        let server =
-            Server::mount(dir.path(), control.clone()).expect("mounting needs root and /dev/fuse");
+        let server = mount(dir.path(), control.clone()).expect("mounting needs root and /dev/fuse");
         Self { server: Some(server), control, dir }
     }
 

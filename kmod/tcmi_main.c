@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* /dev/tcmi: sessions and their commands. */
+
+#include <linux/capability.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/poll.h>
+#include <linux/rcupdate.h>
+#include <linux/slab.h>
+#include <linux/tracepoint.h>
+#include <linux/uaccess.h>
+
+#include "tcmi.h"
+
+static int session_open(struct inode *inode, struct file *file)
+{
+	struct tcmi_session *session = kzalloc(sizeof(*session), GFP_KERNEL_ACCOUNT);
+
+	if (!session)
+		return -ENOMEM;
+	mutex_init(&session->lock);
+	INIT_LIST_HEAD(&session->watches);
+	INIT_LIST_HEAD(&session->told);
+	init_waitqueue_head(&session->readable);
+	file->private_data = session;
+	return stream_open(inode, file);
+}
+
+static int session_release(struct inode *inode, struct file *file)
+{
+	struct tcmi_session *session = file->private_data;
+
+	if (session->freeze)
+		tcmi_thaw(session->freeze);
+	if (session->serves)
+		tcmi_stop_serving(session);
+	tcmi_unwatch_all(session);
+	kfree(session);
+	return 0;
+}
+
+static long tell_version(void __user *user)
+{
+	struct tcmi_version version = { .abi = TCMI_ABI };
+
+	tcmi_ctl_version(&version);
+	return copy_to_user(user, &version, sizeof(version)) ? -EFAULT : 0;
+}
+
+static long freeze(struct tcmi_session *session, void __user *user)
+{
+	struct tcmi_freeze_args args;
+	struct tcmi_freeze *freeze;
+
+	if (copy_from_user(&args, user, sizeof(args)))
+		return -EFAULT;
+	if (session->freeze)
+		return -EBUSY;
+	freeze = tcmi_freeze(&args);
+	if (IS_ERR(freeze))
+		return PTR_ERR(freeze);
+	if (copy_to_user(user, &args, sizeof(args))) {
+		tcmi_thaw(freeze);
+		return -EFAULT;
+	}
+	session->freeze = freeze;
+	return 0;
+}
+
+static long capture(struct tcmi_session *session, void __user *user)
+{
+	struct tcmi_capture_args args;
+	long err;
+
+	if (copy_from_user(&args, user, sizeof(args)))
+		return -EFAULT;
+	if (!session->freeze)
+		return -EINVAL;
+	err = tcmi_capture(session->freeze, &args);
+	if (!err || err == -EMSGSIZE) {
+		if (copy_to_user(user, &args, sizeof(args)))
+			err = -EFAULT;
+	}
+	return err;
+}
+
+static long thaw(struct tcmi_session *session)
+{
+	if (!session->freeze)
+		return -EINVAL;
+	tcmi_thaw(session->freeze);
+	session->freeze = NULL;
+	return 0;
+}
+
+static long watch(struct tcmi_session *session, void __user *user,
+		  int (*act)(struct tcmi_session *session, pid_t pid))
+{
+	struct tcmi_watch_args args;
+
+	if (copy_from_user(&args, user, sizeof(args)))
+		return -EFAULT;
+	if (args.reserved || args.pid <= 0)
+		return -EINVAL;
+	return act(session, args.pid);
+}
+
+static long serve(struct tcmi_session *session, void __user *user)
+{
+	struct tcmi_ctl_serve_args args;
+
+	if (copy_from_user(&args, user, sizeof(args)))
+		return -EFAULT;
+	if (args.reserved)
+		return -EINVAL;
+	return session->serves ? -EBUSY : tcmi_serve(session);
+}
+
+static long add(struct tcmi_session *session, void __user *user)
+{
+	struct tcmi_ctl_add_args args;
+
+	if (copy_from_user(&args, user, sizeof(args)))
+		return -EFAULT;
+	return session->serves ? tcmi_ctl_add(&args) : -EINVAL;
+}
+
+static long ctl_remove(struct tcmi_session *session, void __user *user)
+{
+	struct tcmi_ctl_remove_args args;
+
+	if (copy_from_user(&args, user, sizeof(args)))
+		return -EFAULT;
+	return session->serves ? tcmi_ctl_remove(&args) : -EINVAL;
+}
+
+static long run_ioctl(struct tcmi_session *session, unsigned int command, void __user *user)
+{
+	switch (command) {
+	case TCMI_VERSION:
+		return tell_version(user);
+	case TCMI_FREEZE:
+		return freeze(session, user);
+	case TCMI_CAPTURE:
+		return capture(session, user);
+	case TCMI_THAW:
+		return thaw(session);
+	case TCMI_WATCH:
+		return watch(session, user, tcmi_watch);
+	case TCMI_UNWATCH:
+		return watch(session, user, tcmi_unwatch);
+	case TCMI_CTL_SERVE:
+		return serve(session, user);
+	case TCMI_CTL_ADD:
+		return add(session, user);
+	case TCMI_CTL_REMOVE:
+		return ctl_remove(session, user);
+	default:
+		return -ENOTTY;
+	}
+}
+
+static long session_ioctl(struct file *file, unsigned int command, unsigned long arg)
+{
+	struct tcmi_session *session = file->private_data;
+	long ret;
+
+	if (mutex_lock_killable(&session->lock))
+		return -EINTR;
+	ret = run_ioctl(session, command, (void __user *)arg);
+	mutex_unlock(&session->lock);
+	return ret;
+}
+
+static bool is_readable(struct tcmi_session *session)
+{
+	return tcmi_has_event(session) || (READ_ONCE(session->serves) && tcmi_has_request());
+}
+
+/* 0: there is nothing. */
+static ssize_t take_message(struct tcmi_session *session, char __user *buffer, size_t room)
+{
+	struct tcmi_event event;
+
+	if (tcmi_has_event(session)) {
+		if (room < sizeof(event))
+			return -EMSGSIZE;
+		if (tcmi_take_event(session, &event))
+			return copy_to_user(buffer, &event, sizeof(event)) ? -EFAULT :
+									     sizeof(event);
+	}
+	return READ_ONCE(session->serves) ? tcmi_take_request(buffer, room) : 0;
+}
+
+static ssize_t session_read(struct file *file, char __user *buffer, size_t room, loff_t *at)
+{
+	struct tcmi_session *session = file->private_data;
+	ssize_t ret;
+
+	for (;;) {
+		ret = take_message(session, buffer, room);
+		if (ret)
+			return ret;
+		if (file->f_flags & O_NONBLOCK)
+			return -EAGAIN;
+		if (wait_event_interruptible(session->readable, is_readable(session)))
+			return -ERESTARTSYS;
+	}
+}
+
+static ssize_t session_write(struct file *file, const char __user *buffer, size_t length,
+			     loff_t *at)
+{
+	struct tcmi_session *session = file->private_data;
+
+	return READ_ONCE(session->serves) ? tcmi_answer(buffer, length) : -EINVAL;
+}
+
+static __poll_t session_poll(struct file *file, poll_table *table)
+{
+	struct tcmi_session *session = file->private_data;
+
+	poll_wait(file, &session->readable, table);
+	return is_readable(session) ? EPOLLIN | EPOLLRDNORM : 0;
+}
+
+static const struct file_operations session_operations = {
+	.owner = THIS_MODULE,
+	.open = session_open,
+	.release = session_release,
+	.unlocked_ioctl = session_ioctl,
+	.read = session_read,
+	.write = session_write,
+	.poll = session_poll,
+};
+
+static struct miscdevice device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "tcmi",
+	.mode = 0600,
+	.fops = &session_operations,
+};
+
+static int __init tcmi_init(void)
+{
+	int err;
+
+	err = tcmi_freeze_init();
+	if (!err)
+		err = tcmi_watch_init();
+	if (!err)
+		err = tcmi_ctlfs_init();
+	if (err)
+		return err;
+	err = misc_register(&device);
+	if (err)
+		tcmi_ctlfs_exit();
+	return err;
+}
+
+/* No session is open, no work queued: each has a reference to the module. */
+static void __exit tcmi_exit(void)
+{
+	misc_deregister(&device);
+	tcmi_ctlfs_exit();
+	/* Probes that are unregistered may still run. */
+	tracepoint_synchronize_unregister();
+	/* A thread that was thawed may not have returned from hold_thread() yet. */
+	synchronize_rcu_tasks();
+	/* Inodes of the tree are freed by RCU. */
+	rcu_barrier();
+}
+
+module_init(tcmi_init);
+module_exit(tcmi_exit);
+
+MODULE_AUTHOR("The tcmi contributors");
+MODULE_DESCRIPTION("Freezes processes for migration, and serves the control filesystem");
+MODULE_LICENSE("GPL");

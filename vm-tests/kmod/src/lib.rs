@@ -1,0 +1,184 @@
+//! Cases and their victims. As root, in a machine with the module loaded.
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Why a case failed.
+pub type Outcome = Result<(), String>;
+
+pub type Case = (&'static str, fn() -> Outcome);
+
+/// Runs those whose name holds the first argument, if there is one.
+pub fn run(cases: &[Case]) -> ExitCode {
+    let only = std::env::args().nth(1).unwrap_or_default();
+    let mut failed = false;
+    for (name, case) in cases.iter().filter(|(name, _)| name.contains(&only)) {
+        match case() {
+            Ok(()) => println!("PASS {name}"),
+            Err(why) => {
+                println!("FAIL {name}: {why}");
+                failed = true;
+            }
+        }
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+pub fn ensure(holds: bool, why: impl FnOnce() -> String) -> Outcome {
+    if holds { Ok(()) } else { Err(why()) }
+}
+
+pub fn system(what: &str, ret: i64) -> Result<i64, String> {
+    if ret < 0 { Err(format!("{what}: {}", io::Error::last_os_error())) } else { Ok(ret) }
+}
+
+/// Until `condition` holds, at most 20 s.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Outcome {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        if Instant::now() > end {
+            return Err(format!("{what}: not in 20 s"));
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+/// Words that a victim and its test share.
+pub struct Shared {
+    words: &'static [AtomicU64],
+}
+
+impl Shared {
+    pub fn new() -> Result<Self, String> {
+        // SAFETY: a fresh anonymous mapping.
+        let page = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                4096,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if page == libc::MAP_FAILED {
+            return Err(format!("mmap: {}", io::Error::last_os_error()));
+        }
+        // SAFETY: the page is zeroed, aligned, as long as 512 words, and never unmapped.
+        Ok(Self { words: unsafe { std::slice::from_raw_parts(page.cast(), 512) } })
+    }
+
+    pub fn get(&self, at: usize) -> u64 {
+        self.words[at].load(Ordering::SeqCst)
+    }
+    pub fn set(&self, at: usize, value: u64) {
+        self.words[at].store(value, Ordering::SeqCst);
+    }
+    pub fn count(&self, at: usize) {
+        self.words[at].fetch_add(1, Ordering::SeqCst);
+    }
+    pub fn sum(&self) -> u64 {
+        self.words.iter().fold(0, |sum, word| sum.wrapping_add(word.load(Ordering::SeqCst)))
+    }
+
+    /// What counts, counts no more.
+    pub fn stands_still(&self) -> Outcome {
+        let before = self.sum();
+        let end = Instant::now() + Duration::from_millis(30);
+        while Instant::now() < end {
+            std::thread::yield_now();
+        }
+        let after = self.sum();
+        ensure(before == after, || format!("{} steps while frozen", after.wrapping_sub(before)))
+    }
+
+    pub fn moves(&self) -> Outcome {
+        let before = self.sum();
+        wait_until("it does not go on", || self.sum() != before)
+    }
+}
+
+impl Clone for Shared {
+    fn clone(&self) -> Self {
+        Self { words: self.words }
+    }
+}
+
+/// A child that is killed and waited for at the end.
+pub struct Victim {
+    pub pid: i32,
+    waited: bool,
+}
+
+impl Victim {
+    /// The caller has one thread.
+    pub fn start(body: impl FnOnce()) -> Result<Self, String> {
+        // SAFETY: this program has one thread, so the child may do what it likes.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            body();
+            // SAFETY: ends the child without running the test's destructors.
+            unsafe { libc::_exit(0) };
+        }
+        system("fork", pid.into())?;
+        Ok(Self { pid, waited: false })
+    }
+
+    pub fn kill(&self, signal: i32) -> Outcome {
+        // SAFETY: our own child, not waited for yet.
+        system("kill", unsafe { libc::kill(self.pid, signal) }.into()).map(drop)
+    }
+
+    /// Its wait status.
+    pub fn wait(&mut self) -> Result<i32, String> {
+        let mut status = 0;
+        // SAFETY: status is a live int.
+        let ret = unsafe { libc::waitpid(self.pid, &mut status, 0) };
+        system("waitpid", ret.into())?;
+        self.waited = true;
+        Ok(status)
+    }
+
+    /// 'R', 'S', 'T' and so on, of its main thread.
+    pub fn state(&self) -> Option<char> {
+        state(&format!("/proc/{}/stat", self.pid))
+    }
+
+    /// All its threads have.
+    pub fn has_stopped(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else {
+            return false;
+        };
+        threads
+            .flatten()
+            .all(|thread| state(&thread.path().join("stat").to_string_lossy()) == Some('T'))
+    }
+}
+
+fn state(stat: &str) -> Option<char> {
+    let stat = std::fs::read_to_string(stat).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        if self.waited {
+            return;
+        }
+        let killed = self.kill(libc::SIGKILL);
+        if let Err(why) = killed.and_then(|()| self.wait().map(drop)) {
+            println!("FAIL cleaning up: {why}");
+        }
+    }
+}
+
+/// Blocks the calling thread for ever.
+pub fn pause_for_ever() -> ! {
+    loop {
+        // SAFETY: no arguments.
+        unsafe { libc::pause() };
+    }
+}

@@ -302,15 +302,14 @@ mod tests {
 
     #[test]
     fn a_program_on_a_terminal_is_followed_and_verified() -> Result<()> {
-        const FEW_LINES: usize = 60;
         let scratch = Scratch::new("demo-test")?;
-        let (expected, _) = unmoved(&scratch, FEW_LINES)?;
+        let (expected, _) = unmoved(&scratch, LINES)?;
         let file = scratch.join("terminal.txt");
-        let mut program = OnTerminal::start(pi(&scratch, &file, FEW_LINES)?)?;
+        let mut program = OnTerminal::start(pi(&scratch, &file, LINES)?)?;
         program.wait_lines(1)?;
         kill(Pid::from_raw(program.pid() as i32), Signal::SIGUSR1)?;
         program.wait_text("pi.py: SIGUSR1")?;
-        let status = program.wait_end(FEW_LINES)?;
+        let status = program.wait_end(LINES)?;
         verify(&program, status, &fs::read(&file)?, &expected)?;
         let shorter = &expected[..expected.len() - 1];
         ensure!(

@@ -25,6 +25,7 @@ pub enum Order {
     /// Whether a process of the node was stopped by a fault point.
     IsHalted,
     Log,
+    Threads,
     /// The daemon is to end well, and the kernel to have nothing to complain of.
     Stop,
 }
@@ -100,6 +101,7 @@ fn obey(node: &mut Option<Node>, order: Order) -> Result<String> {
         Order::Write(file, value) => node.echo(&file, &value).map(|()| String::new()),
         Order::IsHalted => Ok(is_halted()?.to_string()),
         Order::Log => Ok(node.log()),
+        Order::Threads => crate::system::threads(),
     }
 }
 

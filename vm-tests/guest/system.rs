@@ -10,9 +10,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{Pid, chdir, chroot, sync};
-use tcmi_vm_tests::wire::{DESK_ADDRESS, HOME_ADDRESS, Role};
+use tcmi_vm_tests::wire::{DESK_ADDRESS, HOME_ADDRESS, MODULE_ORDER, MODULES, Role, VICTIMS};
 
-const MODULES: &str = "/lib/modules";
 const BUSYBOX: &str = "/bin/busybox";
 
 /// What the host wrote on the kernel's command line.
@@ -86,7 +85,7 @@ pub fn mount_all() -> Result<()> {
 }
 
 pub fn load_modules() -> Result<()> {
-    for name in fs::read_to_string(format!("{MODULES}/order"))?.lines() {
+    for name in fs::read_to_string(format!("{MODULES}/{MODULE_ORDER}"))?.lines() {
         let module = File::open(format!("{MODULES}/{name}")).context(name.to_owned())?;
         // SAFETY: an open descriptor and a C string.
         let done =
@@ -129,7 +128,7 @@ pub fn run_and_reap(argument: &str) -> Result<()> {
         .arg(argument)
         .env("PATH", "/bin")
         .env("TCMI_BIN_DIR", "/bin")
-        .env("TCMI_VICTIMS", "/victims")
+        .env("TCMI_VICTIMS", VICTIMS)
         .spawn()?;
     let child = Pid::from_raw(child.id() as i32);
     loop {
@@ -150,4 +149,34 @@ pub fn kernel_is_content() -> Result<()> {
     let taint: u64 = fs::read_to_string("/proc/sys/kernel/tainted")?.trim().parse()?;
     ensure!(taint & (DIE | WARN | SOFT_LOCKUP) == 0, "the kernel is tainted: {taint:#x}");
     Ok(())
+}
+
+/// Where each thread of each program stands, for a person to read.
+pub fn threads() -> Result<String> {
+    let mut text = String::new();
+    for process in fs::read_dir("/proc")? {
+        let process = process?.path();
+        // A kernel thread has no memory, and what ends meanwhile has nothing.
+        let Ok(maps) = fs::read(process.join("maps")) else { continue };
+        let Ok(tasks) = fs::read_dir(process.join("task")) else { continue };
+        if maps.is_empty() {
+            continue;
+        }
+        for task in tasks {
+            let task = task?.path();
+            let read = |file: &str| fs::read_to_string(task.join(file)).unwrap_or_default();
+            let stat = read("stat");
+            let state = stat.split(' ').take(3).collect::<Vec<_>>().join(" ");
+            let stack: Vec<_> = read("stack")
+                .lines()
+                .filter_map(|l| l.split(' ').nth(1).map(str::to_owned))
+                .collect();
+            let masks = read("status");
+            let pending = masks.lines().filter(|l| l.starts_with("S") && l.contains("Pnd"));
+            let pending = pending.collect::<Vec<_>>().join(" ").replace('\t', "");
+            let call = read("syscall");
+            text += &format!("{state} {pending} {}\n    {}\n", call.trim(), stack.join(" < "));
+        }
+    }
+    Ok(text)
 }

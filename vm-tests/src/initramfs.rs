@@ -8,11 +8,10 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::kernels::{Kernel, plain_module};
+use crate::wire::{MODULE_ORDER, MODULES, VICTIMS};
 
 /// Loaded by PID 1 in this order, with what they need.
-const MODULES: &[&str] = &["virtio_pci", "virtio_net", "fuse", "tls", "virtio_rng"];
-pub const MODULE_LIST: &str = "lib/modules/order";
-pub const VICTIMS: &str = "victims";
+const NEEDED: &[&str] = &["virtio_pci", "virtio_net", "fuse", "tls", "virtio_rng"];
 
 const DIRECTORY: u32 = 0o040755;
 const PROGRAM: u32 = 0o100755;
@@ -27,7 +26,9 @@ struct Archive {
 }
 
 impl Archive {
+    /// With the directories above it.
     fn put(&mut self, path: &str, mode: u32, content: &[u8]) {
+        let path = path.trim_start_matches('/');
         for parent in Path::new(path).ancestors().skip(1).collect::<Vec<_>>().into_iter().rev() {
             if parent != Path::new("") && self.directories.insert(parent.to_owned()) {
                 self.entry(&parent.display().to_string(), DIRECTORY, &[]);
@@ -81,13 +82,13 @@ pub fn build(kernel: &Kernel, programs: &Path, victims: &Path, out: &Path) -> Re
     }
     put_victims(&mut archive, victims)?;
     let mut order = String::new();
-    for path in kernel.modules(MODULES)? {
+    for path in kernel.modules(NEEDED)? {
         let stem = path.file_stem().context("a module's name")?.to_string_lossy();
         let name = format!("{}.ko", stem.trim_end_matches(".ko"));
-        archive.put(&format!("lib/modules/{name}"), PLAIN, &plain_module(&path)?);
+        archive.put(&format!("{MODULES}/{name}"), PLAIN, &plain_module(&path)?);
         order += &format!("{name}\n");
     }
-    archive.put(MODULE_LIST, PLAIN, order.as_bytes());
+    archive.put(&format!("{MODULES}/{MODULE_ORDER}"), PLAIN, order.as_bytes());
     Ok(fs::write(out, archive.finish())?)
 }
 
@@ -105,8 +106,7 @@ fn put_victims(archive: &mut Archive, victims: &Path) -> Result<()> {
         libraries.extend(libraries_of(&path)?);
     }
     for library in libraries {
-        let name = library.trim_start_matches('/');
-        archive.put(name, PROGRAM, &fs::read(&library)?);
+        archive.put(&library, PROGRAM, &fs::read(&library)?);
     }
     Ok(())
 }

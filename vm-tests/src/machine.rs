@@ -79,14 +79,12 @@ impl Machine {
         let log = fs::File::create(at("qemu"))?;
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
         let mut machine = Owned(Some(child));
-        let mut port = wait_until("QEMU's port", START_TIMEOUT, || {
+        let port = wait_until("QEMU's port", START_TIMEOUT, || {
             ensure!(!machine.ended()?, "QEMU: {}", fs::read_to_string(at("qemu"))?);
             Ok(UnixStream::connect(&port).ok())
         })?;
         let role = plan.role;
         let lines = BufReader::new(port.try_clone()?);
-        // The first byte wakes nobody; it only shows that we are there.
-        port.flush()?;
         thread::spawn(move || listen(role, lines, &said));
         let child = machine.0.take().context("it was started")?;
         Ok(Self { role, child, console: plan.console.clone(), port, control })

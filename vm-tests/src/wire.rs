@@ -9,6 +9,11 @@ use anyhow::{Result, bail};
 pub const HOME_ADDRESS: &str = "10.77.0.1";
 pub const DESK_ADDRESS: &str = "10.77.0.2";
 
+/// Where a machine has the modules that it loads, and the file there that names them in order.
+pub const MODULES: &str = "/lib/modules";
+pub const MODULE_ORDER: &str = "order";
+pub const VICTIMS: &str = "/victims";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Home,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tcmi_tests::victim::expect_counted;
-use tcmi_tests::{Scratch, Victim, VictimKind, wait_until};
+use tcmi_tests::{Node, Scratch, Victim, VictimKind, wait_until};
 use tcmi_vm_tests::wire::Order;
 
 use super::moves::with_pair;
@@ -65,23 +65,28 @@ pub fn link_cut(port: &Port) -> Result<()> {
 }
 
 /// Where the desk is on the way out when its power goes. The process stays at home.
-const OUT: &[&str] = &[
-    "NodeBeginReceived",
-    "NodePrepared",
-    "NodeStateReceived",
-    "NodePagesReceived",
-    "NodeRestored",
-    "NodeReadySent",
-    "NodeCommitReceived",
-];
+const EARLY: [&str; 4] =
+    ["NodeBeginReceived", "NodePrepared", "NodeStateReceived", "NodePagesReceived"];
+const LATE: [&str; 3] = ["NodeRestored", "NodeReadySent", "NodeCommitReceived"];
 
 pub fn node_dies(port: &Port) -> Result<()> {
     let pair = Pair::new()?;
     port.progress("connected")?;
+    port.please(Order::QuitDesk)?;
+    survive(port, pair.home, &EARLY)?.stop()
+}
+
+pub fn node_dies_late(port: &Port) -> Result<()> {
+    let pair = Pair::new()?;
+    port.progress("connected")?;
     dies_with_a_guest(port, &pair).inspect_err(|_| pair.show_home())?;
     port.progress("the end of a guest is told")?;
-    let mut home = pair.home;
-    for fault in OUT {
+    survive(port, pair.home, &LATE)?.stop()
+}
+
+/// One home and, for each fault, a new desk that dies there.
+fn survive(port: &Port, mut home: Node, faults: &[&str]) -> Result<Node> {
+    for fault in faults {
         port.please(Order::BootDesk)?;
         let armed = format!("{fault}:stop");
         let pair = Pair::with(home, &[("TCMI_FAULT", &armed)]).with_context(|| armed.clone())?;
@@ -89,7 +94,7 @@ pub fn node_dies(port: &Port) -> Result<()> {
         port.progress(&format!("{fault} is survived"))?;
         home = pair.home;
     }
-    home.stop()
+    Ok(home)
 }
 
 fn dies_on_the_way_out(port: &Port, pair: &Pair) -> Result<()> {

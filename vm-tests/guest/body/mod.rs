@@ -22,6 +22,7 @@ pub fn run(words: &CommandLine, port: &Port) -> Result<()> {
         "victims" => moves::victims,
         "link-cut" => losses::link_cut,
         "node-dies" => losses::node_dies,
+        "node-dies-late" => losses::node_dies_late,
         other => bail!("no case {other:?}"),
     };
     body(port)

@@ -84,14 +84,20 @@ impl Pair {
 
     pub fn show_home(&self) {
         println!("--- log of home\n{}", self.home.log());
+        match crate::system::threads() {
+            Ok(threads) => println!("--- threads of home\n{threads}"),
+            Err(e) => println!("--- no threads of home: {e:#}"),
+        }
     }
 
-    /// Both logs, on the console.
+    /// What both have to say, on the console.
     pub fn show_logs(&self) {
         self.show_home();
-        match self.desk.order(&Order::Log) {
-            Ok(log) => println!("--- log of the desk\n{log}"),
-            Err(e) => println!("--- no log of the desk: {e:#}"),
+        for (what, order) in [("log", Order::Log), ("threads", Order::Threads)] {
+            match self.desk.order(&order) {
+                Ok(text) => println!("--- {what} of the desk\n{text}"),
+                Err(e) => println!("--- no {what} of the desk: {e:#}"),
+            }
         }
     }
 

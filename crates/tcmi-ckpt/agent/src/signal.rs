@@ -8,8 +8,8 @@ use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
 use linux_raw_sys::general::{
-    __NR_kill, FUTEX_WAIT, FUTEX_WAKE, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV,
-    SIGTRAP, SIGXFSZ,
+    __NR_kill, FUTEX_WAIT, FUTEX_WAKE, SIGALRM, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV, SIGTRAP,
+    SIGXFSZ,
 };
 use tcmi_call::abi::{POKE_CODE, ProcArea, ThreadArea};
 use tcmi_call::frame::{SignalFrame, kind};
@@ -32,6 +32,7 @@ pub struct SigInfo {
 const _: () = assert!(size_of::<SigInfo>() == 128);
 
 const SI_USER: i32 = 0;
+const SI_TIMER: i32 = -2;
 const SI_TKILL: i32 = -6;
 const SI_KERNEL: i32 = 0x80;
 
@@ -73,7 +74,7 @@ pub unsafe extern "C" fn blob_on_signal(signo: i32, info: *const SigInfo, contex
         if seq != info.value {
             return;
         }
-    } else {
+    } else if !is_of_own_timer(info) {
         // SAFETY: the areas outlive the threads.
         unsafe { forward((*area).proc_area as *mut ProcArea, target(area, info), info) };
     }
@@ -93,6 +94,12 @@ pub unsafe extern "C" fn blob_on_signal(signo: i32, info: *const SigInfo, contex
 fn is_fault(info: &SigInfo) -> bool {
     let by_instruction = matches!(info.signo as u32, SIGSEGV | SIGBUS | SIGILL | SIGFPE | SIGTRAP);
     by_instruction && info.code > 0 && (info.code != SI_KERNEL || info.signo as u32 == SIGSEGV)
+}
+
+/// Of a timer that expired after the process was captured and before it was disarmed here: the
+/// guest has it, and it expires there. A call that it interrupts here is made again.
+fn is_of_own_timer(info: &SigInfo) -> bool {
+    info.code == SI_TIMER || (info.signo as u32 == SIGALRM && info.code == SI_KERNEL)
 }
 
 /// The thread that a signal was sent to, or 0 for the process. A queued one does not tell

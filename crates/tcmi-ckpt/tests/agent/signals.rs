@@ -219,15 +219,32 @@ fn action_flags(shadow: &mut Shadow, signo: i32) -> u64 {
     u64::from_le_bytes(reply.outs[0][8..16].try_into().unwrap())
 }
 
-fn poke(shadow: &Shadow, seq: u64) {
+fn send_coded(shadow: &Shadow, signo: i32, code: i32, value: u64) {
     let mut info = [0u8; 128];
-    info[8..12].copy_from_slice(&POKE_CODE.to_le_bytes());
-    info[24..32].copy_from_slice(&seq.to_le_bytes());
+    info[8..12].copy_from_slice(&code.to_le_bytes());
+    info[24..32].copy_from_slice(&value.to_le_bytes());
     let pid = shadow.child.pid;
     let info = info.as_ptr();
     // SAFETY: our own child; 128 bytes are a siginfo_t.
-    let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, pid, libc::SIGURG, info) };
+    let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, pid, signo, info) };
     assert_eq!(sent, 0);
+}
+
+fn poke(shadow: &Shadow, seq: u64) {
+    send_coded(shadow, libc::SIGURG, POKE_CODE, seq);
+}
+
+#[test]
+fn a_timer_that_expires_too_late_is_the_guests_own_affair() {
+    let mut shadow = Shadow::spawn();
+    shadow.calls.send(&pause());
+    shadow.wait_in_call();
+    shadow.wait_asleep();
+    send_coded(&shadow, libc::SIGRTMIN(), libc::SI_TIMER, 7);
+    assert_interrupted(&shadow.calls.receive(), 0);
+    shadow.child.kill(libc::SIGUSR1);
+    let frame = shadow.events.receive_signal();
+    assert_eq!((frame.seq, frame.signo), (1, libc::SIGUSR1 as u32));
 }
 
 #[test]

@@ -151,12 +151,24 @@ enum After {
     Away,
 }
 
+/// Where home's daemon dies on the way out, and the guest goes on all the same.
+const DECIDED_AWAY: [&str; 3] = ["HomeDecidedAway", "HomeMemoryReleased", "HomeShadowRuns"];
+
 fn after(fault: &str, action: &str, side: Side) -> After {
     match (fault, action, side) {
-        ("NodeReturnAsked" | "NodeGuestFrozen", "kill", Side::Desk) => After::Lost,
-        ("HomeReturnFrozen" | "HomeImageReceived" | "HomeRebuilt", "kill", Side::Home) => {
-            After::Away
+        ("NodeReturnAsked" | "NodeGuestFrozen" | "NodePagesHalfSent", "kill", Side::Desk) => {
+            After::Lost
         }
+        (
+            "HomeReturnFrozen"
+            | "HomeReturnArmed"
+            | "HomePagesHalfReceived"
+            | "HomeImageReceived"
+            | "HomeRebuilt",
+            "kill",
+            Side::Home,
+        ) => After::Away,
+        (out, "kill", Side::Home) if DECIDED_AWAY.contains(&out) => After::Away,
         _ => After::Whole,
     }
 }
@@ -167,7 +179,7 @@ fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
     match after(fault, action, side) {
         After::Whole => {}
         After::Lost => return is_lost(scene),
-        After::Away => return stays_away(scene),
+        After::Away => return stays_away(scene, DECIDED_AWAY.contains(&fault)),
     }
     // Whether a move succeeds in spite of the fault is the fault's business; what
     // is left after it is ours.
@@ -205,11 +217,15 @@ fn is_lost(mut scene: Scene) -> Result<()> {
     nothing_is_left(scene)
 }
 
-fn stays_away(mut scene: Scene) -> Result<()> {
+/// `early`: the daemon dies before it can say that the guest runs.
+fn stays_away(mut scene: Scene, early: bool) -> Result<()> {
     let pid = scene.victim.pid();
-    scene.pair.migrate(pid)?;
-    let home = scene.pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"));
-    ensure!(home.is_err(), "it came home");
+    let out = scene.pair.try_migrate(pid);
+    ensure!(out.is_err() == early, "the way out: {out:?}");
+    if !early {
+        let home = scene.pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"));
+        ensure!(home.is_err(), "it came home");
+    }
     scene.revive()?;
     for _ in 0..3 {
         scene.expect_one_copy("away, with nobody who keeps it")?;
@@ -235,13 +251,49 @@ fn nothing_is_left(scene: Scene) -> Result<()> {
     scene.pair.stop()
 }
 
+/// Where one word decides for all threads, and where they may have gone different ways.
+const DECISIONS: [&str; 8] = [
+    "HomeArmed",
+    "HomeCommitSent",
+    "HomeDecidedAway",
+    "HomeMemoryReleased",
+    "HomeRebuilt",
+    "HomeDecidedHome",
+    "HomeFinishSent",
+    "HomeRunsAgain",
+];
+
+/// A process of many threads, which pass numbers to each other, whose keeper is killed: all of
+/// them go on, in the same place.
+fn threads_stay_together(fault: &str) -> Result<()> {
+    let mut home = Launch::new("home", Root::Normal);
+    home = home.env("TCMI_FAULT", &format!("{fault}:kill:1"));
+    let mut pair = Pair::launch(home, Launch::new("desk", Root::Bare))?;
+    let mut victim = Victim::spawn(&VictimKind::plain("threads"))?;
+    let pid = victim.pid();
+    let out = pair.try_migrate(pid);
+    if out.is_ok() {
+        let home = pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"));
+        ensure!(home.is_err(), "the daemon that is to die answers");
+    }
+    wait_until("end of the killed daemon", RECOVERY_TIMEOUT, || {
+        Ok(pair.home.ended()?.is_some().then_some(()))
+    })?;
+    for _ in 0..3 {
+        victim.check().with_context(|| format!("its keeper is dead ({out:?})"))?;
+    }
+    victim.end(7)?;
+    pair.wait_forgotten(pid)
+}
+
 fn main() {
     let faults = fault_points();
     let mut trials = vec![Trial::test("fault_points_are_listed", {
         let listed = faults.as_ref().map(Vec::len).map_err(|e| format!("{e:#}"));
         move || Ok(listed.map(drop)?)
     })];
-    for fault in faults.unwrap_or_default() {
+    // Without a list there is the one test that says so.
+    for fault in faults.into_iter().flatten() {
         for action in ACTIONS {
             for side in [Side::Home, Side::Desk] {
                 let name = format!("{fault}::{action}_on_{side:?}");
@@ -251,6 +303,11 @@ fn main() {
                 }));
             }
         }
+    }
+    for fault in DECISIONS {
+        trials.push(Trial::test(format!("{fault}::kill_on_Home_with_threads"), move || {
+            Ok(threads_stay_together(fault).map_err(|e| format!("{e:#}"))?)
+        }));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

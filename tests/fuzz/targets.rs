@@ -1,5 +1,6 @@
 //! The decoders of what comes from another node, from a guest, or from a user.
 
+use crate::moves;
 use tcmi_call::engine::{Call, SliceMemory};
 use tcmi_call::frame::ReplyHeader;
 use tcmi_call::record::{self, Aead, Opener};
@@ -20,6 +21,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "address_and_key", seeds: addresses, run: address_and_key },
     Target { name: "call_of_a_guest", seeds: calls, run: call_of_a_guest },
     Target { name: "reply_of_a_home", seeds: calls, run: reply_of_a_home },
+    Target { name: "move_message", seeds: moves::messages, run: moves::message },
+    Target { name: "pages", seeds: moves::page_runs, run: moves::pages },
+    Target { name: "file_of_a_home", seeds: moves::files, run: moves::file },
 ];
 
 fn control_messages() -> Vec<Vec<u8>> {

@@ -109,6 +109,11 @@ const PLAIN: &[&str] = &[
     "world",
 ];
 
+/// Where the victims are: in TCMI_VICTIMS, else where the build put them.
+pub fn directory() -> PathBuf {
+    std::env::var_os("TCMI_VICTIMS").unwrap_or_else(|| env!("VICTIMS").into()).into()
+}
+
 impl VictimKind {
     pub fn plain(program: &'static str) -> Self {
         Self { program, args: Vec::new(), wake: Wake::Itself }
@@ -151,7 +156,7 @@ impl VictimKind {
     }
 
     pub fn path(&self) -> PathBuf {
-        PathBuf::from(env!("VICTIMS")).join(self.program)
+        directory().join(self.program)
     }
 }
 

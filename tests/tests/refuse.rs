@@ -260,7 +260,6 @@ fn a_process_killed_during_a_move_ends_cleanly() -> Result<()> {
 }
 
 #[test]
-#[ignore = "home waits without end for the leader of a process with threads that is killed while held"]
 fn a_process_with_threads_killed_during_a_move_ends_cleanly() -> Result<()> {
     killed_during_moves(&VictimKind::with_args("threads", &["50"]))
 }

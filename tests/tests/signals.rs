@@ -159,6 +159,30 @@ fn stop_and_continue_hold_the_guest_and_are_seen_at_home() -> Result<()> {
 }
 
 #[test]
+fn a_guest_that_stops_itself_is_a_stopped_job_at_home() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("receiver"))?;
+    let pid = victim.pid();
+    pair.migrate(pid)?;
+    for (times, signal) in [Signal::SIGSTOP, Signal::SIGTSTP, Signal::SIGTTIN].iter().enumerate() {
+        victim.say(&format!("stop {}", *signal as i32))?;
+        wait_for_job(
+            pid,
+            WaitPidFlag::WUNTRACED,
+            |s| matches!(s, WaitStatus::Stopped(_, by) if by == signal),
+        )?;
+        victim.signal(Signal::SIGCONT)?;
+        wait_for_job(pid, WaitPidFlag::WCONTINUED, |s| matches!(s, WaitStatus::Continued(_)))?;
+        victim.expect("stopped", SOON)?;
+        victim.say("report")?;
+        victim.expect(&format!("SEEN 0 0 0 {}", times + 1), SOON)?;
+    }
+    pair.bring_home(pid)?;
+    victim.check()?;
+    victim.end(7)
+}
+
+#[test]
 fn sigkill_at_home_ends_the_guest_too() -> Result<()> {
     let pair = Pair::new()?;
     let before = pair.settled_accounts()?;

@@ -5,6 +5,7 @@
 static char path[64], directory[256];
 static int file, twin, appending, pipe_ends[2];
 static long rounds;
+static const char constant[16] = "constant";
 
 static void setup(int argc, char **argv)
 {
@@ -52,5 +53,12 @@ static void check(void)
 	long first = 0;
 	expect_equal("pread", sizeof first, pread(file, &first, sizeof first, 0));
 	expect_equal("first word", 1, first);
+	/* What a bad buffer cannot take stays in the pipe. */
+	expect_equal("pipe in", sizeof first, write(pipe_ends[1], &first, sizeof first));
+	expect_equal("into nothing", -1, read(pipe_ends[0], (void *)0x10000, sizeof first));
+	expect_equal("EFAULT", EFAULT, errno);
+	expect_equal("into a constant", -1, read(pipe_ends[0], (void *)constant, sizeof first));
+	expect_equal("EFAULT", EFAULT, errno);
+	expect_equal("kept", sizeof first, read(pipe_ends[0], &first, sizeof first));
 	step();
 }

@@ -1,5 +1,6 @@
 /*
- * Receives what the test sends: "report" prints how many of each signal came.
+ * Receives what the test sends: "report" prints how many of each signal came; "stop N" sends
+ * itself the signal N and says "stopped" when it goes on.
  * Payloads of SIGRTMIN count up from 0; SIGRTMIN+1 goes to the second thread only, and with
  * the argument any-code its si_code is not looked at.
  */
@@ -39,11 +40,12 @@ static void on_signal(int signal, siginfo_t *info, void *context)
 static void *second(void *argument)
 {
 	(void)argument;
-	/* Two threads that take the same queued signal may run their handlers in any order. */
-	sigset_t queued_ones;
-	sigemptyset(&queued_ones);
-	sigaddset(&queued_ones, SIGRTMIN);
-	pthread_sigmask(SIG_BLOCK, &queued_ones, NULL);
+	/* Of what two threads may take, either may run its handler after the other's read. */
+	sigset_t for_one;
+	sigemptyset(&for_one);
+	sigaddset(&for_one, SIGRTMIN);
+	sigaddset(&for_one, SIGCONT);
+	pthread_sigmask(SIG_BLOCK, &for_one, NULL);
 	second_tid = syscall(SYS_gettid);
 	for (;;)
 		sched_yield();
@@ -78,4 +80,9 @@ static void command(const char *line)
 {
 	if (!strcmp(line, "report"))
 		say("SEEN %ld %ld %ld %ld\n", plain, queued, to_thread, continued);
+	int signal;
+	if (sscanf(line, "stop %d", &signal) == 1) {
+		must(raise(signal) == 0, "raise");
+		say("stopped\n");
+	}
 }

@@ -21,10 +21,14 @@ pub struct BlobHeader {
     /// Written without touching the FPU.
     pub batch: u64,
     /// The shadow thread's loop. rdi = &ThreadArea, gs base = the same, rsp = top of its stack,
-    /// all signals blocked by the caller and unblocked by it at once, so the handlers must be
-    /// installed. Never returns. To be entered anew after `broken`, with that
-    /// set to 0 and new `calls`.
+    /// all signals blocked. The leader says on the event stream that it serves; the others
+    /// wait for that, because its handlers must be in place. Then it unblocks its signals.
+    /// Never returns. May be entered anew while no request is under way.
     pub serve: u64,
+    /// Where a held thread goes on, also if whoever holds it dies. rdi = &ThreadArea, rsp = a
+    /// stack. Runs [`ThreadArea::away`] if [`ProcArea::decision`] is AWAY, else
+    /// [`ThreadArea::home`]. Written without touching the FPU.
+    pub gate: u64,
     /// Signal handler (SA_SIGINFO) of the shadow. Finds its ThreadArea by gs base.
     pub on_signal: u64,
     /// SA_RESTORER: mov eax, 15; syscall.
@@ -135,6 +139,15 @@ pub struct AgentStream {
     pub rx: DirectionKeys,
 }
 
+/// Which of its two lives a process has that is being moved: one word, written once every
+/// thread stands at its gate, so that they never differ.
+pub mod decision {
+    /// Every thread gets back its own registers.
+    pub const HOME: u32 = 0;
+    /// Every thread serves its guest.
+    pub const AWAY: u32 = 1;
+}
+
 /// Shared by the threads of one shadow.
 #[repr(C, align(64))]
 pub struct ProcArea {
@@ -152,6 +165,10 @@ pub struct ProcArea {
     pub blob: u64,
     /// 1 once a signal could not be sent: the event stream is of no more use.
     pub events_broken: u32,
+    /// One of [`decision`].
+    pub decision: u32,
+    /// 0: the leader sets it to 1 when it serves; the other threads wait for that (futex).
+    pub settled: u32,
     pub pad: u32,
     pub events: AgentStream,
 }
@@ -193,6 +210,10 @@ pub struct ThreadArea {
     pub poked: u64,
     /// Signals that the thread leaves to others; [`POKE_SIGNAL`] is not among them.
     pub mask: u64,
+    /// Makes the thread itself again.
+    pub home: Batch,
+    /// Makes it a shadow's and leads to `serve`.
+    pub away: Batch,
     pub calls: AgentStream,
     pub fixups: [u32; FIXUPS_MAX],
     pub outs: [OutRange; OUTS_MAX],

@@ -34,6 +34,8 @@ pub struct Fault {
 pub trait GuestMemory {
     fn read(&mut self, addr: u64, into: &mut [u8]) -> Result<(), Fault>;
     fn write(&mut self, addr: u64, from: &[u8]) -> Result<(), Fault>;
+    /// Of `len` bytes at `addr`, how many a write would reach, as far as can be known before.
+    fn writable(&mut self, addr: u64, len: usize) -> usize;
 
     /// Appends the string at `addr` with its NUL.
     ///
@@ -350,8 +352,22 @@ impl Call {
         self.places.push(place);
     }
 
-    /// A range that home only writes.
-    fn receives(&mut self, slot: Slot, len: usize, rule: (u32, u32), place: Place) {
+    /// A range that home only writes. One that cannot be written here must fail there, before
+    /// what it was to hold is consumed.
+    fn receives<M: GuestMemory>(
+        &mut self,
+        slot: Slot,
+        len: usize,
+        rule: (u32, u32),
+        place: Place,
+        mem: &mut M,
+    ) {
+        let is_bad = len > 0
+            && matches!(place.content, Content::Buffer(_) | Content::Stream)
+            && mem.writable(place.addr, 1) == 0;
+        if is_bad {
+            return self.point_raw(slot, BAD_POINTER);
+        }
         self.areas.push(OutArea { slot, len, out: self.outs.len() });
         self.returns(0, len, rule, place);
     }
@@ -420,5 +436,9 @@ impl GuestMemory for SliceMemory<'_> {
         let copied = here.len();
         here.copy_from_slice(&from[..copied]);
         if copied < from.len() { Err(Fault { copied }) } else { Ok(()) }
+    }
+
+    fn writable(&mut self, addr: u64, len: usize) -> usize {
+        self.at(addr, len).len()
     }
 }

@@ -33,6 +33,10 @@ pub mod kind {
     pub const REPLY: u16 = 16;
     /// A signal for the guest, agent to monitor, on the event stream only.
     pub const SIGNAL: u16 = 17;
+    /// The shadow serves, agent to monitor, on the event stream only: a [`super::SignalFrame`]
+    /// of which nothing but `seq`, the last signal's, matters. Until it comes the process may
+    /// go on at home, and the guest may have no effect.
+    pub const SERVING: u16 = 18;
 }
 
 /// What a guest does with a signal, as far as home has to know.

@@ -179,3 +179,31 @@ fn nr_of(name: &str) -> u32 {
         _ => 1,
     }
 }
+
+#[test]
+fn room_that_cannot_be_written_is_bad_at_home_too() {
+    let mut bytes = [0u8; 4096];
+    let end = BASE + 4096;
+    let mut call = Call::new();
+    let mut made = |name: &str, args: [u64; 6], bytes: &mut [u8]| {
+        let mut mem = SliceMemory { base: BASE, bytes };
+        call.marshal(nr(name), &args, 1, 0, &mut mem).unwrap();
+        (header(&call), outs(&call).len(), call.frame()[1].to_vec())
+    };
+    let (h, outs, _) = made("read", [0, end, 100, 0, 0, 0], &mut bytes);
+    assert_eq!((h.args[1], h.args[2], h.ptr_args, outs), (BAD_POINTER, 100, 0, 0));
+    let (h, outs, _) = made("read", [0, end - 10, 100, 0, 0, 0], &mut bytes);
+    assert_eq!((h.args[2], h.ptr_args, outs), (10, 2, 1));
+    let (h, outs, _) = made("fstat", [0, end, 0, 0, 0, 0], &mut bytes);
+    assert_eq!((h.args[1], outs), (BAD_POINTER, 0));
+    // Segments: up to the first that is bad, and none if that is the first.
+    let mut segments = |first: u64| {
+        let iovecs = [first, 8, end, 8, BASE, 8].map(u64::to_le_bytes).concat();
+        bytes[64..64 + 48].copy_from_slice(&iovecs);
+        let (_, outs, image) = made("readv", [0, BASE + 64, 3, 0, 0, 0], &mut bytes);
+        let iovec = &image[image.len() - 16..];
+        (outs, u64::from_le_bytes(iovec[8..].try_into().unwrap()))
+    };
+    assert_eq!(segments(BASE + 512), (1, 8));
+    assert_eq!(segments(end).0, 0);
+}

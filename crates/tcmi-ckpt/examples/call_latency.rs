@@ -1,9 +1,9 @@
 //! How long a forwarded call takes, in raw TCP round trips, all on one core.
 
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the tests, which use the rest")]
 #[path = "../tests/agent/peer.rs"]
 mod peer;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the tests, which use the rest")]
 #[path = "../tests/agent/shadow.rs"]
 mod shadow;
 

@@ -8,6 +8,7 @@ use crate::image::*;
 use crate::layout::{gap, reconcile};
 use crate::rebuild::{self, Batcher};
 use crate::remote::{Agent, Ids, call, find_syscall, page_up};
+use crate::vdso;
 use std::collections::HashSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use tcmi_call::abi::StewardArea;
@@ -19,9 +20,6 @@ use tcmi_sys::signal;
 
 /// Last address of user space on x86-64 with 47 bits.
 const USER_END: u64 = 0x7fff_ffff_f000;
-/// The steward's thread id in the guest's pid namespace: the highest there is, which home
-/// hands out last.
-pub const STEWARD_TID: i32 = 4_194_303;
 
 /// An empty directory in the monitor's root, which becomes the guest's root.
 pub const EMPTY_ROOT: &std::ffi::CStr = c"/empty";
@@ -36,16 +34,61 @@ pub struct Newborn {
     /// The guest's own tid of each of `frozen.threads`.
     tids: Vec<i32>,
     steward: Option<Thread>,
+    /// In the guest's pid namespace: the highest that this node has, which a home with the same
+    /// limit hands out last.
+    pub steward_tid: i32,
+    vdso: Vdso,
+}
+
+/// This kernel's vDSO in the newborn, with its data pages below it.
+struct Vdso {
+    parts: Vec<(u64, u64)>,
+    code: (u64, u64),
+}
+
+impl Vdso {
+    fn of(pid: i32) -> Result<Self> {
+        let all = maps::read(pid)?;
+        let is_part = |m: &&Mapping| m.name == "[vdso]" || m.name.starts_with("[vvar");
+        let parts: Vec<_> = all.iter().filter(is_part).map(|m| (m.start, m.end)).collect();
+        let code = all.iter().find(|m| m.name == "[vdso]").map(|m| (m.start, m.end));
+        let code = code.filter(|code| parts.last() == Some(code));
+        let code = code.ok_or_else(|| Error::unsupported("this node's kernel maps no vDSO"))?;
+        Ok(Self { parts, code })
+    }
+    fn start(&self) -> u64 {
+        self.parts[0].0
+    }
+    fn len(&self) -> u64 {
+        self.code.1 - self.start()
+    }
+    fn text(&self, pid: i32) -> Result<Vec<u8>> {
+        let mut text = vec![0; (self.code.1 - self.code.0) as usize];
+        tcmi_sys::memory::read(pid, self.code.0, &mut text)?;
+        Ok(text)
+    }
+    fn moved_to(&mut self, to: u64) {
+        let by = to.wrapping_sub(self.start());
+        for (start, end) in self.parts.iter_mut().chain([&mut self.code]) {
+            (*start, *end) = (start.wrapping_add(by), end.wrapping_add(by));
+        }
+    }
 }
 
 impl Newborn {
-    /// Takes over `child`, a process that only waits, and empties it. It is a fork of a program
-    /// with one thread, and has `pid` in its own pid namespace. On Err it is killed.
-    pub fn take(child: i32, pid: i32, mm: &AddressSpace, blob: &Blob) -> Result<Self> {
+    /// Holds `child`, a process that only waits. It is a fork of a program with one thread, and
+    /// has `pid` in its own pid namespace. On Err it is killed.
+    pub fn take(child: i32, pid: i32) -> Result<Self> {
         let frozen = freeze(child).inspect_err(|_| kill(child))?;
-        let mut n = Self { frozen, agent: Agent::none(), pid, tids: vec![pid], steward: None };
-        n.take_over(mm, blob).inspect_err(|_| kill(child))?;
-        Ok(n)
+        let vdso = Vdso::of(child).inspect_err(|_| kill(child))?;
+        let steward_tid = tcmi_sys::proc::pid_max().inspect_err(|_| kill(child))? - 1;
+        let agent = Agent::none();
+        Ok(Self { frozen, agent, pid, tids: vec![pid], steward: None, steward_tid, vdso })
+    }
+    /// Whether this kernel's vDSO is the one that the image was made with.
+    pub fn has_vdso_of(&self, mm: &AddressSpace) -> Result<bool> {
+        let alike = mm.vdso.1.checked_sub(mm.vvar.0) == Some(self.vdso.len());
+        Ok(!mm.has_vdso() || (alike && self.vdso.text(self.frozen.pid)? == mm.vdso_text))
     }
     /// The guest's leader as this node numbers it.
     pub fn host_pid(&self) -> i32 {
@@ -59,18 +102,18 @@ impl Newborn {
         Batcher::new(&self.agent, self.frozen.leader_mut(), host, ids)
     }
 
-    /// Replaces everything that is mapped by the agent and the vDSO at its new place.
-    fn take_over(&mut self, mm: &AddressSpace, blob: &Blob) -> Result<()> {
+    /// Replaces everything that is mapped by the agent and the vDSO at its new place. Unless
+    /// `alike`, home's vDSO stands there and leads to ours, which goes to the end of the reserved
+    /// region.
+    pub fn take_over(&mut self, mm: &AddressSpace, blob: &Blob, alike: bool) -> Result<()> {
+        let is_ordered = mm.vvar.0 < mm.vvar.1 && mm.vvar.1 <= mm.vdso.0;
+        if mm.has_vdso() && !is_ordered {
+            return Err(Error::Image("a vDSO without its data"));
+        }
         let host = self.frozen.pid;
-        let old = maps::read(host)?;
-        let special: Vec<&Mapping> =
-            old.iter().filter(|m| m.name == "[vdso]" || m.name.starts_with("[vvar")).collect();
-        let vdso = special
-            .iter()
-            .find(|m| m.name == "[vdso]")
-            .ok_or_else(|| Error::unsupported("this node's kernel maps no vDSO"))?;
-        let vdso_call = find_syscall(host, vdso.start, vdso.end)?;
-        let mut taken: Vec<(u64, u64)> = old.iter().map(|m| (m.start, m.end)).collect();
+        let vdso_call = find_syscall(host, self.vdso.code.0, self.vdso.code.1)?;
+        let mut taken: Vec<(u64, u64)> =
+            maps::read(host)?.iter().map(|m| (m.start, m.end)).collect();
         taken.extend(mm.vmas.iter().map(|v| (v.start, v.end)));
         taken.extend([mm.vvar, mm.vdso, mm.reserved]);
         let len = Agent::room(blob);
@@ -84,29 +127,24 @@ impl Newborn {
         self.agent = Agent::write_at(host, base, len, blob, libc::SIGURG)?;
         let seal = self.agent.seal_args(blob);
         call(self.frozen.leader_mut(), vdso_call, "mprotect", libc::SYS_mprotect, seal)?;
-        self.empty(&special, (base, base + len), mm, &taken)
+        self.empty((base, base + len))?;
+        if !mm.has_vdso() {
+            return Ok(());
+        }
+        if alike {
+            return self.move_vdso(mm.vvar.0, &taken);
+        }
+        let to = mm.reserved.1.checked_sub(self.vdso.len());
+        let to = to.filter(|&to| to > mm.reserved.0).ok_or(Error::Image("reserved region"))?;
+        let text = self.vdso.text(host)?;
+        self.move_vdso(to, &taken)?;
+        self.place_text(mm, &vdso::redirected(&mm.vdso_text, &text, self.vdso.code.0)?)
     }
 
-    fn empty(
-        &mut self,
-        special: &[&Mapping],
-        agent: (u64, u64),
-        mm: &AddressSpace,
-        taken: &[(u64, u64)],
-    ) -> Result<()> {
-        let first = special[0].start;
-        let end = special.last().map_or(first, |m| m.end);
-        // The vDSO moves by way of a place that is neither its old nor its new one.
-        let via = gap(taken, end - first).ok_or(Error::Image("no room for the vDSO"))?;
-        let kept = {
-            let mut k = [agent, (first, end)];
-            k.sort_unstable();
-            k
-        };
-        let has_vdso = mm.vdso.1 > mm.vdso.0;
-        if has_vdso && (end - first) != mm.vdso.1 - mm.vvar.0 {
-            return Err(Error::unsupported("this node's kernel has another vDSO"));
-        }
+    /// Unmaps all but the agent and the vDSO.
+    fn empty(&mut self, agent: (u64, u64)) -> Result<()> {
+        let mut kept = [agent, (self.vdso.start(), self.vdso.code.1)];
+        kept.sort_unstable();
         let rseq = self.frozen.leader().stopped()?.rseq()?;
         let mut b = self.leader();
         if let Some(q) = rseq {
@@ -122,15 +160,46 @@ impl Newborn {
             }
             at = stop;
         }
-        let move_to = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
-        let hops = [(first, via), (via, mm.vvar.0)];
-        for hop in hops.iter().filter(|_| has_vdso) {
-            for m in special {
-                let (from, len) = (hop.0 + (m.start - first), m.len());
-                let args = [from, len, len, move_to, hop.1 + (m.start - first), 0];
+        b.flush().map(drop)
+    }
+
+    /// Moves the vDSO with its data pages, which it finds by their distance, to begin at `to`.
+    fn move_vdso(&mut self, to: u64, taken: &[(u64, u64)]) -> Result<()> {
+        let first = self.vdso.start();
+        // By way of a place that is neither its old nor its new one.
+        let via = gap(taken, self.vdso.len()).ok_or(Error::Image("no room for the vDSO"))?;
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        let parts = self.vdso.parts.clone();
+        let mut b = self.leader();
+        for (from, to) in [(first, via), (via, to)] {
+            for &(start, end) in &parts {
+                let (offset, len) = (start - first, end - start);
+                let args = [from + offset, len, len, flags, to + offset, 0];
                 b.push("mremap vdso", libc::SYS_mremap, args)?;
             }
         }
+        b.flush()?;
+        self.vdso.moved_to(to);
+        Ok(())
+    }
+
+    /// Home's vDSO, over data pages of zeros.
+    fn place_text(&mut self, mm: &AddressSpace, text: &[u8]) -> Result<()> {
+        let host = self.frozen.pid;
+        let (at, len) = (mm.vdso.0, mm.vdso.1 - mm.vdso.0);
+        if text.len() as u64 != len {
+            return Err(Error::Image("a vDSO that is not as long as its mapping"));
+        }
+        let (r, w, x) = (libc::PROT_READ as u64, libc::PROT_WRITE as u64, libc::PROT_EXEC as u64);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        let mut b = self.leader();
+        let args = [mm.vvar.0, at - mm.vvar.0, r, flags as u64, u64::MAX, 0];
+        b.push("mmap vvar", libc::SYS_mmap, args)?;
+        b.push("mmap vdso", libc::SYS_mmap, [at, len, r | w, flags as u64, u64::MAX, 0])?;
+        b.flush()?;
+        tcmi_sys::memory::write(host, at, text)?;
+        let mut b = self.leader();
+        b.push("mprotect vdso", libc::SYS_mprotect, [at, len, r | x, 0, 0, 0])?;
         b.flush().map(drop)
     }
 
@@ -153,7 +222,11 @@ impl Newborn {
         let code = page_up(blob.code_bytes() as u64);
         let area_len = page_up(std::mem::size_of::<StewardArea>() as u64);
         let rest = reserved.0 + code + area_len;
-        if rest > reserved.1 {
+        let end = match self.vdso.start() {
+            start if (reserved.0..reserved.1).contains(&start) => start,
+            _ => reserved.1,
+        };
+        if rest > end {
             return Err(Error::Image("reserved region too small"));
         }
         let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
@@ -164,8 +237,8 @@ impl Newborn {
         b.push("mmap steward", libc::SYS_mmap, [reserved.0, code, rw, private, u64::MAX, 0])?;
         let args = [reserved.0 + code, area_len, rw, shared, area as u64, 0];
         b.push("mmap steward area", libc::SYS_mmap, args)?;
-        if reserved.1 > rest {
-            let args = [rest, reserved.1 - rest, 0, private, u64::MAX, 0];
+        if end > rest {
+            let args = [rest, end - rest, 0, private, u64::MAX, 0];
             b.push("mmap reserved", libc::SYS_mmap, args)?;
         }
         b.flush()?;
@@ -182,9 +255,9 @@ impl Newborn {
         let (pid, host) = (self.pid, self.frozen.pid);
         let opts = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
         self.frozen.leader().stopped()?.set_options(opts)?;
-        let mut made = self.create(&[STEWARD_TID])?;
+        let mut made = self.create(&[self.steward_tid])?;
         let steward = self.steward.insert(made.pop().ok_or(Error::Ended)?);
-        let ids = Ids { tgid: pid, tid: STEWARD_TID };
+        let ids = Ids { tgid: pid, tid: self.steward_tid };
         let mut b = Batcher::new(&self.agent, steward, host, ids);
         drop_privilege(&mut b, uid, gid)?;
         b.flush().map(drop)
@@ -195,6 +268,7 @@ impl Newborn {
         if tids.is_empty() {
             return Ok(());
         }
+        tids.iter().try_for_each(|&tid| expect_room_for(tid))?;
         let host = self.frozen.pid;
         for t in self.create(tids)? {
             self.tids.push(inner_tid(host, t.tid).ok_or(Error::Ended)?);
@@ -265,7 +339,7 @@ impl Newborn {
             b.attempt("prlimit", libc::SYS_prlimit64, [0, resource as u64, at, 0, 0, 0])?;
         }
         rebuild::set_mm(&mut b, &image.mm)?;
-        rebuild::set_process(&mut b, image)?;
+        rebuild::set_process(&mut b, image, &[])?;
         let Some(s) = shut_in else { return b.flush().map(|_| None) };
         let listener = s.apply(&mut b)?;
         Ok(Some((take_descriptor(host, listener)?, listener)))
@@ -325,6 +399,16 @@ pub struct Guest {
 fn kill(host: i32) {
     // SAFETY: plain call on our own child, which is not reaped yet.
     unsafe { libc::kill(host, libc::SIGKILL) };
+}
+
+/// Refuses a process or thread id that this node cannot hand out.
+pub fn expect_room_for(tid: i32) -> Result<()> {
+    match tcmi_sys::proc::pid_max()? {
+        limit if tid >= limit => Err(Error::unsupported(format!(
+            "this node's kernel.pid_max of {limit} is too low for its id {tid}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn settle_all(held: Vec<Running>) -> Result<Vec<Thread>> {

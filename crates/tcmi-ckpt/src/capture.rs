@@ -10,7 +10,7 @@ use tcmi_sys::maps::Mapping;
 use tcmi_sys::pages::Pagemap;
 use tcmi_sys::ptrace::Rseq;
 use tcmi_sys::signal::{self, KernelAction};
-use tcmi_sys::{Errno, maps, memory, namespace, proc, ptrace};
+use tcmi_sys::{Errno, maps, memory, proc, ptrace};
 
 /// Knows the files behind mappings: at home from the file system, on an execution node from
 /// what was fetched.
@@ -154,8 +154,8 @@ pub fn capture(
     // Timers first, then what is pending: one that fires in between is in both otherwise.
     let pending = f.leader().stopped()?.pending(true)?.iter().map(|s| s.to_vec()).collect();
     let l = proc::layout(pid)?;
-    let mut vdso = vec![0; (space.vdso.1 - space.vdso.0) as usize];
-    memory::read(pid, space.vdso.0, &mut vdso)?;
+    let mut vdso_text = vec![0; (space.vdso.1 - space.vdso.0) as usize];
+    memory::read(pid, space.vdso.0, &mut vdso_text)?;
     Ok(ProcessImage {
         pid: names(pid),
         comm: proc::comm(pid, pid)?,
@@ -180,7 +180,7 @@ pub fn capture(
             auxv: proc::auxv(pid)?,
             vvar: space.vvar,
             vdso: space.vdso,
-            vdso_hash: *blake3::hash(&vdso).as_bytes(),
+            vdso_text,
             reserved,
         },
         files: Vec::new(),
@@ -191,8 +191,7 @@ pub fn capture(
         timers: own.timers,
         limits: limits(pid)?,
         stopped_by: f.group_stop.unwrap_or(0),
-        monotonic: namespace::clock(libc::CLOCK_MONOTONIC),
-        boottime: namespace::clock(libc::CLOCK_BOOTTIME),
+        clocks: Clocks::now((0, 0)),
     })
 }
 

@@ -31,4 +31,12 @@ impl Error {
     pub fn unsupported(what: impl Into<String>) -> Self {
         Self::Unsupported(what.into())
     }
+    /// What was to be acted on has ended.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Ended => true,
+            Self::System(e) => e.is_gone(),
+            _ => false,
+        }
+    }
 }

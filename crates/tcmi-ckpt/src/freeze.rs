@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use tcmi_core::limits::FREEZE_RESCAN_ATTEMPTS_MAX;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, UserRegs, Waited};
-use tcmi_sys::{Errno, proc, signal};
+use tcmi_sys::{proc, signal};
 
 /// A held thread and what it was doing.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct Thread {
     pub regs: UserRegs,
     /// Blocked signals at the stop.
     pub mask: u64,
+    /// Where it goes on, with every signal blocked, if its tracer dies; None: as it was.
+    fallback: Option<UserRegs>,
 }
 
 impl Thread {
@@ -26,6 +28,34 @@ impl Thread {
     }
     pub fn put_back(&mut self, s: Stopped) {
         self.stopped = Some(s);
+    }
+    /// From now on until [`Thread::own_again`] the thread goes on at `regs`, with every signal
+    /// blocked, should its tracer die. What it was doing stays in `regs` and `mask`.
+    pub fn fall_back_to(&mut self, regs: UserRegs) -> Result<()> {
+        self.fallback = Some(regs);
+        self.fall_back()
+    }
+    /// After something else was made in it: it stands again where a dead tracer is to leave it.
+    pub(crate) fn fall_back(&self) -> Result<()> {
+        let (regs, mask) = self.abandoned();
+        let s = self.stopped()?;
+        s.set_sigmask(mask)?;
+        Ok(s.set_regs(&regs)?)
+    }
+    /// It goes on as it was, let go or left alone.
+    pub fn own_again(&mut self) -> Result<()> {
+        let s = self.stopped()?;
+        s.set_regs(&interrupted(&self.regs))?;
+        s.set_sigmask(self.mask)?;
+        self.fallback = None;
+        Ok(())
+    }
+    /// Registers and mask with which a dead tracer leaves it.
+    pub(crate) fn abandoned(&self) -> (UserRegs, u64) {
+        match self.fallback {
+            Some(regs) => (regs, signal::ALL),
+            None => (restartable(&self.regs), self.mask),
+        }
     }
 }
 
@@ -72,9 +102,33 @@ pub fn freeze(pid: i32) -> Result<Frozen> {
 
 /// As [`freeze`], for a process of which some threads are seized already; those in `except`
 /// are left alone.
-pub fn freeze_held(pid: i32, mut held: Vec<Running>, except: &[i32]) -> Result<Frozen> {
-    let mut stopped: BTreeMap<i32, Thread> = BTreeMap::new();
+pub fn freeze_held(pid: i32, held: Vec<Running>, except: &[i32]) -> Result<Frozen> {
+    let mut stopped = BTreeMap::new();
     let mut group_stop = None;
+    let all = stop_all(pid, held, except, &mut stopped, &mut group_stop);
+    let leader = stopped.remove(&pid);
+    let led = leader.is_some();
+    let alone = stopped.is_empty();
+    let threads = leader.into_iter().chain(stopped.into_values()).collect();
+    let frozen = Frozen { pid, threads, group_stop };
+    let why = match all {
+        Ok(()) if led => return Ok(frozen),
+        Ok(()) if alone => Error::Ended,
+        Ok(()) => Error::unsupported("its main thread has ended while others run"),
+        Err(e) => e,
+    };
+    frozen.thaw()?;
+    Err(why)
+}
+
+/// Until no thread appears any more. What was stopped is in `stopped`, also on Err.
+fn stop_all(
+    pid: i32,
+    mut held: Vec<Running>,
+    except: &[i32],
+    stopped: &mut BTreeMap<i32, Thread>,
+    group_stop: &mut Option<i32>,
+) -> Result<()> {
     for _ in 0..FREEZE_RESCAN_ATTEMPTS_MAX {
         // Seize before reading more of /proc: from then on the pid cannot be reused unseen.
         let seized: Vec<i32> = held.iter().map(Running::tid).collect();
@@ -82,36 +136,19 @@ pub fn freeze_held(pid: i32, mut held: Vec<Running>, except: &[i32]) -> Result<F
             stopped.contains_key(&t) || seized.contains(&t) || except.contains(&t)
         })?);
         if held.is_empty() {
-            return all_held(pid, stopped, group_stop);
+            return Ok(());
         }
         for t in &held {
             t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
         }
-        // The leader's end is not told before those of all others are taken.
-        held.sort_by_key(|t| t.tid() == pid);
         for t in std::mem::take(&mut held) {
             if let Some((t, group)) = settle(t)? {
-                group_stop = group_stop.or(group);
+                *group_stop = group_stop.or(group);
                 stopped.insert(t.tid, t);
             }
         }
     }
     Err(Error::ThreadStorm)
-}
-
-fn all_held(
-    pid: i32,
-    mut stopped: BTreeMap<i32, Thread>,
-    group_stop: Option<i32>,
-) -> Result<Frozen> {
-    let Some(leader) = stopped.remove(&pid) else {
-        return Err(match stopped.is_empty() {
-            true => Error::Ended,
-            false => Error::unsupported("its main thread has ended while others run"),
-        });
-    };
-    let threads = std::iter::once(leader).chain(stopped.into_values()).collect();
-    Ok(Frozen { pid, threads, group_stop })
 }
 
 /// Waits for the stop of a thread that was interrupted, letting signals that come first be delivered: their
@@ -136,7 +173,8 @@ pub fn settle(mut t: Running) -> Result<Option<(Thread, Option<i32>)>> {
                 continue;
             }
         };
-        let thread = Thread { tid: s.tid(), regs: s.regs()?, mask: s.sigmask()?, stopped: Some(s) };
+        let (tid, regs, mask) = (s.tid(), s.regs()?, s.sigmask()?);
+        let thread = Thread { tid, regs, mask, fallback: None, stopped: Some(s) };
         return Ok(Some((thread, group)));
     }
 }
@@ -149,11 +187,11 @@ impl Frozen {
         &mut self.threads[0]
     }
 
-    /// Runs each thread that is inside of `range` on until it is not. For the vDSO: what its code
+    /// Runs each thread that is inside of `ranges` on until it is not. For the vDSO: what its code
     /// has in registers in between fits one node and one time namespace only.
-    pub fn step_out(&mut self, range: (u64, u64)) -> Result<()> {
+    pub fn step_out(&mut self, ranges: &[(u64, u64)]) -> Result<()> {
         const STEPS_MAX: u32 = 100_000;
-        let inside = |rip| (range.0..range.1).contains(&rip);
+        let inside = |rip| ranges.iter().any(|r| (r.0..r.1).contains(&rip));
         for t in self.threads.iter_mut().filter(|t| inside(t.regs.rip)) {
             let mut s = t.take()?;
             // A trap that is blocked would cost the program its handler.
@@ -184,15 +222,14 @@ impl Frozen {
     pub fn thaw(self) -> Result<()> {
         let mut first_error = None;
         for mut t in self.threads {
-            let Ok(s) = t.take() else { continue };
-            let restored = s.set_regs(&interrupted(&t.regs)).and_then(|()| s.set_sigmask(t.mask));
-            if let Err(e) = restored.and_then(|()| s.detach(0))
+            let gone_on = t.own_again().and_then(|()| Ok(t.take()?.detach(0)?));
+            if let Err(e) = gone_on
                 && !e.is_gone()
             {
                 first_error.get_or_insert(e);
             }
         }
-        first_error.map_or(Ok(()), |e: Errno| Err(e.into()))
+        first_error.map_or(Ok(()), Err)
     }
 }
 

@@ -1,7 +1,15 @@
 //! What a process is, without its pages: enough to build it again.
 
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use tcmi_sys::namespace;
+use tcmi_sys::pages::PAGE_BYTES;
 
+/// End of what a process can map, but for one page.
+const USER_END: u64 = 1 << 47;
+
+/// Of what stands here; goes up with every change that another version cannot read.
+pub const VERSION: u32 = 1;
 pub const SIGINFO_BYTES: usize = 128;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,12 +36,38 @@ pub struct ProcessImage {
     pub limits: Vec<(u32, u64, u64)>,
     /// The signal of a job-control stop that it is in, or 0.
     pub stopped_by: i32,
-    /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process last saw them, in nanoseconds.
-    pub monotonic: i64,
-    pub boottime: i64,
+    /// Clocks that never go back, as the process can last have seen them.
+    pub clocks: Clocks,
 }
 
 pub type SigInfo = Vec<u8>;
+
+/// In nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    pub monotonic: i64,
+    pub boottime: i64,
+    /// CLOCK_MONOTONIC_COARSE, which stands still between two ticks.
+    pub coarse: i64,
+}
+
+impl Clocks {
+    /// This node's, in a time namespace with these offsets of the first two.
+    pub fn now((monotonic, boottime): (i64, i64)) -> Self {
+        Self {
+            monotonic: namespace::clock(libc::CLOCK_MONOTONIC).saturating_add(monotonic),
+            boottime: namespace::clock(libc::CLOCK_BOOTTIME).saturating_add(boottime),
+            coarse: namespace::clock(libc::CLOCK_MONOTONIC_COARSE).saturating_add(monotonic),
+        }
+    }
+    /// How far the clock that is most behind `seen` is; not positive: none is.
+    pub fn behind(&self, seen: &Self) -> i64 {
+        let behind = |seen: i64, now: i64| seen.saturating_sub(now);
+        behind(seen.monotonic, self.monotonic)
+            .max(behind(seen.boottime, self.boottime))
+            .max(behind(seen.coarse, self.coarse))
+    }
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressSpace {
@@ -53,10 +87,48 @@ pub struct AddressSpace {
     /// The vvar pages and the vdso, as (start, end); vvar lies below vdso.
     pub vvar: (u64, u64),
     pub vdso: (u64, u64),
-    /// Hash of the vdso's bytes: another kernel's does not fit the saved registers.
-    pub vdso_hash: [u8; 32],
+    /// The vdso's bytes, as home's kernel maps them.
+    pub vdso_text: Vec<u8>,
     /// Where tcmi's own region stands, in the shadow and in the guest alike; not in `vmas`.
     pub reserved: (u64, u64),
+}
+
+impl AddressSpace {
+    /// Whether a process can have it. What a peer sends passes here before it is computed with.
+    pub fn check(&self) -> Result<()> {
+        let mut free = 0;
+        for v in &self.vmas {
+            check_range("a mapping", (v.start, v.end))?;
+            if v.start < free || v.start == v.end {
+                return Err(Error::Image("mappings out of order"));
+            }
+            free = v.end;
+            if let Backing::File { offset, .. } = v.backing {
+                let last = offset.checked_add(v.end - v.start);
+                if !offset.is_multiple_of(PAGE_BYTES) || last.is_none_or(|l| l > i64::MAX as u64) {
+                    return Err(Error::Image("the offset of a mapping"));
+                }
+            }
+        }
+        check_range("the vvar pages", self.vvar)?;
+        check_range("the vdso", self.vdso)?;
+        check_range("the reserved region", self.reserved)?;
+        match self.vvar.0 <= self.vdso.0 {
+            true => Ok(()),
+            false => Err(Error::Image("the vvar pages lie above the vdso")),
+        }
+    }
+    pub fn has_vdso(&self) -> bool {
+        self.vdso.1 > self.vdso.0
+    }
+}
+
+/// May be empty.
+pub fn check_range(what: &'static str, (start, end): (u64, u64)) -> Result<()> {
+    match start <= end && end <= USER_END && (start | end).is_multiple_of(PAGE_BYTES) {
+        true => Ok(()),
+        false => Err(Error::Image(what)),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

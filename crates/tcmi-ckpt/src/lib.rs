@@ -13,5 +13,6 @@ pub mod image;
 pub mod layout;
 pub mod rebuild;
 pub mod remote;
+pub mod vdso;
 
 pub use error::{Error, Result};

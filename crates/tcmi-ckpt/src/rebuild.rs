@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::freeze::{Frozen, Thread};
 use crate::image::*;
 use crate::layout::Step;
-use crate::remote::{Agent, Calls, Ids, Results, bytes_of, from_bytes};
+use crate::remote::{Agent, Calls, DATA_MAX, Ids, Results, bytes_of, from_bytes};
 use std::ops::Range;
 use tcmi_sys::memory::{self, Forced};
 use tcmi_sys::pages::PAGE_BYTES;
@@ -28,6 +28,9 @@ impl<'a> Batcher<'a> {
     }
     /// Puts bytes where the calls of this batch can point; gives their address.
     pub fn data(&mut self, bytes: &[u8]) -> Result<u64> {
+        if bytes.len() >= DATA_MAX {
+            return Err(Error::Image("a part that is too long"));
+        }
         if !self.calls.has_room(bytes.len()) {
             self.flush()?;
         }
@@ -225,8 +228,9 @@ pub fn set_mm(b: &mut Batcher, mm: &AddressSpace) -> Result<()> {
 }
 
 /// Dispositions, timers, pending signals: what belongs to the process, not to a thread.
-/// All threads have their signals blocked.
-pub fn set_process(b: &mut Batcher, p: &ProcessImage) -> Result<()> {
+/// All threads have their signals blocked. `timers` are the ids of POSIX timers that are there
+/// already.
+pub fn set_process(b: &mut Batcher, p: &ProcessImage, timers: &[i32]) -> Result<()> {
     for n in (1..=64).filter(|n| ![libc::SIGKILL, libc::SIGSTOP].contains(n)) {
         let a = p.actions.iter().find(|a| a.signal == n);
         let a = a.map_or(KernelAction::default(), |a| KernelAction {
@@ -251,7 +255,7 @@ pub fn set_process(b: &mut Batcher, p: &ProcessImage) -> Result<()> {
     let no_huge = [libc::PR_SET_THP_DISABLE as u64, p.no_huge_pages.into(), 0, 0, 0, 0];
     // A kernel without huge pages has nothing to disable.
     b.attempt("prctl huge pages", libc::SYS_prctl, no_huge)?;
-    set_timers(b, &p.timers)?;
+    set_timers(b, &p.timers, timers)?;
     let pid = b.ids.tgid as u64;
     for info in &p.pending {
         let (sig, at) = queued(b, info)?;
@@ -268,16 +272,24 @@ fn queued(b: &mut Batcher, info: &[u8]) -> Result<(u64, u64)> {
     Ok((sig as u64, b.data(info)?))
 }
 
-fn set_timers(b: &mut Batcher, timers: &[PosixTimer]) -> Result<()> {
+fn set_timers(b: &mut Batcher, timers: &[PosixTimer], there: &[i32]) -> Result<()> {
     const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+    for id in there.iter().filter(|id| timers.iter().all(|t| t.id != **id)) {
+        b.push("timer_delete", libc::SYS_timer_delete, [*id as u64, 0, 0, 0, 0, 0])?;
+    }
     if timers.is_empty() {
         return Ok(());
     }
+    // An older kernel lists the newest first, and gives ids in one direction only.
+    let mut timers: Vec<&PosixTimer> = timers.iter().collect();
+    timers.sort_unstable_by_key(|t| t.id);
     let on = [PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0, 0];
     let chosen = b.attempt("prctl", libc::SYS_prctl, on)?;
     let can_choose = b.flush()?.ret(chosen) == 0;
     for t in timers {
-        create_timer(b, t, can_choose)?;
+        if !there.contains(&t.id) {
+            create_timer(b, t, can_choose)?;
+        }
         const G: i64 = 1_000_000_000;
         let spec = [t.interval / G, t.interval % G, t.left / G, t.left % G];
         let at = b.data(bytes_of(&spec))?;
@@ -353,13 +365,18 @@ pub fn set_thread(b: &mut Batcher, t: &ThreadImage) -> Result<()> {
     Ok(())
 }
 
+/// Registers of a thread as an image has them.
+pub fn registers_of(image: &ThreadImage) -> Result<UserRegs> {
+    let raw: Vec<u8> = image.regs.iter().flat_map(|w| w.to_le_bytes()).collect();
+    match raw.len() == std::mem::size_of::<UserRegs>() {
+        true => Ok(from_bytes(&raw)),
+        false => Err(Error::Image("register set size")),
+    }
+}
+
 /// Registers and mask of a thread become the image's; it stays stopped.
 pub fn set_registers(t: &mut Thread, image: &ThreadImage) -> Result<()> {
-    let raw: Vec<u8> = image.regs.iter().flat_map(|w| w.to_le_bytes()).collect();
-    if raw.len() != std::mem::size_of::<UserRegs>() {
-        return Err(Error::Image("register set size"));
-    }
-    let regs: UserRegs = from_bytes(&raw);
+    let regs = registers_of(image)?;
     {
         let s = t.stopped()?;
         s.set_xstate(&image.xstate)?;

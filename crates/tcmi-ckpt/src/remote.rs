@@ -51,6 +51,7 @@ pub fn call(
     let s = to_stop(s.to_syscall()?, Stop::Syscall)?;
     let ret = s.regs()?.rax as i64;
     thread.put_back(s);
+    thread.fall_back()?;
     returned(what, ret)
 }
 
@@ -90,6 +91,10 @@ pub const SCRATCH_BYTES: u64 = 256 * 1024;
 const OPS_AT: u64 = std::mem::size_of::<Batch>().next_multiple_of(64) as u64;
 const OPS_MAX: usize = 1024;
 const DATA_AT: u64 = OPS_AT + (OPS_MAX * std::mem::size_of::<BatchOp>()) as u64;
+/// The agent's stack, at the end of the scratch memory.
+const STACK_BYTES: u64 = 16 * 1024;
+/// Bytes that the calls of a batch can point to, all together.
+pub const DATA_MAX: usize = (SCRATCH_BYTES - DATA_AT - STACK_BYTES) as usize;
 
 /// The agent blob in a process, with scratch memory behind it.
 #[derive(Clone, Copy, Debug)]
@@ -126,8 +131,7 @@ impl Calls {
     }
     /// Whether another call with `bytes` of data still fits.
     pub fn has_room(&self, bytes: usize) -> bool {
-        self.ops.len() < OPS_MAX
-            && self.data.len() + bytes + 64 < (SCRATCH_BYTES - DATA_AT) as usize
+        self.ops.len() < OPS_MAX && self.data.len() + bytes < DATA_MAX
     }
     /// Puts bytes where calls can point; `Slot` is relative to the agent's scratch.
     pub fn data(&mut self, bytes: &[u8]) -> Slot {
@@ -151,6 +155,53 @@ impl Calls {
         self.ops.push(BatchOp { nr: nr as u64, args, ret: 0, flags });
         self.names.push(what);
         self.ops.len() - 1
+    }
+}
+
+/// Calls laid out in a process, for its agent to make by itself; their results do not matter.
+pub struct Script {
+    at: u64,
+    room: usize,
+    ops: Vec<BatchOp>,
+    data: Vec<u8>,
+}
+
+impl Script {
+    /// In `room` bytes at `at`, a multiple of 16.
+    pub fn new(at: u64, room: usize) -> Self {
+        Self { at, room, ops: Vec::new(), data: Vec::new() }
+    }
+    /// Puts bytes where the calls can point; gives their address.
+    pub fn data(&mut self, bytes: &[u8]) -> u64 {
+        self.align();
+        let at = self.at + self.data.len() as u64;
+        self.data.extend_from_slice(bytes);
+        at
+    }
+    pub fn call(&mut self, nr: i64, args: [u64; 6]) {
+        self.ops.push(BatchOp { nr: nr as u64, args, ..BatchOp::default() });
+    }
+    fn align(&mut self) {
+        self.data.resize(self.data.len().next_multiple_of(16), 0);
+    }
+    /// Writes it; gives the batch that makes the calls, still without a way out of it, and the
+    /// address behind the script.
+    pub fn write(mut self, pid: i32) -> Result<(Batch, u64)> {
+        self.align();
+        let batch = Batch {
+            ops: self.at + self.data.len() as u64,
+            count: self.ops.len() as u64,
+            ..Batch::default()
+        };
+        for op in &self.ops {
+            self.data.extend_from_slice(bytes_of(op));
+        }
+        self.align();
+        if self.data.len() > self.room {
+            return Err(Error::unsupported("it has too many timers and pending signals"));
+        }
+        memory::write(pid, self.at, &self.data)?;
+        Ok((batch, self.at + self.data.len() as u64))
     }
 }
 
@@ -209,10 +260,16 @@ impl Agent {
         self.base + offset
     }
 
-    /// Maps the agent into a frozen process at a place of the kernel's choice.
+    /// Maps the agent into a frozen process, at `place` if that is given.
     ///
     /// Err: nothing is left mapped; the process can be thawed.
-    pub fn inject(frozen: &mut Frozen, vdso_call: u64, blob: &Blob, extra: u64) -> Result<Self> {
+    pub fn inject(
+        frozen: &mut Frozen,
+        vdso_call: u64,
+        blob: &Blob,
+        extra: u64,
+        place: Option<u64>,
+    ) -> Result<Self> {
         let status = tcmi_sys::proc::status(frozen.pid)?;
         let done = signal::harmless(status.sig_caught, status.sig_ignored).ok_or_else(|| {
             Error::unsupported("it handles every signal that is ignored by default")
@@ -222,7 +279,8 @@ impl Agent {
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
         let pid = frozen.pid;
         let leader = frozen.leader_mut();
-        let args = [0, len, prot, flags, u64::MAX, 0];
+        let fixed = place.map_or(0, |_| libc::MAP_FIXED_NOREPLACE) as u64;
+        let args = [place.unwrap_or(0), len, prot, flags | fixed, u64::MAX, 0];
         let base = call(leader, vdso_call, "mmap agent", libc::SYS_mmap, args)?;
         let placed = Self::write_at(pid, base, len, blob, done).and_then(|agent| {
             let seal = agent.seal_args(blob);
@@ -243,19 +301,11 @@ impl Agent {
             return Ok(Results { ops: Vec::new(), data: Vec::new() });
         }
         let s = thread.take()?;
-        let done = signal::bit(self.done_signal);
-        s.set_sigmask(signal::ALL & !done)?;
-        let batch = Batch {
-            ops: self.scratch + OPS_AT,
-            count: calls.ops.len() as u64,
-            done: 0,
-            tgid: ids.tgid as u64,
-            tid: ids.tid as u64,
-            done_signal: self.done_signal as u64,
-            mask: thread.mask,
-            // A dead tracer must leave a program that goes on.
-            regs: crate::freeze::restartable(&thread.regs),
-        };
+        s.set_sigmask(self.batch_mask())?;
+        // A dead tracer must leave a program that goes on.
+        let (regs, mask) = thread.abandoned();
+        let (ops, count) = (self.scratch + OPS_AT, calls.ops.len() as u64);
+        let batch = self.ending_in(Batch { ops, count, ..Batch::default() }, ids, regs, mask);
         let mut buf = bytes_of(&batch).to_vec();
         buf.resize(OPS_AT as usize, 0);
         for op in &calls.ops {
@@ -263,19 +313,37 @@ impl Agent {
         }
         memory::write(pid, self.scratch, &buf)?;
         memory::write(pid, self.scratch + DATA_AT, &calls.data)?;
-        let own = &thread.regs;
+        // With the segment bases of where it goes on: the agent does not set them.
         let mut regs =
-            call_regs(own, self.entry(self.blob.batch), 0, [self.scratch, 0, 0, 0, 0, 0]);
+            call_regs(&regs, self.entry(self.blob.batch), 0, [self.scratch, 0, 0, 0, 0, 0]);
         regs.rsp = (self.scratch + SCRATCH_BYTES) & !15;
         regs.eflags &= !0x400;
         s.set_regs(&regs)?;
-        let mut s = to_stop(s.cont(0)?, Stop::Signal(self.done_signal))?;
+        thread.put_back(self.wait_done(s.cont(0)?, ids.tgid)?);
+        // The next batch, of another thread perhaps, overwrites what would lead back.
+        thread.fall_back()?;
+        self.collect(pid, calls)
+    }
+
+    /// Signals blocked while a batch runs: all but the one that says it is done.
+    pub fn batch_mask(&self) -> u64 {
+        signal::ALL & !signal::bit(self.done_signal)
+    }
+
+    /// A batch that is to end under the eyes of its tracer.
+    pub fn ending_in(&self, script: Batch, ids: Ids, regs: UserRegs, mask: u64) -> Batch {
+        let (tgid, tid) = (ids.tgid as u64, ids.tid as u64);
+        Batch { tgid, tid, done_signal: self.done_signal as u64, mask, regs, ..script }
+    }
+
+    /// Waits until a thread's batch is done.
+    pub fn wait_done(&self, running: Running, tgid: i32) -> Result<Stopped> {
+        let mut s = to_stop(running, Stop::Signal(self.done_signal))?;
         // Somebody else's signal of the same number, which its default action ignores anyway.
-        while !sent_by_itself(&s, ids.tgid)? {
+        while !sent_by_itself(&s, tgid)? {
             s = to_stop(s.cont(0)?, Stop::Signal(self.done_signal))?;
         }
-        thread.put_back(s);
-        self.collect(pid, calls)
+        Ok(s)
     }
 
     fn collect(&self, pid: i32, calls: &Calls) -> Result<Results> {

@@ -54,7 +54,7 @@ fn copy(pid: i32, blob: &Blob) -> Copy {
     let maps = capture::mappings(pid).expect("maps");
     let vdso = maps.iter().find(|m| m.name == "[vdso]").expect("vdso");
     let call = remote::find_syscall(pid, vdso.start, vdso.end).expect("syscall instruction");
-    let agent = Agent::inject(&mut frozen, call, blob, 1 << 20).expect("inject");
+    let agent = Agent::inject(&mut frozen, call, blob, 1 << 20, None).expect("inject");
     let mut files = Opened::default();
     let image =
         capture::capture(&mut frozen, &agent, &|tid| tid, &maps, &mut files).expect("capture");
@@ -156,7 +156,9 @@ fn main() {
     let waiting = waiting_child(pid);
     let mm = &c.image.mm;
     let fds: Vec<i32> = c.files.open.iter().map(|f| f.as_raw_fd()).collect();
-    let mut n = Newborn::take(waiting, pid, mm, &blob).expect("spawn");
+    let mut n = Newborn::take(waiting, pid).expect("spawn");
+    assert!(n.has_vdso_of(mm).expect("vDSO"));
+    n.take_over(mm, &blob, true).expect("empty");
     n.build_space(&[], &mm.vmas, &fds).expect("space");
     n.place_steward(mm.reserved, &blob, area.as_raw_fd()).expect("steward");
     let others: Vec<i32> = c.image.threads.iter().map(|t| t.tid).filter(|&t| t != pid).collect();

@@ -94,11 +94,6 @@ pub enum SessionEvent {
     Message(Control),
     /// The peer's load average in thousandths.
     Load(u32),
-    /// Dialer only: the listener began to use a parked stream.
-    Taken {
-        id: u64,
-        kind: StreamKind,
-    },
     /// The last event.
     Down(DownReason),
 }
@@ -339,7 +334,6 @@ impl Session {
                 .fail(DownReason::Protocol(format!("took stream {id}, which was not parked")));
         }
         self.pools[i].have -= 1;
-        self.events.push_back(SessionEvent::Taken { id, kind });
         self.top_up(i, self.pools[i].floor);
     }
 

@@ -13,14 +13,19 @@ use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_PROBE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 4;
+/// A peer that is gone is noticed as soon with bytes on the way as without: probes are sent only
+/// on a silent stream, and what waits for an answer is sent again for a quarter of an hour.
+const UNANSWERED_LIMIT: Duration =
+    KEEPALIVE_IDLE.saturating_add(KEEPALIVE_PROBE_INTERVAL.saturating_mul(KEEPALIVE_PROBES));
 
-/// No delay for small frames, and keepalive for streams that are silent for long.
+/// No delay for small frames, and an end for streams whose peer is silent for long.
 pub(crate) fn tune(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     sockopt::set_socket_keepalive(tcp, true)?;
     sockopt::set_tcp_keepidle(tcp, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(tcp, KEEPALIVE_PROBE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(tcp, KEEPALIVE_PROBES)?;
+    sockopt::set_tcp_user_timeout(tcp, UNANSWERED_LIMIT.as_millis() as u32)?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::fault::{self, Point};
 use crate::files::Cache;
 use crate::messages as msg;
-use crate::pages;
+use crate::pages::Incoming;
 use crate::source::install::{receive_descriptors, send_descriptors};
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,17 +12,18 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 use tcmi_call::abi::StewardArea;
-use tcmi_ckpt::birth::{Guest, Newborn, ShutIn};
+use tcmi_ckpt::birth::{self, Guest, Newborn, ShutIn};
 use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::freeze::Frozen;
-use tcmi_ckpt::image::{Backing, FileRef, ProcessImage, Vma};
+use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, Vma};
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent, page_up};
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_sys::maps::Mapping;
-use tcmi_sys::namespace;
+use tcmi_sys::{namespace, ptrace};
 
 /// Mapped files of a guest: open here, known at home by their [`FileRef`].
 #[derive(Default)]
@@ -120,7 +121,9 @@ pub struct Built {
 /// Ok: Ready was sent; only [`Built::commit`] may let it run. Err: nothing is left of it.
 pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<Built> {
     let begin: msg::Begin = msg::expect(r)?;
+    begin.check()?;
     fault::pass(Point::NodeBeginReceived)?;
+    birth::expect_room_for(begin.pid)?;
     compare_clocks(w, r)?;
     let mut files = GuestFiles::default();
     fetch(&mut files, &begin.files, w, r, &site.cache)?;
@@ -130,7 +133,7 @@ pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<
     // The child has what is open when it is made; what comes later goes this way.
     let post = UnixDatagram::pair().map_err(Error::io("socketpair"))?;
     let child = (site.bear)(&begin)?;
-    let newborn = Newborn::take(child, begin.pid, &begin.mm, &blob)?;
+    let newborn = Newborn::take(child, begin.pid)?;
     let host = newborn.host_pid();
     let built = construct(newborn, &begin, files, area, post, &blob, w, r, site);
     if built.is_err() {
@@ -153,6 +156,9 @@ fn construct(
     site: &mut Site,
 ) -> Result<Built> {
     check_machine(&n, begin)?;
+    // An injected failure makes this kernel's vDSO another one.
+    let alike = fault::pass(Point::NodeVdsoCompared).is_ok() && n.has_vdso_of(&begin.mm)?;
+    n.take_over(&begin.mm, blob, alike)?;
     let first = files.translate(&begin.mm.vmas, &begin.files)?;
     let mut there = files.fds();
     n.build_space(&[], &first, &there)?;
@@ -174,6 +180,7 @@ fn construct(
     msg::send(w, &msg::Prepared {})?;
 
     let msg::State { image, calls } = msg::expect(r)?;
+    image.mm.check()?;
     if image.pid != begin.pid || image.mm.reserved != reserved {
         return Err(tcmi_ckpt::Error::Image("another process than announced").into());
     }
@@ -188,7 +195,9 @@ fn construct(
         there.extend(receive_descriptors(&mut n.frozen, &n.agent, theirs, 1, begin.pid)?);
     }
     n.build_space(&first, &want, &there)?;
-    let bytes = pages::receive(r, &Pages::open(n.host_pid(), &want)?, &|_| {})?;
+    let into = Pages::open(n.host_pid(), &want)?;
+    // A failure closes the stream: what home would still send would be for nothing.
+    let bytes = Incoming::new(r).receive(&into, Point::NodePagesHalfReceived, &|_| {})?;
     fault::pass(Point::NodePagesReceived)?;
     let others: Vec<i32> =
         image.threads.iter().map(|t| t.tid).filter(|&t| t != image.pid).collect();
@@ -218,14 +227,8 @@ fn construct(
     })
 }
 
-/// Refuses what could not go on here: registers of another CPU, code of another kernel's vDSO.
+/// Refuses what could not go on here: registers of another CPU.
 fn check_machine(n: &Newborn, begin: &msg::Begin) -> Result<()> {
-    let (start, end) = begin.mm.vdso;
-    let mut vdso = vec![0; end.saturating_sub(start).min(1 << 20) as usize];
-    tcmi_sys::memory::read(n.host_pid(), start, &mut vdso)?;
-    if blake3::hash(&vdso).as_bytes() != &begin.mm.vdso_hash {
-        return Err(tcmi_ckpt::Error::unsupported("this node's kernel has another vDSO").into());
-    }
     let here = crate::source::xfeatures(&n.frozen.leader().stopped()?.xstate()?);
     match begin.xfeatures & !here {
         0 => Ok(()),
@@ -286,6 +289,9 @@ impl Built {
     pub fn host_pid(&self) -> i32 {
         self.newborn.host_pid()
     }
+    pub fn steward_tid(&self) -> i32 {
+        self.newborn.steward_tid
+    }
     /// The threads as this node numbers them, with their tids at home.
     pub fn threads(&self) -> Vec<(i32, i32)> {
         let home = self.newborn.tids().iter().copied();
@@ -293,7 +299,8 @@ impl Built {
     }
     /// Lets the guest run. Home has said Commit.
     pub fn run(self) -> Result<(Guest, ProcessImage, GuestFiles)> {
-        wait_for_clock(self.image.monotonic);
+        // The guest must not see its clock go back: its offset was measured when the move began.
+        wait_for_clocks(&self.image.clocks, clock_offsets());
         let guest = self.newborn.run(&self.image, self.area_at)?;
         Ok((guest, self.image, self.files))
     }
@@ -306,17 +313,19 @@ impl Built {
     }
 }
 
-/// The guest must not see its clock go back: its offset was measured when the move began.
-fn wait_for_clock(seen: i64) {
-    wait_until(seen, clock_offsets().0);
-}
-
-/// Until our clock with `offset` shows what the process has seen of it elsewhere.
-pub(crate) fn wait_until(seen: i64, offset: i64) {
-    let behind = seen - (namespace::clock(libc::CLOCK_MONOTONIC) + offset);
-    if behind > 0 {
-        // Bounded by half the time of a question and its answer.
-        std::thread::sleep(std::time::Duration::from_nanos(behind.min(1_000_000_000) as u64));
+/// Until the clocks here, with `offsets`, show what the process has seen of them elsewhere: an
+/// offset is known only to half the time of a question and its answer, and the coarse clock
+/// follows at the next tick.
+pub(crate) fn wait_for_clocks(seen: &Clocks, offsets: (i64, i64)) {
+    // What the other node says is not waited for longer.
+    let until = Instant::now() + Duration::from_secs(1);
+    loop {
+        let behind = Clocks::now(offsets).behind(seen);
+        let left = until.saturating_duration_since(Instant::now());
+        if behind <= 0 || left.is_zero() {
+            return;
+        }
+        std::thread::sleep(Duration::from_nanos(behind as u64).min(left));
     }
 }
 
@@ -336,9 +345,9 @@ fn compare_clocks(w: &mut BulkWriter, r: &mut BulkReader) -> Result<()> {
         if took < quickest {
             quickest = took;
             // Home looked in the middle, as far as we know.
-            let home = [home.monotonic, home.boottime].map(|t| t + took / 2);
+            let home = [home.monotonic, home.boottime].map(|t| t.saturating_add(took / 2));
             for ((offset, home), here) in GUEST_CLOCKS.iter().zip(home).zip(here) {
-                offset.store(home - here, Ordering::Relaxed);
+                offset.store(home.saturating_sub(here), Ordering::Relaxed);
             }
         }
     }
@@ -360,11 +369,17 @@ pub struct Held {
 }
 
 impl Held {
-    /// `frozen` has the guest's own threads, without the steward.
-    pub fn new(mut frozen: Frozen, vdso: (u64, u64)) -> std::result::Result<Self, (Frozen, Error)> {
-        let made = frozen.step_out(vdso).and_then(|()| {
+    /// `frozen` has the guest's own threads, without the steward. `home` is the address space as
+    /// home's image has it.
+    pub fn new(
+        mut frozen: Frozen,
+        home: &AddressSpace,
+    ) -> std::result::Result<Self, (Frozen, Error)> {
+        let vdso = home.vdso;
+        // Where home has another vDSO, this node's is in the reserved region.
+        let made = frozen.step_out(&[vdso, home.reserved]).and_then(|()| {
             let call = remote::find_syscall(frozen.pid, vdso.0, vdso.1)?;
-            Agent::inject(&mut frozen, call, &Blob::built_in(), 0).map(|a| (a, call))
+            Agent::inject(&mut frozen, call, &Blob::built_in(), 0, None).map(|a| (a, call))
         });
         match made {
             Ok((agent, vdso_call)) => Ok(Self { frozen, agent, vdso_call }),
@@ -376,32 +391,30 @@ impl Held {
         &mut self,
         names: &dyn Fn(i32) -> i32,
         files: &mut dyn Files,
-        reserved: (u64, u64),
-        vdso_hash: [u8; 32],
+        home: &AddressSpace,
     ) -> Result<(ProcessImage, Vec<std::ops::Range<u64>>)> {
         let host = self.frozen.pid;
-        let maps: Vec<Mapping> =
-            capture::mappings(host)?.iter().flat_map(|m| capture::outside(m, reserved)).collect();
+        // What stands in the vDSO's place is made anew on each node.
+        let theirs = (home.vvar.0, home.vdso.1);
+        let maps: Vec<Mapping> = capture::mappings(host)?
+            .iter()
+            .flat_map(|m| capture::outside(m, home.reserved))
+            .flat_map(|m| capture::outside(&m, theirs))
+            .collect();
         let mut image = capture::capture(&mut self.frozen, &self.agent, names, &maps, files)?;
-        image.mm.reserved = reserved;
-        image.mm.vdso_hash = vdso_hash;
-        image.monotonic += clock_offsets().0;
+        image.mm.reserved = home.reserved;
+        (image.mm.vvar, image.mm.vdso) = (home.vvar, home.vdso);
+        image.mm.vdso_text.clone_from(&home.vdso_text);
+        image.clocks = Clocks::now(clock_offsets());
         let runs = capture::own_pages(host, &image.mm.vmas)?;
         Ok((image, runs))
     }
-    /// Ends the guest, but for its leader, which is reaped by whoever bore it: while a tracee is
-    /// not waited for, its leader's end is not told.
+    /// Ends the guest.
     pub fn end(self) -> Result<()> {
         let leader = self.frozen.pid;
         // SAFETY: plain call on our own child, which is not reaped yet.
         unsafe { libc::kill(leader, libc::SIGKILL) };
-        for t in self.frozen.threads.iter().filter(|t| t.tid != leader) {
-            let mut status = 0;
-            // SAFETY: `status` is a live int; the thread is our tracee and about to end.
-            while unsafe { libc::waitpid(t.tid, &mut status, libc::__WALL) } == t.tid
-                && libc::WIFSTOPPED(status)
-            {}
-        }
+        ptrace::wait_for_end(leader)?;
         Ok(())
     }
     /// Lets the guest run on.

@@ -18,6 +18,8 @@ pub enum Error {
     Peer { errno: i32, text: String },
     #[error("the peer sent {got} where {want} was due")]
     Protocol { want: &'static str, got: u16 },
+    #[error("the peer sent a run of {len:#x} bytes of pages at {addr:#x}")]
+    PageRun { addr: u64, len: u64 },
     #[error("{what}: {source}")]
     Io { what: &'static str, source: std::io::Error },
     #[error("fault injected at {0}")]
@@ -37,9 +39,11 @@ impl Error {
             Self::Process(tcmi_ckpt::Error::Ended) => libc::ESRCH,
             Self::Process(tcmi_ckpt::Error::Unsupported(_)) => libc::EOPNOTSUPP,
             Self::Process(tcmi_ckpt::Error::System(e)) if e.is_gone() => libc::ESRCH,
-            Self::Process(_) | Self::Io { .. } | Self::Injected(_) | Self::Protocol { .. } => {
-                libc::EIO
-            }
+            Self::Process(_)
+            | Self::Io { .. }
+            | Self::Injected(_)
+            | Self::Protocol { .. }
+            | Self::PageRun { .. } => libc::EIO,
             Self::Stream(BulkError::Timeout) | Self::NoStream(StreamError::Timeout(_)) => {
                 libc::ETIMEDOUT
             }

@@ -1,5 +1,6 @@
 //! Named places where a test makes a daemon fail: `TCMI_FAULT=Name:error` or `Name:kill`, with
-//! `:N` for the N-th passage. Without the variable a passage costs one load.
+//! `:N` for the N-th passage. With `Name:stop` it stops there as by SIGSTOP, for a test that has
+//! something to do to it in that moment. Without the variable a passage costs one load.
 
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
@@ -30,12 +31,19 @@ points! {
     HomeCaptured,
     HomeStreamsInstalled,
     HomeStateSent,
+    /// The first run of pages is over, as in the others of this kind.
+    HomePagesHalfSent,
     HomePagesSent,
+    /// Home: a thread whose keeper dies goes on by itself.
+    HomeArmed,
     HomeReadyReceived,
     /// Node: before anything is built.
     NodeBeginReceived,
+    /// Node: a failure only makes the vDSO that of another kernel.
+    NodeVdsoCompared,
     NodePrepared,
     NodeStateReceived,
+    NodePagesHalfReceived,
     NodePagesReceived,
     NodeRestored,
     /// Node: the last point where a failure leaves the process at home.
@@ -44,17 +52,30 @@ points! {
     /// Home: the guest may run.
     HomeCommitSent,
     HomeRunningReceived,
+    /// Home: the process is a shadow, although no thread of it runs yet. No failure but a crash.
+    HomeDecidedAway,
+    HomeMemoryReleased,
+    HomeShadowRuns,
     NodeReturnAsked,
     NodeGuestFrozen,
+    NodePagesHalfSent,
     NodeImageSent,
     HomeReturnFrozen,
+    HomeReturnArmed,
+    HomePagesHalfReceived,
     HomeImageReceived,
     HomeRebuilt,
+    /// Home: the process is itself again, although no thread of it runs yet. No failure but a
+    /// crash, as from here on.
+    HomeDecidedHome,
+    HomeFinishSent,
+    HomeRunsAgain,
 }
 
 enum Action {
     Error,
     Kill,
+    Stop,
 }
 
 struct Armed {
@@ -75,10 +96,18 @@ fn parse(text: &str) -> Option<Armed> {
     let action = match parts.next()? {
         "error" => Action::Error,
         "kill" => Action::Kill,
+        "stop" => Action::Stop,
         _ => return None,
     };
     let passage = parts.next().map_or(Some(1), |n| n.parse().ok())?;
     Some(Armed { name, action, passage, seen: AtomicU32::new(0) })
+}
+
+/// Passes a fault point where nothing but a crash can happen.
+pub fn pass_or_die(point: Point) {
+    if let Err(e) = pass(point) {
+        tracing::debug!(error = %e, "not a point that can fail");
+    }
 }
 
 /// Passes a fault point.
@@ -89,6 +118,11 @@ pub fn pass(point: Point) -> Result<()> {
     }
     match armed.action {
         Action::Error => Err(Error::Injected(point.name())),
+        Action::Stop => {
+            // SAFETY: plain call on ourselves; it returns when somebody lets us go on.
+            unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+            Ok(())
+        }
         Action::Kill => {
             // SAFETY: plain call on ourselves; it does not return.
             unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };

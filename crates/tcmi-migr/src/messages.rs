@@ -1,13 +1,14 @@
 //! What home (H) and the execution node's monitor (N) say on a migration's bulk stream.
 //!
-//! Out: Begin -> Need, (File, bytes)* -> Prepared; State, pages -> Ready; Commit -> Running;
-//! Serving. A State that names a file that Begin did not is followed by Need and the files, too.
+//! Out: Begin -> Need, (File, bytes)* -> Prepared; State, pages -> Ready; Commit -> Running.
+//! That home's shadow serves is said on the event stream, by the shadow itself. A State that
+//! names a file that Begin did not is followed by Need and the files, too.
 //! Back: ComeHome (or N's WantHome first) -> Quiet; Capture -> Image, pages; Finish -> Gone,
 //! or Thaw. Either end may say Failed instead of what is due before a commit.
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage};
+use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, check_range};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
 
@@ -64,15 +65,12 @@ message! {
     6 Ready {}
     7 Commit {}
     /// N asks for home's clocks after Begin, CLOCK_QUESTIONS times.
-    10 AskClock {}
+    12 AskClock {}
     /// H: in nanoseconds.
     11 Clock { monotonic: i64, boottime: i64 }
     8 Running { remote_pid: i32 }
     /// Either: gave up. The process is where it was.
     9 Failed { errno: i32, text: String }
-    /// H: the original is a shadow now. Until then a broken stream means that it may run
-    /// again, so the guest has to end; afterwards the guest needs this stream no more.
-    10 Serving {}
     /// H: the guest is to come home.
     16 ComeHome {}
     /// N: its owner wants it to leave.
@@ -103,6 +101,21 @@ message! {
     36 Poke { tid: i32, seq: u64 }
 }
 
+impl Begin {
+    /// Whether a process can be so. Before anything is computed with it.
+    pub fn check(&self) -> Result<()> {
+        self.mm.check()?;
+        let resident = self.resident.iter();
+        Ok(resident.copied().try_for_each(|r| check_range("resident memory", r))?)
+    }
+}
+
+impl From<Failed> for Error {
+    fn from(f: Failed) -> Self {
+        Self::Peer { errno: f.errno, text: f.text }
+    }
+}
+
 pub fn send<M: Message>(w: &mut BulkWriter, m: &M) -> Result<()> {
     Ok(w.send_message(M::KIND, m)?)
 }
@@ -118,8 +131,7 @@ pub fn decode<M: Message>(frame: &Frame) -> Result<M> {
         return Ok(frame.decode()?);
     }
     if frame.kind == Failed::KIND {
-        let f: Failed = frame.decode()?;
-        return Err(Error::Peer { errno: f.errno, text: f.text });
+        return Err(frame.decode::<Failed>()?.into());
     }
     if frame.kind == Ended::KIND {
         return Err(tcmi_ckpt::Error::Ended.into());

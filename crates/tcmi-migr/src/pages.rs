@@ -1,19 +1,49 @@
-//! Pages on a bulk stream: runs of (address u64, length u64, bytes), ended by (0, 0).
+//! Pages on a bulk stream: runs of (address u64, length u64, bytes), ended by (0, 0), or by
+//! (u64::MAX, 0) from a sender that gives up, whose Failed is then the next message.
+//!
+//! Whatever happens to the pages, either side leaves the stream between two messages, so that
+//! both can still agree on who goes on; only a failure of the stream itself cannot be mended.
 
 use crate::error::{Error, Result};
+use crate::fault::{self, Point};
+use crate::messages as msg;
 use std::ops::Range;
 use tcmi_ckpt::image::Vma;
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_kkc::{BulkReader, BulkWriter};
 
-const RUN_BYTES_MAX: u64 = 1 << 30;
+/// A sender that fails inside a run has to fill it up, so runs are short.
+const RUN_BYTES_MAX: u64 = 4 << 20;
+/// Stands where a run's address would. No run has length 0.
+const ABORT: u64 = u64::MAX;
 
 /// Sends the pages of a frozen process. `sent` is told how many bytes are on their way.
+///
+/// Err, but for a failure of the stream: the receiver waits for our Failed.
 pub fn send(
     w: &mut BulkWriter,
     pid: i32,
     vmas: &[Vma],
     runs: &[Range<u64>],
+    half: Point,
+    sent: &dyn Fn(u64),
+) -> Result<()> {
+    match send_runs(w, pid, vmas, runs, half, sent) {
+        Err(e @ Error::Stream(_)) => Err(e),
+        done => {
+            header(w, if done.is_ok() { 0 } else { ABORT }, 0)?;
+            w.flush()?;
+            done
+        }
+    }
+}
+
+fn send_runs(
+    w: &mut BulkWriter,
+    pid: i32,
+    vmas: &[Vma],
+    runs: &[Range<u64>],
+    half: Point,
     sent: &dyn Fn(u64),
 ) -> Result<()> {
     let forced = Pages::open(pid, vmas)?;
@@ -28,10 +58,10 @@ pub fn send(
                 sent(total);
             })?;
             at += len;
+            fault::pass(half)?;
         }
     }
-    header(w, 0, 0)?;
-    Ok(w.flush()?)
+    Ok(())
 }
 
 fn header(w: &mut BulkWriter, addr: u64, len: u64) -> Result<()> {
@@ -59,7 +89,10 @@ fn send_run(
             Err(_) => {
                 let room = w.space()?;
                 let n = (room.len() as u64).min(len - done) as usize;
-                forced.read(addr + done, &mut room[..n])?;
+                if let Err(e) = forced.read(addr + done, &mut room[..n]) {
+                    fill_up(w, len - done)?;
+                    return Err(e.into());
+                }
                 n
             }
         };
@@ -70,31 +103,208 @@ fn send_run(
     Ok(())
 }
 
-/// Receives pages into a process that has the mappings of `into`. Returns the bytes received.
-pub fn receive(r: &mut BulkReader, into: &Pages, got: &dyn Fn(u64)) -> Result<u64> {
-    let mut total = 0;
-    loop {
-        let mut head = [0; 16];
-        r.read_exact(&mut head)?;
-        let word = |i: usize| {
-            let mut w = [0; 8];
-            w.copy_from_slice(&head[i..i + 8]);
-            u64::from_le_bytes(w)
+/// The rest of a run that nobody is going to use.
+fn fill_up(w: &mut BulkWriter, mut len: u64) -> Result<()> {
+    while len > 0 {
+        let room = w.space()?;
+        let n = (room.len() as u64).min(len) as usize;
+        room[..n].fill(0);
+        w.commit(n)?;
+        len -= n as u64;
+    }
+    Ok(())
+}
+
+enum Head {
+    Run(Range<u64>),
+    End,
+    Abort,
+}
+
+/// Pages that are to come on a stream.
+pub struct Incoming<'a> {
+    r: &'a mut BulkReader,
+    /// What was not read yet of the run that was begun.
+    run: Range<u64>,
+    ended: bool,
+}
+
+impl<'a> Incoming<'a> {
+    pub fn new(r: &'a mut BulkReader) -> Self {
+        Self { r, run: 0..0, ended: false }
+    }
+
+    /// Receives them into a process that has the mappings of `into`. Returns the bytes received.
+    ///
+    /// Err: the stream stands where it failed; [`Incoming::discard`] brings it to the end.
+    pub fn receive(&mut self, into: &Pages, half: Point, got: &dyn Fn(u64)) -> Result<u64> {
+        let mut total = 0;
+        loop {
+            match self.head()? {
+                Head::Run(run) => self.run = run,
+                Head::End => return Ok(total),
+                Head::Abort => {
+                    let failed: msg::Failed = msg::expect(self.r)?;
+                    return Err(failed.into());
+                }
+            }
+            while !self.run.is_empty() {
+                let at = self.run.start;
+                total += self.take(|bytes| Ok(into.write(at, bytes)?))?;
+                got(total);
+            }
+            fault::pass(half)?;
+        }
+    }
+
+    /// Reads on to the end of pages that nobody can use because of `why`, so that the peer can
+    /// be told. Returns what is to be told, or that the stream failed.
+    pub fn discard(mut self, why: Error) -> Error {
+        // Where the next header would be, nobody can know.
+        if matches!(why, Error::Stream(_) | Error::PageRun { .. }) {
+            return why;
+        }
+        while !self.ended {
+            let step = match self.run.is_empty() {
+                true => self.head().map(|head| {
+                    if let Head::Run(run) = head {
+                        self.run = run;
+                    }
+                }),
+                false => self.take(|_| Ok(())).map(drop),
+            };
+            if let Err(e) = step {
+                return e;
+            }
+        }
+        why
+    }
+
+    fn head(&mut self) -> Result<Head> {
+        let mut words = [[0; 8]; 2];
+        self.r.read_exact(words.as_flattened_mut())?;
+        let head = match words.map(u64::from_le_bytes) {
+            [0, 0] => Head::End,
+            [ABORT, 0] => Head::Abort,
+            [addr, len] => {
+                let end = addr.checked_add(len).filter(|_| (1..=RUN_BYTES_MAX).contains(&len));
+                let end = end.ok_or(Error::PageRun { addr, len })?;
+                return Ok(Head::Run(addr..end));
+            }
         };
-        let (mut addr, len) = (word(0), word(8));
-        if len == 0 {
-            return Ok(total);
-        }
-        let end = addr.checked_add(len).filter(|_| len <= RUN_BYTES_MAX);
-        let end = end.ok_or(Error::Process(tcmi_ckpt::Error::Image("page run")))?;
-        while addr < end {
-            let bytes = r.fill()?;
-            let n = bytes.len().min((end - addr) as usize);
-            into.write(addr, &bytes[..n])?;
-            r.consume(n);
-            addr += n as u64;
-            total += n as u64;
-            got(total);
-        }
+        self.ended = true;
+        Ok(head)
+    }
+
+    /// The next bytes of the run, which are gone afterwards whether `with` could use them or not.
+    fn take(&mut self, with: impl FnOnce(&[u8]) -> Result<()>) -> Result<u64> {
+        let bytes = self.r.fill()?;
+        let n = bytes.len().min((self.run.end - self.run.start) as usize);
+        let used = with(&bytes[..n]);
+        self.r.consume(n);
+        self.run.start += n as u64;
+        used.map(|()| n as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+    use tcmi_ckpt::image::Backing;
+    use tcmi_kkc::{Stream, StreamKind};
+    use tcmi_sys::pages::PAGE_BYTES;
+
+    const HALF: Point = Point::HomePagesHalfSent;
+
+    fn end(fd: UnixStream, tx: u8, rx: u8) -> (BulkWriter, BulkReader) {
+        let keys =
+            |k| tcmi_call::record::DirectionKeys { key: [k; 32], iv: [k; 12], pad: 0, seq: 0 };
+        Stream { id: 1, kind: StreamKind::Bulk, fd: fd.into(), tx: keys(tx), rx: keys(rx) }
+            .into_bulk()
+    }
+
+    fn pair() -> ((BulkWriter, BulkReader), (BulkWriter, BulkReader)) {
+        let (a, b) = UnixStream::pair().unwrap();
+        (end(a, 1, 2), end(b, 2, 1))
+    }
+
+    fn me() -> i32 {
+        std::process::id() as i32
+    }
+
+    /// `n` pages of this process, and a hole of as many behind them.
+    fn some_pages(n: u64) -> (u64, [Vma; 1]) {
+        let len = (n * PAGE_BYTES) as usize;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let p = unsafe { libc::mmap(std::ptr::null_mut(), 2 * len, prot, flags, -1, 0) };
+        assert_ne!(p, libc::MAP_FAILED);
+        let start = p as u64;
+        // SAFETY: the second half of what was just mapped, to which nothing points.
+        assert_eq!(unsafe { libc::munmap(p.add(len), len) }, 0);
+        let end = start + len as u64;
+        (start, [Vma { start, end, prot, backing: Backing::Anonymous, flags: 0 }])
+    }
+
+    #[test]
+    fn a_sender_that_fails_inside_a_run_is_heard() {
+        let (start, vmas) = some_pages(4);
+        let run = start..vmas[0].end + 2 * PAGE_BYTES;
+        let ((mut w, _keep), (_w, mut r)) = pair();
+        let sender = std::thread::spawn(move || {
+            let e = send(&mut w, me(), &vmas, &[run], HALF, &|_| {}).unwrap_err();
+            let failed = msg::Failed { errno: 5, text: e.to_string() };
+            msg::send(&mut w, &failed).unwrap();
+            msg::send(&mut w, &msg::Thawed {}).unwrap();
+        });
+        let (_, into) = some_pages(4);
+        let mut pages = Incoming::new(&mut r);
+        let why = pages.receive(&Pages::open(me(), &into).unwrap(), HALF, &|_| {}).unwrap_err();
+        // The sender's addresses are not mapped here: the receiver fails first.
+        assert!(matches!(why, Error::Process(tcmi_ckpt::Error::Image(_))), "{why}");
+        assert!(matches!(pages.discard(why), Error::Process(_)));
+        let said = msg::expect::<msg::Thawed>(&mut r).unwrap_err();
+        assert!(matches!(said, Error::Peer { errno: 5, .. }), "{said}");
+        msg::expect::<msg::Thawed>(&mut r).unwrap();
+        sender.join().unwrap();
+    }
+
+    #[test]
+    fn the_senders_reason_reaches_a_receiver_that_is_well() {
+        let (start, vmas) = some_pages(4);
+        let runs = [start..vmas[0].end, vmas[0].end..vmas[0].end + PAGE_BYTES];
+        let ((mut w, _keep), (_w, mut r)) = pair();
+        let wide = [Vma { end: vmas[0].end + PAGE_BYTES, prot: libc::PROT_NONE, ..vmas[0] }];
+        send(&mut w, me(), &vmas, &runs[..1], HALF, &|_| {}).unwrap();
+        let e = send(&mut w, me(), &wide, &runs[1..], HALF, &|_| {}).unwrap_err();
+        msg::send(&mut w, &msg::Failed { errno: e.errno(), text: "hole".into() }).unwrap();
+        let into = Pages::open(me(), &vmas).unwrap();
+        let got = Incoming::new(&mut r).receive(&into, HALF, &|_| {}).unwrap();
+        assert_eq!(got, 4 * PAGE_BYTES);
+        let mut none = Incoming::new(&mut r);
+        assert!(matches!(none.head().unwrap(), Head::Run(run) if run == runs[1]));
+        none.run = runs[1].clone();
+        none.take(|zeros| {
+            assert!(zeros.iter().all(|b| *b == 0));
+            Ok(())
+        })
+        .unwrap();
+        assert!(none.run.is_empty());
+        let said = none.receive(&into, HALF, &|_| {}).unwrap_err();
+        assert!(matches!(said, Error::Peer { .. }), "{said}");
+    }
+
+    #[test]
+    fn a_run_that_cannot_be_is_not_read_past() {
+        let ((mut w, _keep), (_w, mut r)) = pair();
+        let (_, vmas) = some_pages(1);
+        header(&mut w, 4096, RUN_BYTES_MAX + 1).unwrap();
+        w.flush().unwrap();
+        let into = Pages::open(me(), &vmas).unwrap();
+        let mut pages = Incoming::new(&mut r);
+        let why = pages.receive(&into, HALF, &|_| {}).unwrap_err();
+        assert!(matches!(pages.discard(why), Error::PageRun { addr: 4096, .. }));
     }
 }

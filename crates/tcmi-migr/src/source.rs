@@ -6,15 +6,18 @@ use crate::files::HomeFiles;
 use crate::messages as msg;
 use crate::pages;
 use std::ops::Range;
+use std::time::Instant;
 use tcmi_call::abi::{ProcArea, ThreadArea};
 use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Space};
 use tcmi_ckpt::freeze::{Frozen, freeze};
 use tcmi_ckpt::image::{FileRef, ProcessImage};
+use tcmi_ckpt::layout::gap;
 use tcmi_ckpt::rebuild;
 use tcmi_ckpt::remote::{self, Agent, page_up};
 use tcmi_core::lifecycle::State;
-use tcmi_kkc::{BulkReader, BulkWriter, Stream};
+use tcmi_kkc::{BulkError, BulkReader, BulkWriter, Stream};
+use tcmi_sys::maps::Mapping;
 use tcmi_sys::namespace;
 
 /// Told how far a move is.
@@ -61,7 +64,9 @@ impl Attached {
         let xstate = f.leader().stopped()?.xstate()?;
         let xfeatures = xfeatures(&xstate);
         let extra = PROC_AREA_BYTES + room as u64 * THREAD_AREA_BYTES;
-        let agent = Agent::inject(f, vdso_call, &Blob::built_in(), extra)?;
+        let blob = Blob::built_in();
+        let place = away_from_stacks(&maps, Agent::room(&blob) + page_up(extra));
+        let agent = Agent::inject(f, vdso_call, &blob, extra, place)?;
         Ok(Self { pid: f.pid, agent, vdso_call, room, xfeatures })
     }
     /// The process may have executed another program since the agent was put into it.
@@ -70,8 +75,11 @@ impl Attached {
         tcmi_sys::memory::read(pid, self.agent.base, &mut magic).is_ok()
             && u64::from_le_bytes(magic) == tcmi_call::abi::BLOB_MAGIC
     }
-    /// Takes the agent out of a held process.
+    /// Takes the agent out of a held process, whose threads go on by themselves from here.
     pub fn unmap(&self, f: &mut Frozen) -> Result<()> {
+        for t in &mut f.threads {
+            t.own_again()?;
+        }
         if !self.is_in(f.pid) {
             return Ok(());
         }
@@ -101,6 +109,15 @@ impl Attached {
     }
 }
 
+/// The process runs on beside the agent: where the kernel would put it, it may end the growth of
+/// a stack. None: there is no other place.
+fn away_from_stacks(maps: &[Mapping], len: u64) -> Option<u64> {
+    const GROWTH: u64 = 64 << 20;
+    let grows = |m: &Mapping| if m.has(b"gd") { GROWTH } else { 0 };
+    let taken: Vec<_> = maps.iter().map(|m| (m.start.saturating_sub(grows(m)), m.end)).collect();
+    gap(&taken, len)
+}
+
 /// XCR0 bits in an XSAVE image as ptrace gives it.
 pub fn xfeatures(xstate: &[u8]) -> u64 {
     let mut w = [0; 8];
@@ -117,6 +134,16 @@ pub struct Channel<'a> {
     pub r: &'a mut BulkReader,
     /// A new stream for calls, parked or dialed now.
     pub take_stream: &'a mut dyn FnMut() -> Result<Stream>,
+}
+
+/// A process that the peer has got: held here and whole, not committed.
+pub struct Sent {
+    pub frozen: Frozen,
+    pub attached: Attached,
+    pub image: ProcessImage,
+    pub installed: Installed,
+    times: Times,
+    since: Instant,
 }
 
 /// A process whose guest runs: the original is held and still whole, nothing served yet.
@@ -138,22 +165,26 @@ pub struct Times {
     pub bytes: u64,
 }
 
-/// Moves a process out.
+/// Moves a process out, up to COMMIT.
 ///
-/// Ok: the guest runs. Err: the process runs at home as before, nothing of the attempt is left
-/// in it; the peer is told, unless the stream itself failed.
+/// Ok: the peer has it, held. Err: the process runs at home as before, nothing of the attempt
+/// is left in it; the peer is told, unless the stream itself failed.
 pub fn emigrate(
     pid: i32,
     migration: u64,
     epoch: u32,
     c: &mut Channel,
     watch: &dyn Watch,
-) -> Result<Emigrated> {
-    // Whatever failed in a process that ends, failed because it ends.
-    move_out(pid, migration, epoch, c, watch).map_err(|e| match has_ended(pid) {
+) -> Result<Sent> {
+    move_out(pid, migration, epoch, c, watch).map_err(|e| of_its_end(pid, e))
+}
+
+/// Whatever failed in a process that ends, failed because it ends.
+fn of_its_end(pid: i32, e: Error) -> Error {
+    match has_ended(pid) {
         true => tcmi_ckpt::Error::Ended.into(),
         false => e,
-    })
+    }
 }
 
 /// Also while it ends: a dying process gives its memory up before it is a zombie, and what we
@@ -168,32 +199,29 @@ fn move_out(
     epoch: u32,
     c: &mut Channel,
     watch: &dyn Watch,
-) -> Result<Emigrated> {
+) -> Result<Sent> {
     let attached = Attached::attach(pid)?;
-    let prepared = fault::pass(Point::HomeAttached)
-        .and_then(|()| prepare(&attached, migration, epoch, c, watch));
-    let prepared = match prepared {
-        Ok(p) => p,
-        Err(e) => {
-            attached.remove();
-            return Err(tell(c, e));
-        }
-    };
-    watch.enter(State::Freezing);
-    let started = std::time::Instant::now();
-    let mut frozen = match freeze_with_room(&attached, prepared.streams.len() - 1) {
-        Ok(f) => f,
+    let held = fault::pass(Point::HomeAttached)
+        .and_then(|()| prepare(&attached, migration, epoch, c, watch))
+        .and_then(|prepared| {
+            watch.enter(State::Freezing);
+            let started = Instant::now();
+            let frozen = freeze_with_room(&attached, prepared.streams.len() - 1)?;
+            Ok((prepared, frozen, micros(started)))
+        });
+    let (prepared, mut frozen, freeze) = match held {
+        Ok(held) => held,
         Err(e) => {
             attached.remove();
             return Err(tell(c, e));
         }
     };
     let mut installed = None;
-    let mut times = Times { freeze: micros(started), ..Times::default() };
-    match transfer(&mut frozen, &attached, prepared, &mut installed, &mut times, c, watch) {
-        Ok((image, remote_pid)) => {
+    match transfer(&mut frozen, &attached, prepared, &mut installed, c, watch) {
+        Ok(Transfer { image, bytes, since }) => {
             let installed = installed.ok_or(Error::Unsteady("no streams"))?;
-            Ok(Emigrated { frozen, attached, image, installed, remote_pid, times })
+            let times = Times { freeze, bytes, ..Times::default() };
+            Ok(Sent { frozen, attached, image, installed, times, since })
         }
         Err(e) => {
             undo(frozen, &attached, installed.as_ref());
@@ -202,7 +230,45 @@ fn move_out(
     }
 }
 
-fn micros(since: std::time::Instant) -> u64 {
+impl Sent {
+    /// Waits until the guest is complete and lets it run.
+    ///
+    /// Ok: the guest runs. Err: the process runs at home as before.
+    pub fn commit(mut self, c: &mut Channel, watch: &dyn Watch) -> Result<Emigrated> {
+        match self.committed(c, watch) {
+            Ok(remote_pid) => {
+                let Self { frozen, attached, image, installed, times, .. } = self;
+                Ok(Emigrated { frozen, attached, image, installed, remote_pid, times })
+            }
+            Err(e) => Err(self.give_up(c, e)),
+        }
+    }
+    fn committed(&mut self, c: &mut Channel, watch: &dyn Watch) -> Result<i32> {
+        fault::pass(Point::HomeArmed)?;
+        msg::expect::<msg::Ready>(c.r)?;
+        self.times.transfer = micros(self.since);
+        fault::pass(Point::HomeReadyReceived)?;
+        watch.enter(State::Committing);
+        let started = Instant::now();
+        msg::send(c.w, &msg::Commit {})?;
+        // The original is whole until the first call is served, and none is before Running:
+        // without it, closing the streams makes the guest a copy that can do nothing, and home
+        // goes on.
+        fault::pass(Point::HomeCommitSent)?;
+        let running = msg::expect::<msg::Running>(c.r)?;
+        fault::pass(Point::HomeRunningReceived)?;
+        self.times.resume = micros(started);
+        Ok(running.remote_pid)
+    }
+    /// The process runs on at home because of `e`, which the peer is told.
+    pub fn give_up(self, c: &mut Channel, e: Error) -> Error {
+        let e = of_its_end(self.frozen.pid, e);
+        undo(self.frozen, &self.attached, Some(&self.installed));
+        tell(c, e)
+    }
+}
+
+fn micros(since: Instant) -> u64 {
     since.elapsed().as_micros() as u64
 }
 
@@ -215,6 +281,18 @@ fn tell(c: &mut Channel, e: Error) -> Error {
         }
     }
     e
+}
+
+/// A peer that closed the stream while we sent may have said why before. Never waits: what can
+/// still be read of a closed stream is here.
+fn reason_of(c: &mut Channel, e: Error) -> Error {
+    if !matches!(e, Error::Stream(BulkError::Closed)) {
+        return e;
+    }
+    match msg::expect::<msg::Ready>(c.r) {
+        Err(said @ Error::Peer { .. }) => said,
+        _ => e,
+    }
 }
 
 /// What the peer has and knows before the process is frozen.
@@ -283,13 +361,13 @@ fn send_files(files: &HomeFiles, c: &mut Channel) -> Result<()> {
 }
 
 fn address_space(a: &Attached, s: &Space) -> Result<tcmi_ckpt::image::AddressSpace> {
-    let mut vdso = vec![0; (s.vdso.1 - s.vdso.0) as usize];
-    tcmi_sys::memory::read(a.pid, s.vdso.0, &mut vdso)?;
+    let mut vdso_text = vec![0; (s.vdso.1 - s.vdso.0) as usize];
+    tcmi_sys::memory::read(a.pid, s.vdso.0, &mut vdso_text)?;
     Ok(tcmi_ckpt::image::AddressSpace {
         vmas: s.vmas.clone(),
         vvar: s.vvar,
         vdso: s.vdso,
-        vdso_hash: *blake3::hash(&vdso).as_bytes(),
+        vdso_text,
         reserved: a.reserved(),
         ..Default::default()
     })
@@ -310,23 +388,28 @@ fn freeze_with_room(a: &Attached, threads: usize) -> Result<Frozen> {
     Err(Error::Unsteady("it keeps creating threads"))
 }
 
-/// From the freeze to the peer's Running. On Err the caller undoes.
+struct Transfer {
+    image: ProcessImage,
+    bytes: u64,
+    since: Instant,
+}
+
+/// From the freeze until the peer has been sent everything. On Err the caller undoes.
 fn transfer(
     f: &mut Frozen,
     a: &Attached,
     Prepared { streams, files: known }: Prepared,
     installed: &mut Option<Installed>,
-    times: &mut Times,
     c: &mut Channel,
     watch: &dyn Watch,
-) -> Result<(ProcessImage, i32)> {
+) -> Result<Transfer> {
     fault::pass(Point::HomeFrozen)?;
     watch.enter(State::Transferring);
-    let started = std::time::Instant::now();
+    let since = Instant::now();
     let maps = capture::mappings(f.pid)?;
     if let Some(vdso) = maps.iter().find(|m| m.name == "[vdso]") {
         // A clock read that began here would end there with a time of here.
-        f.step_out((vdso.start, vdso.end))?;
+        f.step_out(&[(vdso.start, vdso.end)])?;
     }
     let mut files = HomeFiles::of(f.pid);
     let mut image = capture::capture(f, &a.agent, &|tid| tid, &maps, &mut files)?;
@@ -341,24 +424,14 @@ fn transfer(
     if image.files.iter().any(|f| !known.contains(f)) {
         send_files(&files, c)?;
     }
-    pages::send(c.w, f.pid, &image.mm.vmas, &runs, &|n| watch.memory(n, total))?;
+    let sent = |n| watch.memory(n, total);
+    pages::send(c.w, f.pid, &image.mm.vmas, &runs, Point::HomePagesHalfSent, &sent)
+        .map_err(|e| reason_of(c, e))?;
     fault::pass(Point::HomePagesSent)?;
     // While the peer restores.
     *installed = Some(Installed::install(f, a, streams)?);
     fault::pass(Point::HomeStreamsInstalled)?;
-    msg::expect::<msg::Ready>(c.r)?;
-    (times.transfer, times.bytes) = (micros(started), total);
-    fault::pass(Point::HomeReadyReceived)?;
-    watch.enter(State::Committing);
-    let started = std::time::Instant::now();
-    msg::send(c.w, &msg::Commit {})?;
-    // The original is whole until the first call is served, and none is before Running: without
-    // it, closing the streams makes the guest a copy that can do nothing, and home goes on.
-    fault::pass(Point::HomeCommitSent)?;
-    let running = msg::expect::<msg::Running>(c.r)?;
-    fault::pass(Point::HomeRunningReceived)?;
-    times.resume = micros(started);
-    Ok((image, running.remote_pid))
+    Ok(Transfer { image, bytes: total, since })
 }
 
 /// Puts a held original back as it was and lets it run.
@@ -374,21 +447,16 @@ fn undo(mut f: Frozen, a: &Attached, installed: Option<&Installed>) {
     }
 }
 
-/// The last step home: every thread gets its registers and runs, untraced.
-pub fn run_at_home(mut f: Frozen, image: &ProcessImage) -> Result<()> {
+/// The last step home: every thread gets its registers and runs, untraced, without the agent.
+pub fn run_at_home(mut f: Frozen, a: &Attached, image: &ProcessImage) -> Result<()> {
     for t in &mut f.threads {
         let state = rebuild::thread_of(image, t.tid)?;
-        rebuild::set_registers(t, state)?;
+        (t.regs, t.mask) = (rebuild::registers_of(state)?, state.mask);
     }
-    crate::destination::wait_until(image.monotonic, 0);
+    a.unmap(&mut f)?;
+    f.leader_mut().own_again()?;
+    crate::destination::wait_for_clocks(&image.clocks, (0, 0));
     Ok(rebuild::release(f)?)
-}
-
-impl Emigrated {
-    /// Gives the guest up before it has been served: the original runs on.
-    pub fn undo(self) {
-        undo(self.frozen, &self.attached, Some(&self.installed));
-    }
 }
 
 mod back;

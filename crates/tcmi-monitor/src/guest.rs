@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tcmi_call::abi::{BatchOp, StewardArea};
-use tcmi_ckpt::birth::{Guest, STEWARD_TID};
+use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::capture::Files;
 use tcmi_ckpt::freeze::{Frozen, freeze_held, seize_new};
 use tcmi_ckpt::image::{FileRef, ProcessImage};
@@ -20,10 +20,12 @@ use tcmi_migr::files::Cache;
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::{Error, Result, pages};
 use tcmi_shadow::{
-    CallStream, Calls, Events, GuestThread, Hooks, MappedFiles, SignalStream, Steward, StreamError,
+    CallStream, Calls, Events, GuestThread, Hooks, MappedFiles, News, SignalStream, Steward,
+    StreamError,
 };
 use tcmi_sys::Errno;
 use tcmi_sys::maps::Mapping;
+use tcmi_sys::ptrace;
 
 use crate::ipc::{self, ToDaemon, ToMonitor};
 use crate::rooms;
@@ -120,19 +122,32 @@ fn claim(daemon: &OwnedFd, id: u64) -> Result<Stream> {
     }
 }
 
-/// Wakes the main loop when the shadow cannot be reached.
-struct Lost {
+/// What others learn of the shadow, and the bell that wakes the main loop for it.
+struct Tidings {
     bell: OwnedFd,
+    /// It serves. Until then the process may go on at home.
+    serving: AtomicBool,
+    /// It cannot be reached any more.
     lost: AtomicBool,
 }
 
-impl Hooks for Lost {
+impl Tidings {
+    fn new() -> Result<Self> {
+        let (serving, lost) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { bell: eventfd()?, serving, lost })
+    }
+    fn set(&self, what: &AtomicBool) {
+        what.store(true, Ordering::Release);
+        ring(&self.bell);
+    }
+}
+
+impl Hooks for Tidings {
     fn thread_exits(&self, _: i32, _: i32, _: usize) {}
     fn process_exits(&self, _: i32) {}
     fn stream_failed(&self, tid: i32, error: &StreamError) {
         tracing::warn!(tid, %error, "the shadow is not reached any more");
-        self.lost.store(true, Ordering::Release);
-        ring(&self.bell);
+        self.set(&self.lost);
     }
 }
 
@@ -148,7 +163,7 @@ struct Parts {
     calls: Calls,
     steward: Arc<Steward>,
     events: Arc<Events>,
-    lost: Arc<Lost>,
+    shadow: Arc<Tidings>,
     pidfd: OwnedFd,
     names: Vec<(i32, i32)>,
     signalled: Arc<OwnedFd>,
@@ -161,14 +176,12 @@ struct Life {
     files: GuestFiles,
     calls: Calls,
     events: Arc<Events>,
-    lost: Arc<Lost>,
+    shadow: Arc<Tidings>,
     pidfd: OwnedFd,
     w: BulkWriter,
     r: BulkReader,
     /// Home's keeper still answers.
     keeper: bool,
-    /// The original has become a shadow; until then it may run again.
-    shadowed: bool,
     /// The owner of this node wants the guest to leave, and home is not told yet.
     unwanted: bool,
     /// What home was told last.
@@ -184,6 +197,7 @@ struct Life {
 
 enum Next {
     Signalled,
+    Serving,
     LookDue,
     Message,
     Daemon,
@@ -205,7 +219,7 @@ impl Life {
             fault::pass(Point::NodeCommitReceived)?;
             Ok(p)
         });
-        let Parts { calls, steward, events, lost, pidfd, names, signalled } = match prepared {
+        let Parts { calls, steward, events, shadow, pidfd, names, signalled } = match prepared {
             Ok(p) => p,
             Err(e) => {
                 kill(host);
@@ -234,12 +248,11 @@ impl Life {
             files,
             calls,
             events,
-            lost,
+            shadow,
             pidfd,
             w,
             r,
             keeper: true,
-            shadowed: false,
             unwanted,
             told: String::new(),
             names,
@@ -257,13 +270,20 @@ impl Life {
         let watched = pidfd.try_clone().map_err(io())?;
         // SAFETY: the area is mapped shared with the guest for as long as we live, and only the
         // steward uses it there.
-        let steward = Arc::new(unsafe { Steward::new(area, built.area_at, STEWARD_TID, watched) });
+        let steward =
+            Arc::new(unsafe { Steward::new(area, built.area_at, built.steward_tid(), watched) });
         let (fd, _, rx) = take(&mut built.events)?.into_parts();
         let signals = SignalStream::new(fd, &rx);
         let pid = built.image.pid;
         let signalled = Arc::new(eventfd()?);
-        let bell = signalled.clone();
-        let events = Events::start(signals, steward.clone(), pid, 0, move || ring(&bell));
+        let shadow = Arc::new(Tidings::new()?);
+        let (bell, told) = (signalled.clone(), shadow.clone());
+        let tell = move |news| match news {
+            News::Signal => ring(&bell),
+            News::Serving => told.set(&told.serving),
+            News::Ended => told.set(&told.lost),
+        };
+        let events = Events::start(signals, steward.clone(), pid, 0, tell);
         let events = Arc::new(events.map_err(io())?);
         let mut threads = Vec::new();
         for (tid, stream) in built.calls.drain(..) {
@@ -272,11 +292,10 @@ impl Life {
             let (fd, tx, rx) = stream.into_parts();
             threads.push(GuestThread { tid, stream: CallStream::new(fd, &tx, &rx) });
         }
-        let lost = Arc::new(Lost { bell: eventfd()?, lost: AtomicBool::new(false) });
         let listener = built.listener.try_clone().map_err(io())?;
         let parts = tcmi_shadow::Guest { steward: steward.clone(), events: events.clone() };
-        let calls = Calls::start(listener, threads, parts, lost.clone()).map_err(io())?;
-        Ok(Parts { calls, steward, events, lost, pidfd, names, signalled })
+        let calls = Calls::start(listener, threads, parts, shadow.clone()).map_err(io())?;
+        Ok(Parts { calls, steward, events, shadow, pidfd, names, signalled })
     }
 
     /// Until the guest ends or has gone home. Returns what to tell the daemon.
@@ -289,21 +308,27 @@ impl Life {
                     quiet(&self.signalled);
                     self.look_at = self.look_at.min(Instant::now() + POKE_AFTER);
                 }
+                Next::Serving => {
+                    quiet(&self.shadow.bell);
+                    self.ask_home(daemon);
+                }
                 Next::LookDue => {
-                    self.poke()?;
-                    self.report(daemon)?;
+                    // A guest killed while held: its end shows after those of its threads.
+                    ptrace::take_ends()?;
+                    self.poke();
+                    self.report(daemon);
                 }
                 Next::Lost => return Ok("the shadow at home is gone".to_owned()),
                 Next::Daemon => match ipc::receive::<ToMonitor>(daemon.as_fd()) {
                     Ok((ToMonitor::SendHome {}, _)) => {
                         self.unwanted = true;
-                        self.ask_home(daemon)?;
+                        self.ask_home(daemon);
                     }
                     Ok(_) => {}
                     Err(_) => daemon_lives = false,
                 },
                 Next::Message => {
-                    if let Some(text) = self.message(daemon)? {
+                    if let Some(text) = self.message(daemon) {
                         return Ok(text);
                     }
                 }
@@ -311,35 +336,54 @@ impl Life {
         }
     }
 
+    fn is_served(&self) -> bool {
+        self.shadow.serving.load(Ordering::Acquire)
+    }
+
     /// Asks home to take the guest back if this node does not want it any more.
-    fn ask_home(&mut self, daemon: &OwnedFd) -> Result<()> {
-        if !self.unwanted || (self.keeper && !self.shadowed) {
-            return Ok(());
+    fn ask_home(&mut self, daemon: &OwnedFd) {
+        if !self.unwanted || (self.keeper && !self.is_served()) {
+            return;
         }
         self.unwanted = false;
-        if self.keeper {
-            return msg::send(&mut self.w, &msg::WantHome {});
+        self.tell_keeper(&msg::WantHome {});
+        if !self.keeper {
+            tell(daemon, &ToDaemon::Stays { text: "nobody at home can take it".to_owned() });
         }
-        tell(daemon, &ToDaemon::Stays { text: "nobody at home can take it".to_owned() });
-        Ok(())
+    }
+
+    /// Tells home's keeper, if there is one.
+    fn tell_keeper<M: Message>(&mut self, what: &M) {
+        if self.keeper
+            && let Err(e) = msg::send(&mut self.w, what)
+        {
+            self.lose_keeper(&e);
+        }
+    }
+
+    /// The daemon at home is gone, or is not to be understood. The shadow needs it not; if there
+    /// is none yet, the process closes its streams when it goes on at home, and the guest ends by
+    /// that.
+    fn lose_keeper(&mut self, why: &Error) {
+        tracing::warn!(error = %why, "home's keeper is gone; the guest goes on");
+        self.keeper = false;
     }
 
     /// Tells home and the daemon the counters, if they have changed.
-    fn report(&mut self, daemon: &OwnedFd) -> Result<()> {
+    fn report(&mut self, daemon: &OwnedFd) {
         if Instant::now() < self.report_at {
-            return Ok(());
+            return;
         }
         self.report_at = Instant::now() + STATS_INTERVAL;
         let text = self.stats();
         if text == self.told {
-            return Ok(());
+            return;
         }
-        if self.keeper && self.shadowed {
-            msg::send(&mut self.w, &msg::Stats { text: text.clone() })?;
+        if self.is_served() {
+            self.tell_keeper(&msg::Stats { text: text.clone() });
         }
         tell(daemon, &ToDaemon::Stats { text: text.clone() });
         self.told = text;
-        Ok(())
     }
 
     fn wait(&mut self, daemon: &OwnedFd, daemon_lives: bool) -> Result<Next> {
@@ -348,7 +392,7 @@ impl Life {
         }
         let bulk = if self.keeper { self.r.as_fd().as_raw_fd() } else { -1 };
         let daemon = if daemon_lives { daemon.as_raw_fd() } else { -1 };
-        let bells = [&self.lost.bell, &*self.signalled].map(AsRawFd::as_raw_fd);
+        let bells = [&self.shadow.bell, &*self.signalled].map(AsRawFd::as_raw_fd);
         let mut fds = [self.pidfd.as_raw_fd(), bells[0], bulk, daemon, bells[1]]
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
         loop {
@@ -370,7 +414,8 @@ impl Life {
         // An end is told before what it caused: a shadow that ended because the guest did.
         Ok(match fds.map(|f| f.revents != 0) {
             [true, ..] => Next::Ended,
-            [_, true, ..] if self.lost.lost.load(Ordering::Acquire) => Next::Lost,
+            [_, true, ..] if self.shadow.lost.load(Ordering::Acquire) => Next::Lost,
+            [_, true, ..] => Next::Serving,
             [_, _, true, ..] => Next::Message,
             [_, _, _, true, _] => Next::Daemon,
             _ => Next::Signalled,
@@ -378,7 +423,7 @@ impl Life {
     }
 
     /// Has home end the calls that keep threads from their signals.
-    fn poke(&mut self) -> Result<()> {
+    fn poke(&mut self) {
         let held_up = self.calls.held_up();
         let pause = match held_up.is_empty() {
             true => LOOK_INTERVAL + LOOK_INTERVAL_A_CALL * self.calls.in_flight() as u32,
@@ -386,43 +431,32 @@ impl Life {
         };
         self.look_at = Instant::now() + pause;
         for (here, seq) in held_up {
-            let tid = self.names.iter().find(|(t, _)| *t == here).map(|n| n.1);
-            if let (Some(tid), true) = (tid, self.keeper) {
-                msg::send(&mut self.w, &msg::Poke { tid, seq })?;
+            if let Some((_, tid)) = self.names.iter().find(|(t, _)| *t == here).copied() {
+                self.tell_keeper(&msg::Poke { tid, seq });
             }
         }
-        Ok(())
     }
 
     /// One message of home's keeper. Some: the guest is no longer here.
-    fn message(&mut self, daemon: &OwnedFd) -> Result<Option<String>> {
-        let frame = match self.r.recv_message() {
-            Ok(f) => f,
-            Err(e) if !self.shadowed => return Err(e.into()),
-            Err(e) => {
-                // The daemon at home is gone. The shadow needs it not.
-                tracing::warn!(error = %e, "home's keeper is gone; the guest goes on");
-                self.keeper = false;
-                self.ask_home(daemon)?;
-                return Ok(None);
-            }
-        };
+    fn message(&mut self, daemon: &OwnedFd) -> Option<String> {
+        let done = self.r.recv_message().map_err(Error::from).and_then(|f| self.obey(&f, daemon));
+        done.unwrap_or_else(|e| {
+            self.lose_keeper(&e);
+            self.ask_home(daemon);
+            None
+        })
+    }
+
+    fn obey(&mut self, frame: &Frame, daemon: &OwnedFd) -> Result<Option<String>> {
         match frame.kind {
-            msg::Serving::KIND => {
-                self.shadowed = true;
-                self.ask_home(daemon)?;
-            }
             // Home gave up while we did so, too.
-            msg::Thaw::KIND => msg::send(&mut self.w, &msg::Thawed {})?,
+            msg::Thaw::KIND => self.tell_keeper(&msg::Thawed {}),
             msg::Signal::KIND => {
-                let s: msg::Signal = msg::decode(&frame)?;
+                let s: msg::Signal = msg::decode(frame)?;
                 // SAFETY: plain call on our own child, not reaped yet.
                 unsafe { libc::kill(self.guest.host_pid, s.signal) };
             }
-            msg::AskStats::KIND => {
-                let stats = msg::Stats { text: self.stats() };
-                msg::send(&mut self.w, &stats)?;
-            }
+            msg::AskStats::KIND => self.tell_keeper(&msg::Stats { text: self.stats() }),
             msg::ComeHome::KIND => {
                 tell(daemon, &ToDaemon::Returning {});
                 match self.go_home() {
@@ -430,8 +464,7 @@ impl Life {
                     Ok(false) => tell(daemon, &ToDaemon::Stays { text: "home gave up".to_owned() }),
                     Err(e) => {
                         let text = e.to_string();
-                        let failed = msg::Failed { errno: e.errno(), text: text.clone() };
-                        msg::send(&mut self.w, &failed)?;
+                        self.tell_keeper(&msg::Failed { errno: e.errno(), text: text.clone() });
                         tell(daemon, &ToDaemon::Stays { text });
                     }
                 }
@@ -453,17 +486,9 @@ impl Life {
     }
 
     fn ended(&mut self) -> Result<String> {
-        let mut status = 0;
-        // SAFETY: our own child; the pidfd says that it ended.
-        let r = unsafe { libc::waitpid(self.guest.host_pid, &mut status, libc::__WALL) };
-        if r != self.guest.host_pid {
-            return Err(Errno::last("waitpid").into());
-        }
-        if self.keeper {
-            let stats = msg::Stats { text: self.stats() };
-            msg::send(&mut self.w, &stats)?;
-            msg::send(&mut self.w, &msg::Ended { status })?;
-        }
+        let status = ptrace::wait_for_end(self.guest.host_pid)?;
+        self.tell_keeper(&msg::Stats { text: self.stats() });
+        self.tell_keeper(&msg::Ended { status });
         Ok(format!("ended with wait status {status:#x}"))
     }
 
@@ -478,7 +503,7 @@ impl Life {
                 return Err(e);
             }
         };
-        let mut held = match Held::new(frozen, self.image.mm.vdso) {
+        let mut held = match Held::new(frozen, &self.image.mm) {
             Ok(h) => h,
             Err((f, e)) => {
                 f.thaw()?;
@@ -490,7 +515,6 @@ impl Life {
         match sent {
             Ok(f) if f.kind == msg::Finish::KIND => {
                 held.end()?;
-                self.reap()?;
                 // Home goes on without it, if it must.
                 if let Err(e) = msg::send(&mut self.w, &msg::Gone {}) {
                     tracing::debug!(error = %e, "home did not wait for the end");
@@ -555,24 +579,20 @@ impl Life {
         let names = self.names.clone();
         let name = |tid: i32| names.iter().find(|(here, _)| *here == tid).map_or(tid, |n| n.1);
         let mut files = Mapped { files: &mut self.files, memfds: self.calls.mapped_files() };
-        let mm = &self.image.mm;
-        let (image, runs) = held.capture(&name, &mut files, mm.reserved, mm.vdso_hash)?;
+        let (image, runs) = held.capture(&name, &mut files, &self.image.mm)?;
         let image = ProcessImage { files: self.files.refs.clone(), ..image };
         msg::send(&mut self.w, &msg::Image { image: image.clone() })?;
-        pages::send(&mut self.w, self.guest.host_pid, &image.mm.vmas, &runs, &|_| {})?;
+        let (host, vmas) = (self.guest.host_pid, &image.mm.vmas);
+        pages::send(&mut self.w, host, vmas, &runs, Point::NodePagesHalfSent, &|_| {})?;
         fault::pass(Point::NodeImageSent)?;
         Ok(self.r.recv_message()?)
     }
 
-    fn reap(&self) -> Result<()> {
-        let mut status = 0;
-        // SAFETY: our own child, killed before.
-        let r = unsafe { libc::waitpid(self.guest.host_pid, &mut status, libc::__WALL) };
-        if r < 0 { Err(Errno::last("waitpid").into()) } else { Ok(()) }
-    }
-
+    /// It may have ended, and another process have its number.
     fn kill(&self) {
-        kill(self.guest.host_pid);
+        let (fd, no_info) = (self.pidfd.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: plain call; it fails only when the guest is gone.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, no_info, 0) };
     }
 }
 

@@ -8,17 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use tcmi_ckpt::freeze::Frozen;
+use tcmi_ckpt::image::ProcessImage;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_core::limits::PHASE_TIMEOUT_MS;
 use tcmi_kkc::{BulkReader, BulkWriter, Link, Stream, StreamKind};
 use tcmi_migr::fault::{self, Point};
 use tcmi_migr::messages::{self as msg, Message};
-use tcmi_migr::source::{self, Attached, Channel, Emigrated, Installed};
+use tcmi_migr::pages::Incoming;
+use tcmi_migr::source::{self, Attached, Channel, Emigrated, Installed, Sent};
 use tcmi_migr::{Error, Result};
-use tcmi_shadow::shadow::{Fate, Places, Shadow, StreamAt, settle_in};
+use tcmi_shadow::shadow::{Armed, Fate, Places, Shadow, StreamAt, arm};
 
 use crate::control::Done;
 use crate::task::{Order, Task};
@@ -90,8 +91,26 @@ fn go_out(task: &Arc<Task>, link: &Link, wire: &mut Wire) -> Result<Kept> {
     // The channel owns the stream's halves only for the time of the move.
     let mut channel = Channel { w: &mut wire.w, r: &mut wire.r, take_stream: &mut take };
     let watch: &Task = task;
-    let Emigrated { frozen, attached, image, installed, remote_pid, times } =
-        source::emigrate(task.pid.raw(), task.migration, 1, &mut channel, watch)?;
+    let mut sent = source::emigrate(task.pid.raw(), task.migration, 1, &mut channel, watch)?;
+    let armed = match arm_original(&mut sent) {
+        Ok(a) => a,
+        Err(e) => return Err(sent.give_up(&mut channel, e)),
+    };
+    let Emigrated { mut frozen, attached, installed, remote_pid, times, .. } =
+        sent.commit(&mut channel, watch)?;
+    // From here on nothing fails but by the process's own end.
+    armed.decide()?;
+    fault::pass_or_die(Point::HomeDecidedAway);
+    armed.release_memory(&mut frozen);
+    fault::pass_or_die(Point::HomeMemoryReleased);
+    let shadow = armed.run(frozen)?;
+    fault::pass_or_die(Point::HomeShadowRuns);
+    task.moved(remote_pid, times);
+    Ok(Kept { shadow, attached, installed })
+}
+
+fn arm_original(sent: &mut Sent) -> Result<Armed> {
+    let Sent { frozen, attached, image, installed, .. } = sent;
     let threads = frozen.threads.len();
     let places = Places {
         agent: attached.agent,
@@ -101,24 +120,7 @@ fn go_out(task: &Arc<Task>, link: &Link, wire: &mut Wire) -> Result<Kept> {
     let at = |s: &source::InstalledStream| StreamAt { fd: s.fd, tx: s.tx, rx: s.rx };
     let calls: Vec<StreamAt> = installed.calls.iter().take(threads).map(at).collect();
     let events = at(&installed.events);
-    let shadow = settle_in(frozen, &image, places, events, &calls, installed.range())
-        .map_err(|e| lost_between(task, e))?;
-    // From here the guest lives without us.
-    if let Err(e) = msg::send(&mut wire.w, &msg::Serving {}) {
-        tracing::debug!(error = %e, "the node is gone as soon as it has the guest");
-    }
-    task.moved(remote_pid, times);
-    Ok(Kept { shadow, attached, installed })
-}
-
-/// The original is neither itself any more nor a shadow yet: it must not run. Only its own end
-/// in these moments is known to bring this about.
-fn lost_between(task: &Task, e: tcmi_ckpt::Error) -> Error {
-    tracing::error!(pid = %task.pid, error = %e, "the process ended on its way to being a shadow");
-    if let Err(e) = kill(Pid::from_raw(task.pid.raw()), Signal::SIGKILL) {
-        tracing::debug!(error = %e, "it has ended by itself");
-    }
-    tcmi_ckpt::Error::Ended.into()
+    Ok(arm(frozen, image, places, events, &calls, installed.range())?)
 }
 
 /// How keeping a shadow ended.
@@ -269,22 +271,27 @@ impl Keeper<'_> {
         let kept = self.kept().map_err(Return::lost)?;
         let (mut frozen, signals) = kept.shadow.hold().map_err(|_| Return::Ended)?;
         let (attached, agent) = (kept.attached, *kept.shadow.agent());
-        let rebuilt = self.rebuild(&mut frozen, &attached, signals);
-        let image = match rebuilt {
+        let image = match self.take_image(signals) {
             Ok(image) => image,
-            Err(e) => return Err(self.stay(frozen, e)),
+            Err(e) => return Err(self.stay(frozen, None, e)),
         };
+        if let Err(e) = self.rebuild(&mut frozen, &attached, &image) {
+            return Err(self.stay(frozen, Some(&image), e));
+        }
         // COMMIT of the way back: home has everything. Whatever the node says from here on,
         // the process runs here, and the guest has no streams.
         let kept = self.shadow.take().ok_or(Return::Ended)?;
+        kept.shadow.decide_home().map_err(|_| Return::Ended)?;
+        fault::pass_or_die(Point::HomeDecidedHome);
         if let Err(e) = msg::send(&mut self.wire.w, &msg::Finish {}) {
             tracing::warn!(error = %e, "the node is gone; the process is home");
         }
+        fault::pass_or_die(Point::HomeFinishSent);
         let made = kept
             .installed
             .close(&mut frozen, &agent)
-            .and_then(|()| attached.unmap(&mut frozen))
-            .and_then(|()| source::run_at_home(frozen, &image));
+            .and_then(|()| source::run_at_home(frozen, &attached, &image));
+        fault::pass_or_die(Point::HomeRunsAgain);
         self.wire.r.set_idle_timeout(FAREWELL_TIMEOUT);
         if let Err(e) = msg::expect::<msg::Gone>(&mut self.wire.r) {
             tracing::debug!(error = %e, "the node did not say farewell");
@@ -321,23 +328,24 @@ impl Keeper<'_> {
         }
     }
 
-    fn rebuild(
-        &mut self,
-        frozen: &mut tcmi_ckpt::freeze::Frozen,
-        attached: &Attached,
-        signals: u32,
-    ) -> Result<tcmi_ckpt::image::ProcessImage> {
+    fn take_image(&mut self, signals: u32) -> Result<ProcessImage> {
         fault::pass(Point::HomeReturnFrozen)?;
         msg::send(&mut self.wire.w, &msg::Capture { signals })?;
         let msg::Image { image } = msg::expect(&mut self.wire.r)?;
-        let task: &Task = self.task;
-        source::rebuild_at_home(frozen, attached, &image, &mut self.wire.r, task)?;
-        fault::pass(Point::HomeRebuilt)?;
         Ok(image)
     }
 
+    fn rebuild(&mut self, frozen: &mut Frozen, a: &Attached, image: &ProcessImage) -> Result<()> {
+        let armed = self.kept()?.shadow.arm_return(frozen, image).map_err(Error::from);
+        armed
+            .and_then(|()| fault::pass(Point::HomeReturnArmed))
+            .map_err(|e| Incoming::new(&mut self.wire.r).discard(e))?;
+        let task: &Task = self.task;
+        source::rebuild_at_home(frozen, a, image, &mut self.wire.r, task).map(drop)
+    }
+
     /// A return that failed: the guest goes on if it still can.
-    fn stay(&mut self, frozen: tcmi_ckpt::freeze::Frozen, e: Error) -> Return {
+    fn stay(&mut self, frozen: Frozen, image: Option<&ProcessImage>, e: Error) -> Return {
         let told = match &e {
             // It said so itself and has let the guest run.
             Error::Peer { .. } => Ok(()),
@@ -346,7 +354,7 @@ impl Keeper<'_> {
         if let Err(lost) = told {
             return Return::lost(lost);
         }
-        match self.kept().and_then(|k| Ok(k.shadow.serve_again(frozen)?)) {
+        match self.kept().and_then(|k| Ok(k.shadow.serve_again(frozen, image)?)) {
             Ok(()) => Return::Stays(e),
             Err(_) => Return::Ended,
         }

@@ -35,8 +35,6 @@ const LINK_EVENTS_MAX: usize = 1024;
 const LOAD_INTERVAL: Duration = Duration::from_secs(2);
 /// Between two attempts to connect to a home of the configuration.
 const CONNECT_INTERVAL: Duration = Duration::from_secs(5);
-/// Version of the checkpoint format, as `node/version` shows it.
-const CHECKPOINT_VERSION: u32 = 1;
 
 fn main() -> ExitCode {
     let name = std::env::args_os().next();
@@ -165,7 +163,7 @@ fn start_links(config: &Config, state: &StateDir) -> anyhow::Result<(Arc<Peers>,
 fn node(config: &Config, peers: &Arc<Peers>, tasks: &Arc<dyn Tasks>) -> anyhow::Result<Node> {
     Ok(Node {
         name: format!("{}\n", config.name),
-        version: facts::version(CHECKPOINT_VERSION),
+        version: facts::version(tcmi_ckpt::image::VERSION),
         features: facts::features()?.iter().map(|feature| format!("{feature}\n")).collect(),
         peers: Arc::clone(peers),
         tasks: Arc::clone(tasks),

@@ -182,8 +182,9 @@ impl Peers {
             return;
         }
         let key = link.peer_key();
-        // The peer's older link, if it is still there, is on its way out.
-        let of_others = |peer: &&Peer| peer.role == role && peer.key != key;
+        // The peer's older link, if it is still there, is on its way out, and its name is needed.
+        connected.retain(|_, peer| peer.role != role || peer.key != key);
+        let of_others = |peer: &&Peer| peer.role == role;
         let taken: Vec<_> = connected.values().filter(of_others).map(|peer| &peer.name).collect();
         let name = free_name(link.peer_name(), &taken);
         if name.as_str() != link.peer_name() {

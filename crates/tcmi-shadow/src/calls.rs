@@ -13,6 +13,7 @@ use tcmi_sys::seccomp::Listener;
 use crate::events::Events;
 use crate::interrupt::{self, Pending};
 use crate::mapping::MappedFiles;
+use crate::memory::Writable;
 use crate::placement::Placement;
 use crate::stats::Stats;
 use crate::steward::Steward;
@@ -84,6 +85,7 @@ pub(crate) struct Shared {
     pub(crate) hooks: Arc<dyn Hooks>,
     pub(crate) stats: Stats,
     pub(crate) mapped: MappedFiles,
+    pub(crate) writable: Writable,
     /// Home is on this machine.
     near: bool,
     threads: Mutex<HashMap<i32, Entry>>,
@@ -128,6 +130,7 @@ impl Calls {
             hooks,
             stats: Stats::default(),
             mapped: MappedFiles::default(),
+            writable: Writable::default(),
             near,
             threads: Mutex::default(),
             gate: Mutex::default(),

@@ -26,7 +26,9 @@ impl SignalStream {
 
     fn next(&mut self) -> Result<SignalFrame, StreamError> {
         let bytes = self.records.take(self.fd.as_fd(), SignalFrame::BYTES)?;
-        SignalFrame::from_bytes(bytes).filter(|f| f.kind == kind::SIGNAL).ok_or(StreamError::Reply)
+        SignalFrame::from_bytes(bytes)
+            .filter(|f| [kind::SIGNAL, kind::SERVING].contains(&f.kind))
+            .ok_or(StreamError::Reply)
     }
 }
 
@@ -43,6 +45,17 @@ struct Shared {
     moved: Condvar,
 }
 
+/// What the event stream says of the shadow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It serves: the process can no more go on at home by itself.
+    Serving,
+    /// The guest got a signal from it.
+    Signal,
+    /// There is no shadow any more.
+    Ended,
+}
+
 /// The event thread: takes signals in order and has the steward send them.
 pub struct Events {
     shared: Arc<Shared>,
@@ -53,13 +66,13 @@ pub struct Events {
 
 impl Events {
     /// `first`: number of the last signal that the guest already has (0 for a new guest).
-    /// `tgid` as the guest sees it. `taken` is called after each signal, from the event thread.
+    /// `tgid` as the guest sees it. `tell` is called from the event thread.
     pub fn start(
         mut stream: SignalStream,
         steward: Arc<Steward>,
         tgid: i32,
         first: u32,
-        taken: impl Fn() + Send + 'static,
+        tell: impl Fn(News) + Send + 'static,
     ) -> io::Result<Events> {
         let shared = Arc::new(Shared {
             progress: Mutex::new(Progress { injected: first, ended: false }),
@@ -70,13 +83,14 @@ impl Events {
         let thread = thread::Builder::new().name("guest-signals".into()).spawn(move || {
             let error = loop {
                 match stream.next() {
+                    Ok(frame) if frame.kind == kind::SERVING => tell(News::Serving),
                     Ok(frame) => {
                         if inject(&steward, tgid, &frame).is_err() {
                             break None;
                         }
                         ours.progress.lock().injected = frame.seq;
                         ours.moved.notify_all();
-                        taken();
+                        tell(News::Signal);
                     }
                     Err(error) => break Some(error),
                 }
@@ -86,6 +100,7 @@ impl Events {
             }
             ours.progress.lock().ended = true;
             ours.moved.notify_all();
+            tell(News::Ended);
         })?;
         Ok(Events { shared, socket, thread: Some(thread) })
     }

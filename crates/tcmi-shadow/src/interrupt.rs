@@ -142,21 +142,37 @@ fn set_registers(tid: i32, regs: &libc::user_regs_struct) -> io::Result<()> {
     ptrace(libc::PTRACE_SETREGS, tid, ptr::from_ref(regs).addr())
 }
 
-/// Waits for a stop; its wait status. ESRCH: the thread ended.
+/// Waits for a stop; its wait status. ESRCH: the thread ended. The end of a leader, which is its
+/// process's, is left to whoever bore the guest.
 fn stop(tid: i32) -> io::Result<i32> {
+    let told = libc::WSTOPPED | libc::WEXITED;
+    let news = wait_id(tid, told | libc::WNOWAIT)?;
+    let stopped = [libc::CLD_TRAPPED, libc::CLD_STOPPED].contains(&news.si_code);
+    if !stopped && tcmi_sys::proc::status(tid).is_ok_and(|s| s.tgid == tid) {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
     let mut status = 0;
     // SAFETY: `status` is writable.
-    while unsafe { libc::waitpid(tid, &mut status, libc::__WALL) } < 0 {
+    let waited = unsafe { libc::waitpid(tid, &mut status, libc::__WALL | libc::WNOHANG) };
+    match waited {
+        -1 => Err(io::Error::last_os_error()),
+        _ if waited == tid && libc::WIFSTOPPED(status) => Ok(status),
+        _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
+}
+
+fn wait_id(tid: i32, flags: i32) -> io::Result<libc::siginfo_t> {
+    // SAFETY: plain integers.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let (id, flags) = (tid as libc::id_t, flags | libc::__WALL);
+    // SAFETY: `info` is writable.
+    while unsafe { libc::waitid(libc::P_PID, id, &mut info, flags) } < 0 {
         let error = io::Error::last_os_error();
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
     }
-    if libc::WIFSTOPPED(status) {
-        Ok(status)
-    } else {
-        Err(io::Error::from_raw_os_error(libc::ESRCH))
-    }
+    Ok(info)
 }
 
 fn detach(tid: i32, status: i32) -> io::Result<()> {

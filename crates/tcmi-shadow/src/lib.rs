@@ -18,9 +18,9 @@ mod stream;
 mod worker;
 
 pub use calls::{Calls, Guest, GuestThread, Hooks, QuiesceError};
-pub use events::{Events, SignalStream};
+pub use events::{Events, News, SignalStream};
 pub use mapping::{MappedFile, MappedFiles};
 pub use memory::ProcessMemory;
 pub use stats::{CallStats, Stats};
 pub use steward::{GuestGone, Steward};
-pub use stream::{CallStream, ChaCha, Records, StreamError};
+pub use stream::{CallStream, Records, StreamError};

@@ -4,12 +4,15 @@
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 
-use tcmi_call::abi::{AgentStream, POKE_CODE, POKE_SIGNAL, ProcArea, ThreadArea, UserRegs};
+use tcmi_call::abi::{
+    AgentStream, Batch, POKE_CODE, POKE_SIGNAL, ProcArea, ThreadArea, UserRegs, decision,
+};
+use tcmi_call::frame::CALL_BUFFER_INLINE_BYTES;
 use tcmi_call::record::DirectionKeys;
-use tcmi_ckpt::freeze::{Frozen, Thread, ends_by_stop, freeze_held, settle};
+use tcmi_ckpt::freeze::{Frozen, Thread, ends_by_stop, freeze_held, restartable, settle};
 use tcmi_ckpt::image::{ProcessImage, ThreadImage, Vma, vma_flags};
-use tcmi_ckpt::rebuild::Batcher;
-use tcmi_ckpt::remote::{Agent, Ids, bytes_of};
+use tcmi_ckpt::rebuild::{self, Batcher};
+use tcmi_ckpt::remote::{Agent, Ids, Script, bytes_of};
 use tcmi_ckpt::{Error, Result};
 use tcmi_sys::affinity::Cores;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited, try_wait_any};
@@ -51,7 +54,11 @@ pub struct Shadow {
     private: Vec<Vma>,
     kept: (u64, u64),
     actions: Vec<(i32, KernelAction)>,
+    /// First and last of our descriptors.
+    reserved: (i32, i32),
     job: Job,
+    /// Of the job, told while calls were taken back.
+    missed: Vec<Fate>,
 }
 
 /// Where job control has the process.
@@ -61,6 +68,19 @@ enum Job {
     Stopped,
     /// Continued; the SIGCONT that did it is still to be taken by a thread.
     Continued,
+}
+
+impl Job {
+    /// A thread shows that the process is in a group stop by this signal, or in none.
+    fn at_stop(&mut self, group: Option<i32>) -> Option<Fate> {
+        let (job, fate) = match (*self, group) {
+            (Self::Runs | Self::Continued, Some(sig)) => (Self::Stopped, Fate::Stopped(sig)),
+            (Self::Stopped, None) => (Self::Continued, Fate::Continued),
+            _ => return None,
+        };
+        *self = job;
+        Some(fate)
+    }
 }
 
 /// What happened to a shadow that the guest must follow.
@@ -73,57 +93,71 @@ pub enum Fate {
     Ended,
 }
 
-/// Turns a held original into a shadow and lets it serve.
+/// A held original of which every thread, should its keeper die, goes on by itself: at home as
+/// it was, until [`Armed::decide`]; as a shadow from then on.
+pub struct Armed(Shadow);
+
+/// Arms a held original.
 ///
-/// Ok: the original's memory is gone. Err: it is not to be run any more.
-pub fn settle_in(
-    mut f: Frozen,
+/// Err: it may be let go as it was.
+pub fn arm(
+    f: &mut Frozen,
     image: &ProcessImage,
     places: Places,
     events: StreamAt,
     calls: &[StreamAt],
     reserved: (i32, i32),
-) -> Result<Shadow> {
-    let pid = f.pid;
-    write_areas(&f, &places, events, calls, reserved, &masks(image))?;
-    let actions = agent_actions(&places.agent, image);
-    for t in &mut f.threads {
-        let tid = t.tid;
-        let own = image.threads.iter().find(|i| i.tid == tid).map(|i| i.pending.as_slice());
-        unregister_rseq(t, &places.agent, pid)?;
-        let mut b = Batcher::new(&places.agent, t, pid, Ids { tgid: pid, tid });
-        // What was pending has moved with the image; what came since is the agent's to send.
-        take_pending(&mut b, own.unwrap_or(&[]))?;
-        b.flush()?;
-    }
-    let mut b = leader(&mut f, &places.agent);
-    disarm(&mut b, pid)?;
-    take_pending(&mut b, &image.pending)?;
-    set_actions(&mut b, &actions)?;
-    b.flush()?;
-    let areas: BTreeMap<i32, u64> =
-        f.threads.iter().map(|t| t.tid).zip(places.thread_areas.iter().copied()).collect();
-    let cores = f.threads.iter().map(|t| Ok((t.tid, Cores::of(t.tid)?))).collect::<Result<_>>()?;
-    let mut shadow = Shadow {
-        pid,
-        areas,
+) -> Result<Armed> {
+    write_areas(f, &places, events, calls, reserved, &masks(image))?;
+    let shadow = Shadow {
+        pid: f.pid,
+        areas: f.threads.iter().map(|t| t.tid).zip(places.thread_areas.iter().copied()).collect(),
         running: BTreeMap::new(),
-        cores,
+        cores: f.threads.iter().map(|t| Ok((t.tid, Cores::of(t.tid)?))).collect::<Result<_>>()?,
         private: image.mm.vmas.clone(),
         kept: (image.mm.arg_start & !4095, image.mm.env_end),
-        actions,
+        actions: agent_actions(&places.agent, image),
+        reserved,
         places,
         job: Job::Runs,
+        missed: Vec::new(),
     };
-    shadow.release_memory(&mut f)?;
-    for t in &mut f.threads {
-        let regs = shadow.serving(t)?;
-        let s = t.take()?;
-        s.set_regs(&regs)?;
-        s.set_sigmask(signal::ALL)?;
-        shadow.running.insert(t.tid, s.cont(0)?);
+    let timers = timers(f.pid)?;
+    for t in &f.threads {
+        let own = image.threads.iter().find(|i| i.tid == t.tid);
+        let rseq = t.stopped()?.rseq()?.map(|q| (q.ptr, q.size, q.signature));
+        shadow.lay_out(t, (restartable(&t.regs), t.mask), |s| {
+            unregister_rseq(s, rseq);
+            // What was pending has moved with the image; what came since is the agent's to send.
+            take_pending(s, own.map_or(&[], |i| i.pending.as_slice()));
+            if t.tid == shadow.pid {
+                take_pending(s, &image.pending);
+                shadow.settle_process(s, &timers);
+            }
+        })?;
     }
-    Ok(shadow)
+    shadow.to_gates(f)?;
+    Ok(Armed(shadow))
+}
+
+impl Armed {
+    /// The commit point at home: it is a shadow from here on, whoever lives or dies.
+    ///
+    /// Err: it has ended.
+    pub fn decide(&self) -> Result<()> {
+        self.0.decide(decision::AWAY)
+    }
+    /// Gives home's memory back, as far as that can be done.
+    pub fn release_memory(&self, f: &mut Frozen) {
+        if let Err(error) = self.0.release_memory(f) {
+            tracing::warn!(pid = self.0.pid, %error, "memory of a shadow not given back");
+        }
+    }
+    /// Lets it serve. Err: it has ended.
+    pub fn run(mut self, mut f: Frozen) -> Result<Shadow> {
+        self.0.pass_gates(&mut f)?;
+        Ok(self.0)
+    }
 }
 
 fn leader<'a>(f: &'a mut Frozen, agent: &'a Agent) -> Batcher<'a> {
@@ -148,6 +182,8 @@ fn write_areas(
         calls_begun: 0,
         blob: places.agent.base,
         events_broken: 0,
+        decision: decision::HOME,
+        settled: 0,
         pad: 0,
         events: events.for_agent(),
     };
@@ -169,14 +205,11 @@ fn write_areas(
 }
 
 /// The kernel writes to it whenever the thread goes on, and the page is the guest's.
-fn unregister_rseq(t: &mut Thread, agent: &Agent, pid: i32) -> Result<()> {
+fn unregister_rseq(s: &mut Script, rseq: Option<(u64, u32, u32)>) {
     const UNREGISTER: u64 = 1;
-    let Some(q) = t.stopped()?.rseq()? else { return Ok(()) };
-    let tid = t.tid;
-    let mut b = Batcher::new(agent, t, pid, Ids { tgid: pid, tid });
-    let args = [q.ptr, q.size as u64, UNREGISTER, q.signature as u64, 0, 0];
-    b.push("rseq", libc::SYS_rseq, args)?;
-    b.flush().map(drop)
+    if let Some((at, len, signature)) = rseq {
+        s.call(libc::SYS_rseq, [at, len.into(), UNREGISTER, signature.into(), 0, 0]);
+    }
 }
 
 /// What each shadow thread blocks: what its guest thread did when it left, so that signals which
@@ -191,26 +224,29 @@ fn masks(image: &ProcessImage) -> BTreeMap<i32, u64> {
     image.threads.iter().map(|t| (t.tid, blocked(t) & !poke)).collect()
 }
 
-fn take_pending(b: &mut Batcher, pending: &[Vec<u8>]) -> Result<()> {
+fn take_pending(s: &mut Script, pending: &[Vec<u8>]) {
+    let now = s.data(&[0; 16]);
     for info in pending {
         let Some(Ok(number)) = info.get(..4).map(<[u8; 4]>::try_from) else { continue };
-        let set = b.data(&signal::bit(i32::from_le_bytes(number)).to_le_bytes())?;
-        let now = b.data(&[0; 16])?;
-        b.attempt("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, [set, 0, now, 8, 0, 0])?;
+        let set = s.data(&signal::bit(i32::from_le_bytes(number)).to_le_bytes());
+        s.call(libc::SYS_rt_sigtimedwait, [set, 0, now, 8, 0, 0]);
     }
-    Ok(())
+}
+
+fn timers(pid: i32) -> Result<Vec<i32>> {
+    Ok(tcmi_sys::proc::timers(pid)?.iter().map(|t| t.id).collect())
 }
 
 /// The guest's timers run with the guest.
-fn disarm(b: &mut Batcher, pid: i32) -> Result<()> {
-    let never = b.data(&[0; 32])?;
+fn disarm(s: &mut Script, timers: &[i32]) {
+    let never = s.data(&[0; 32]);
     for which in 0..3 {
-        b.push("setitimer", libc::SYS_setitimer, [which, never, 0, 0, 0, 0])?;
+        s.call(libc::SYS_setitimer, [which, never, 0, 0, 0, 0]);
     }
-    for t in tcmi_sys::proc::timers(pid)? {
-        b.attempt("timer_delete", libc::SYS_timer_delete, [t.id as u64, 0, 0, 0, 0, 0])?;
+    for &id in timers {
+        // Not deleted: before 6.15 a kernel never gives an id again.
+        s.call(libc::SYS_timer_settime, [id as u64, 0, never, 0, 0, 0]);
     }
-    b.flush().map(drop)
 }
 
 /// Dispositions of the shadow: what the guest ignores is ignored here, what stops a process
@@ -242,12 +278,17 @@ fn agent_actions(agent: &Agent, image: &ProcessImage) -> Vec<(i32, KernelAction)
         .collect()
 }
 
-fn set_actions(b: &mut Batcher, actions: &[(i32, KernelAction)]) -> Result<()> {
+/// Those of a guest's pending signals that a return has already queued here.
+fn made_again(here: &[[u8; 128]], guest: Option<&[Vec<u8>]>) -> Vec<Vec<u8>> {
+    let is_here = |info: &&Vec<u8>| here.iter().any(|h| h[..] == info[..]);
+    guest.unwrap_or(&[]).iter().filter(is_here).cloned().collect()
+}
+
+fn set_actions(s: &mut Script, actions: &[(i32, KernelAction)]) {
     for (n, a) in actions {
-        let at = b.data(bytes_of(a))?;
-        b.push("rt_sigaction", libc::SYS_rt_sigaction, [*n as u64, at, 0, 8, 0, 0])?;
+        let at = s.data(bytes_of(a));
+        s.call(libc::SYS_rt_sigaction, [*n as u64, at, 0, 8, 0, 0]);
     }
-    Ok(())
 }
 
 impl Shadow {
@@ -273,13 +314,92 @@ impl Shadow {
         b.flush().map(drop)
     }
 
-    /// Registers with which a thread enters the agent's loop.
-    fn serving(&self, t: &Thread) -> Result<UserRegs> {
-        let at = *self.areas.get(&t.tid).ok_or(Error::Ended)?;
+    /// What the leader does for its process before it serves.
+    fn settle_process(&self, s: &mut Script, timers: &[i32]) {
+        disarm(s, timers);
+        set_actions(s, &self.actions);
+    }
+
+    fn area(&self, tid: i32) -> Result<u64> {
+        self.areas.get(&tid).copied().ok_or(Error::Ended)
+    }
+
+    /// Writes what thread `t` does behind its gate: to be itself, with these registers and this
+    /// mask, or to serve. It is held, with no call under way.
+    fn lay_out(
+        &self,
+        t: &Thread,
+        (regs, mask): (UserRegs, u64),
+        away: impl FnOnce(&mut Script),
+    ) -> Result<()> {
+        let area = self.area(t.tid)?;
+        let start = area + offset_of!(ThreadArea, buffer) as u64;
+        let mut s = Script::new(start, CALL_BUFFER_INLINE_BYTES);
+        const ARCH_SET_GS: u64 = 0x1001;
+        const ARCH_SET_FS: u64 = 0x1002;
+        s.call(libc::SYS_arch_prctl, [ARCH_SET_GS, regs.gs_base, 0, 0, 0, 0]);
+        s.call(libc::SYS_arch_prctl, [ARCH_SET_FS, regs.fs_base, 0, 0, 0, 0]);
+        if t.tid == self.pid {
+            // Without its streams the guest can do nothing, and ends.
+            let (first, last) = (self.reserved.0 as u64, self.reserved.1 as u64);
+            s.call(libc::SYS_close_range, [first, last, 0, 0, 0, 0]);
+        }
+        let (home, end) = s.write(self.pid)?;
+        let home = Batch { regs, mask, ..home };
+        let mut s = Script::new(end, CALL_BUFFER_INLINE_BYTES - (end - start) as usize);
+        away(&mut s);
+        let (away, _) = s.write(self.pid)?;
+        let agent = &self.places.agent;
+        let ids = Ids { tgid: self.pid, tid: t.tid };
+        let serve = self.at_entry(t, agent.blob.serve)?;
+        let away = agent.ending_in(away, ids, serve, signal::ALL);
+        let put =
+            |offset: usize, b: &Batch| memory::write(self.pid, area + offset as u64, bytes_of(b));
+        put(offset_of!(ThreadArea, home), &home)?;
+        Ok(put(offset_of!(ThreadArea, away), &away)?)
+    }
+
+    /// From here on every thread goes on at its gate if its keeper dies.
+    fn to_gates(&self, f: &mut Frozen) -> Result<()> {
+        let settled = self.places.proc_area + offset_of!(ProcArea, settled) as u64;
+        memory::write(self.pid, settled, &0u32.to_le_bytes())?;
+        for t in &mut f.threads {
+            let gate = self.at_entry(t, self.places.agent.blob.gate)?;
+            t.fall_back_to(gate)?;
+        }
+        Ok(())
+    }
+
+    /// Leads every thread through its gate and lets it serve.
+    fn pass_gates(&mut self, f: &mut Frozen) -> Result<()> {
+        let agent = self.places.agent;
+        let mut settling = Vec::with_capacity(f.threads.len());
+        for t in &mut f.threads {
+            let gate = self.at_entry(t, agent.blob.gate)?;
+            t.fall_back_to(gate)?;
+            let s = t.take()?;
+            s.set_sigmask(agent.batch_mask())?;
+            settling.push(s.cont(0)?);
+        }
+        for t in settling {
+            let s = agent.wait_done(t, self.pid)?;
+            self.running.insert(s.tid(), s.cont(0)?);
+        }
+        Ok(())
+    }
+
+    fn decide(&self, decision: u32) -> Result<()> {
+        let at = self.places.proc_area + offset_of!(ProcArea, decision) as u64;
+        Ok(memory::write(self.pid, at, &decision.to_le_bytes())?)
+    }
+
+    /// Registers with which a thread comes to one of the agent's entries.
+    fn at_entry(&self, t: &Thread, entry: u64) -> Result<UserRegs> {
+        let at = self.area(t.tid)?;
         let stack = at + offset_of!(ThreadArea, stack) as u64;
         let top = stack + tcmi_call::abi::THREAD_STACK_BYTES as u64;
         Ok(UserRegs {
-            rip: self.places.agent.entry(self.places.agent.blob.serve),
+            rip: self.places.agent.entry(entry),
             rdi: at,
             gs_base: at,
             // As after a call: 16-byte alignment less the return address.
@@ -290,9 +410,32 @@ impl Shadow {
         })
     }
 
+    /// Arms a held shadow for its return as `image`: should its keeper die, it serves again,
+    /// until [`Shadow::decide_home`]; from then on it is the process of `image`.
+    pub fn arm_return(&self, f: &mut Frozen, image: &ProcessImage) -> Result<()> {
+        let timers: Vec<i32> = image.timers.iter().map(|t| t.id).collect();
+        for t in &f.threads {
+            let state = rebuild::thread_of(image, t.tid)?;
+            let own = (restartable(&rebuild::registers_of(state)?), state.mask);
+            self.lay_out(t, own, |s| {
+                unregister_rseq(s, state.rseq);
+                if t.tid == self.pid {
+                    self.settle_process(s, &timers);
+                }
+            })?;
+        }
+        self.to_gates(f)
+    }
+
+    /// The commit point of the way back: the rebuilt process runs at home from here on, whoever
+    /// lives or dies. Err: it has ended.
+    pub fn decide_home(&self) -> Result<()> {
+        self.decide(decision::HOME)
+    }
+
     /// Handles what happened since the last time; tells what the guest must follow.
     pub fn poll(&mut self) -> Result<Vec<Fate>> {
-        let mut fates = Vec::new();
+        let mut fates = std::mem::take(&mut self.missed);
         while let Some((tid, waited)) = try_wait_any()? {
             match waited {
                 Waited::Ended(_) => {
@@ -318,20 +461,20 @@ impl Shadow {
                 self.job = Job::Runs;
                 s.cont(0)?
             }
+            // Of a thread that had not stopped yet, told before the others' end of the stop.
+            Stop::Signal(libc::SIGCONT) if self.job == Job::Stopped => {
+                self.job = Job::Runs;
+                fates.push(Fate::Continued);
+                s.cont(0)?
+            }
             Stop::Signal(sig) => s.cont(sig)?,
             Stop::Group(sig) => {
-                if self.job != Job::Stopped {
-                    self.job = Job::Stopped;
-                    fates.push(Fate::Stopped(sig));
-                }
+                fates.extend(self.job.at_stop(Some(sig)));
                 s.listen()?
             }
             // The end of a group stop shows itself so.
             Stop::Interrupt => {
-                if self.job == Job::Stopped {
-                    self.job = Job::Continued;
-                    fates.push(Fate::Continued);
-                }
+                fates.extend(self.job.at_stop(None));
                 s.cont(0)?
             }
             Stop::Syscall | Stop::Event(_) => s.cont(0)?,
@@ -344,6 +487,7 @@ impl Shadow {
             let Some(t) = self.running.remove(&tid) else { continue };
             t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
             let Some((mut t, group)) = settle(t)? else { continue };
+            self.missed.extend(self.job.at_stop(group));
             self.cancel(&t)?;
             let s = t.take()?;
             let going = if group.is_some() { s.listen()? } else { s.cont(0)? };
@@ -381,7 +525,7 @@ impl Shadow {
         } else {
             return Ok(());
         };
-        let at = *self.areas.get(&t.tid).ok_or(Error::Ended)?;
+        let at = self.area(t.tid)?;
         let flag = at + offset_of!(ThreadArea, cancelled) as u64;
         memory::write(self.pid, flag, &1u32.to_le_bytes())?;
         t.stopped()?.set_regs(&regs)?;
@@ -407,15 +551,16 @@ impl Shadow {
         let pid = f.pid;
         for t in &mut f.threads {
             let waiting = t.stopped()?.pending(false)?;
-            let is_poke = |info: &&[u8; 128]| info[8..12] == POKE_CODE.to_le_bytes();
-            let infos: Vec<Vec<u8>> =
-                waiting.iter().filter(is_poke).map(|info| info.to_vec()).collect();
-            if !infos.is_empty() {
-                let tid = t.tid;
-                let mut b = Batcher::new(&self.places.agent, t, pid, Ids { tgid: pid, tid });
-                take_pending(&mut b, &infos)?;
-                b.flush()?;
+            let pokes =
+                waiting.iter().filter(|info| info[8..12] == POKE_CODE.to_le_bytes()).count();
+            let tid = t.tid;
+            let mut b = Batcher::new(&self.places.agent, t, pid, Ids { tgid: pid, tid });
+            for _ in 0..pokes {
+                let set = b.data(&signal::bit(POKE_SIGNAL).to_le_bytes())?;
+                let now = b.data(&[0; 16])?;
+                b.attempt("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, [set, 0, now, 8, 0, 0])?;
             }
+            b.flush()?;
         }
         Ok(())
     }
@@ -426,24 +571,26 @@ impl Shadow {
         Ok(u32::from_le_bytes(w))
     }
 
-    /// After a return that failed: serves again. The memory is given back once more.
-    pub fn serve_again(&mut self, mut f: Frozen) -> Result<()> {
-        // The return may have got as far as to make these anew.
-        for t in &mut f.threads {
-            unregister_rseq(t, &self.places.agent, self.pid)?;
+    /// After a return that failed: serves again. What the return made is taken back.
+    pub fn serve_again(&mut self, mut f: Frozen, image: Option<&ProcessImage>) -> Result<()> {
+        let timers = timers(self.pid)?;
+        let shared = f.leader().stopped()?.pending(true)?;
+        for t in &f.threads {
+            let rseq = t.stopped()?.rseq()?.map(|q| (q.ptr, q.size, q.signature));
+            let own = t.stopped()?.pending(false)?;
+            let state = image.and_then(|i| i.threads.iter().find(|s| s.tid == t.tid));
+            self.lay_out(t, (t.regs, t.mask), |s| {
+                unregister_rseq(s, rseq);
+                take_pending(s, &made_again(&own, state.map(|i| i.pending.as_slice())));
+                if t.tid == self.pid {
+                    take_pending(s, &made_again(&shared, image.map(|i| i.pending.as_slice())));
+                    self.settle_process(s, &timers);
+                }
+            })?;
         }
-        let mut b = leader(&mut f, &self.places.agent);
-        disarm(&mut b, self.pid)?;
-        set_actions(&mut b, &self.actions)?;
-        b.flush()?;
+        self.to_gates(&mut f)?;
         self.release_memory(&mut f)?;
-        for t in &mut f.threads {
-            let s = t.take()?;
-            s.set_regs(&t.regs)?;
-            s.set_sigmask(t.mask)?;
-            self.running.insert(t.tid, s.cont(0)?);
-        }
-        Ok(())
+        self.pass_gates(&mut f)
     }
 
     /// The guest is lost: so is the process.
@@ -491,9 +638,7 @@ impl Shadow {
 
     /// Reaps what is left of a process that ended.
     pub fn reap(mut self) -> Result<()> {
-        // The leader last: it cannot be reaped while a thread that we trace is not.
-        let leader = self.running.remove(&self.pid);
-        for t in std::mem::take(&mut self.running).into_values().chain(leader) {
+        for t in std::mem::take(&mut self.running).into_values() {
             match t.wait() {
                 Ok(Waited::Ended(_)) => {}
                 Ok(Waited::Stopped(s, _)) => s.detach(0)?,

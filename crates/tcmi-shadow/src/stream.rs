@@ -4,13 +4,14 @@ use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use tcmi_call::engine::BadReply;
 use tcmi_call::frame::{CALL_BUFFER_MAX_BYTES, OUTS_MAX, ReplyHeader};
 use tcmi_call::record::{
-    Aead, DirectionKeys, HEADER_BYTES, OVERHEAD_BYTES, Opener, PLAIN_MAX_BYTES, RecordError,
-    Sealer, TAG_BYTES, body_len,
+    DirectionKeys, HEADER_BYTES, OVERHEAD_BYTES, Opener, PLAIN_MAX_BYTES, RecordError, Sealer,
+    body_len,
 };
+use tcmi_kkc::StreamKind;
+use tcmi_kkc::aead::{self, RingAead};
 
 /// Records gathered before they are handed to the socket.
 const SEND_BATCH_BYTES: usize = 256 * 1024;
@@ -45,44 +46,9 @@ impl From<BadReply> for StreamError {
     }
 }
 
-pub struct ChaCha(LessSafeKey);
-
-impl ChaCha {
-    pub fn new(key: &[u8; 32]) -> Self {
-        let key =
-            UnboundKey::new(&CHACHA20_POLY1305, key).expect("the key has the cipher's length");
-        ChaCha(LessSafeKey::new(key))
-    }
-}
-
-impl Aead for ChaCha {
-    fn seal(&mut self, nonce: &[u8; 12], aad: &[u8; 5], data: &mut [u8]) -> [u8; TAG_BYTES] {
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let tag = self
-            .0
-            .seal_in_place_separate_tag(nonce, Aad::from(aad), data)
-            .expect("a record is shorter than the cipher's limit");
-        let mut bytes = [0; TAG_BYTES];
-        bytes.copy_from_slice(tag.as_ref());
-        bytes
-    }
-
-    fn open(
-        &mut self,
-        nonce: &[u8; 12],
-        aad: &[u8; 5],
-        data: &mut [u8],
-        tag: &[u8; TAG_BYTES],
-    ) -> bool {
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let tag = (*tag).into();
-        self.0.open_in_place_separate_tag(nonce, Aad::from(aad), tag, data, 0..).is_ok()
-    }
-}
-
 /// One direction's reading half: records in, plaintext out.
 pub struct Records {
-    opener: Opener<ChaCha>,
+    opener: Opener<RingAead>,
     /// From the socket: `raw[start..end]` is not opened yet.
     raw: Box<[u8]>,
     start: usize,
@@ -94,7 +60,7 @@ pub struct Records {
 impl Records {
     pub fn new(keys: &DirectionKeys) -> Self {
         Records {
-            opener: Opener::new(ChaCha::new(&keys.key), keys.iv, keys.seq),
+            opener: aead::opener(StreamKind::Call, keys),
             raw: vec![0; RECEIVE_BYTES].into(),
             start: 0,
             end: 0,
@@ -157,7 +123,7 @@ impl Records {
 /// The stream of one guest thread to its shadow thread.
 pub struct CallStream {
     fd: OwnedFd,
-    sealer: Sealer<ChaCha>,
+    sealer: Sealer<RingAead>,
     records: Records,
     out: Vec<u8>,
 }
@@ -166,7 +132,7 @@ impl CallStream {
     pub fn new(fd: OwnedFd, tx: &DirectionKeys, rx: &DirectionKeys) -> Self {
         CallStream {
             fd,
-            sealer: Sealer::new(ChaCha::new(&tx.key), tx.iv, tx.seq),
+            sealer: aead::sealer(StreamKind::Call, tx),
             records: Records::new(rx),
             out: Vec::new(),
         }

@@ -183,7 +183,7 @@ fn forward(
     notif: &Notification,
     row: &Row,
 ) -> Result<Outcome, StreamError> {
-    let mut mem = ProcessMemory { pid: notif.tid };
+    let mut mem = ProcessMemory { pid: notif.tid, writable: &shared.writable };
     let mask = match own_mask(row, &notif.args, &mut mem) {
         Ok(mask) => mask,
         Err(errno) => return Ok(failed(errno)),
@@ -287,7 +287,11 @@ struct Mask {
     addr: u64,
 }
 
-fn own_mask(row: &Row, args: &[u64; 6], mem: &mut ProcessMemory) -> Result<Option<Mask>, Errno> {
+fn own_mask(
+    row: &Row,
+    args: &[u64; 6],
+    mem: &mut ProcessMemory<'_>,
+) -> Result<Option<Mask>, Errno> {
     let mut words = |addr: u64, into: &mut [u8]| mem.read(addr, into).map_err(|_| EFAULT);
     let word = |b: &[u8; 16], at: usize| {
         let mut w = [0; 8];
@@ -331,7 +335,9 @@ fn mirror_disposition(
     if act == 0
         || !catchable
         || notif.args[3] != SIGSET_BYTES
-        || (ProcessMemory { pid: notif.tid }).read(act, &mut bytes).is_err()
+        || (ProcessMemory { pid: notif.tid, writable: &shared.writable })
+            .read(act, &mut bytes)
+            .is_err()
     {
         return Ok(here);
     }
@@ -345,7 +351,7 @@ fn mirror_disposition(
     word.copy_from_slice(flags);
     thread.tell(kind::DISPOSITION, &[signal, what, u64::from_le_bytes(word)])?;
     let (reply, payload) = thread.stream.receive()?;
-    let mut mem = ProcessMemory { pid: notif.tid };
+    let mut mem = ProcessMemory { pid: notif.tid, writable: &shared.writable };
     let ret = thread.call.unmarshal(&reply, payload, &mut mem)?;
     if reply.signals != 0 && !shared.guest.events.wait_injected(reply.signals) {
         return Err(StreamError::Closed);

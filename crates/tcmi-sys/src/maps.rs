@@ -48,6 +48,13 @@ pub fn read(pid: i32) -> Result<Vec<Mapping>> {
     parse(&text).ok_or(Errno::new("parse smaps", libc::EPROTO))
 }
 
+/// Mappings of `pid`, lowest first, without what only smaps tells: a tenth of the time.
+pub fn read_short(pid: i32) -> Result<Vec<Mapping>> {
+    let text =
+        std::fs::read(format!("/proc/{pid}/maps")).map_err(|e| Errno::from_io("read maps", &e))?;
+    parse(&text).ok_or(Errno::new("parse maps", libc::EPROTO))
+}
+
 /// Parses smaps (or maps, then without flags). None if it is not that.
 pub fn parse(text: &[u8]) -> Option<Vec<Mapping>> {
     let mut all: Vec<Mapping> = Vec::new();

@@ -18,6 +18,13 @@ fn malformed(what: &'static str) -> Errno {
     Errno::new(what, libc::EPROTO)
 }
 
+/// This node's ids of processes and threads are below it.
+pub fn pid_max() -> Result<i32> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max")
+        .map_err(|e| Errno::new("read pid_max", e.raw_os_error().unwrap_or(libc::EIO)))?;
+    text.trim().parse().map_err(|_| malformed("pid_max"))
+}
+
 /// Thread ids of a process, as they are now.
 pub fn tids(pid: i32) -> Result<Vec<i32>> {
     let dir = std::fs::read_dir(format!("/proc/{pid}/task"))

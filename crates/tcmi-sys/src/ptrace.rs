@@ -2,10 +2,15 @@
 //! one by waiting, and back by resuming. Neither can be copied, so registers
 //! cannot be read from a thread that runs. All calls for one thread must come
 //! from the OS thread that seized it.
+//!
+//! Who waits for one thread takes what all that it traces have to tell ([`news`]), so an OS
+//! thread that traces waits for children of its own only here, too ([`wait_for_end`]).
 
-use crate::errno::{Errno, Result, check};
+use crate::errno::{Result, check};
 use libc::{c_int, c_long, c_void, pid_t};
 pub use tcmi_call::abi::UserRegs;
+
+mod news;
 
 const NT_X86_XSTATE: usize = 0x202;
 const PTRACE_GETSIGMASK: u32 = 0x420a;
@@ -64,6 +69,7 @@ impl Running {
     /// Attaches without stopping. `options` are PTRACE_O_*.
     pub fn seize(tid: pid_t, options: c_int) -> Result<Self> {
         request("ptrace seize", libc::PTRACE_SEIZE, tid, 0, options as usize)?;
+        news::forget(tid);
         Ok(Self { tid })
     }
     /// A thread that the kernel attached for us (PTRACE_O_TRACECLONE).
@@ -78,30 +84,18 @@ impl Running {
         request("ptrace interrupt", libc::PTRACE_INTERRUPT, self.tid, 0, 0).map(drop)
     }
     /// Blocks until the thread stops or ends.
+    ///
+    /// Meanwhile it takes the ends of the others that this OS thread traces: before them the
+    /// kernel tells neither the end of their group's leader, nor lets one of them execute.
     pub fn wait(self) -> Result<Waited> {
-        let mut status = 0;
-        loop {
-            // SAFETY: status is a live int.
-            let r = unsafe { libc::waitpid(self.tid, &mut status, libc::__WALL) };
-            if r == self.tid {
-                return Ok(decode(self.tid, status));
-            }
-            let e = Errno::last("waitpid");
-            if e.code != libc::EINTR {
-                return Err(e);
-            }
-        }
+        news::wait(self.tid).map(|status| decode(self.tid, status))
     }
     /// As [`Running::wait`], but gives the thread back if nothing has happened.
     pub fn try_wait(self) -> Result<std::result::Result<Waited, Self>> {
-        let mut status = 0;
-        // SAFETY: status is a live int.
-        let r = unsafe { libc::waitpid(self.tid, &mut status, libc::__WALL | libc::WNOHANG) };
-        match r {
-            0 => Ok(Err(self)),
-            r if r == self.tid => Ok(Ok(decode(self.tid, status))),
-            _ => Err(Errno::last("waitpid")),
-        }
+        Ok(match news::try_wait(self.tid)? {
+            Some(status) => Ok(decode(self.tid, status)),
+            None => Err(self),
+        })
     }
 }
 
@@ -270,18 +264,24 @@ pub struct Rseq {
 
 /// Next event of any thread that the calling OS thread traces; None if nothing is waiting.
 pub fn try_wait_any() -> Result<Option<(pid_t, Waited)>> {
-    let mut status = 0;
-    let flags = libc::__WALL | libc::WNOHANG | libc::__WNOTHREAD;
-    // SAFETY: status is a live int.
-    let r = unsafe { libc::waitpid(-1, &mut status, flags) };
-    match r {
-        0 => Ok(None),
-        tid if tid > 0 => Ok(Some((tid, decode(tid, status)))),
-        _ => {
-            let e = Errno::last("waitpid");
-            if e.code == libc::ECHILD { Ok(None) } else { Err(e) }
+    Ok(news::try_wait_any()?.map(|(tid, status)| (tid, decode(tid, status))))
+}
+
+/// Waits for the end of a child of the calling OS thread, or of a thread that it traces and that
+/// is about to end; its raw wait status. Stops on the way are passed over.
+pub fn wait_for_end(tid: pid_t) -> Result<c_int> {
+    loop {
+        let status = news::wait(tid)?;
+        if !libc::WIFSTOPPED(status) {
+            return Ok(status);
         }
     }
+}
+
+/// Takes what ends the threads have to tell that the calling OS thread traces, for whoever waits
+/// for one: until then the end of their group's leader shows nowhere.
+pub fn take_ends() -> Result<()> {
+    news::take_ends()
 }
 
 /// get_robust_list(2) of a thread, from outside: (head, length).

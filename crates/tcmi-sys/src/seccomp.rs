@@ -32,6 +32,9 @@ const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
 const STEWARD_CALLS: [&str; 7] =
     ["mmap", "close", "exit", "kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"];
 
+/// From SIGCONT to SIGTTOU.
+const _: () = assert!(libc::SIGCONT == 18 && libc::SIGTTOU == 22);
+
 fn load(offset: u32) -> sock_filter {
     stmt(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset)
 }
@@ -151,10 +154,11 @@ fn look(nr: u32, test: LocalIf, pid: i32, steward: Option<u64>) -> Vec<sock_filt
             let signal = if three { ARGS + 16 } else { ARGS + 8 };
             code.extend([
                 load(ARGS),
-                jump(libc::BPF_JEQ, pid as u32, 0, 3),
-                // A stop is for the parent at home to see.
+                jump(libc::BPF_JEQ, pid as u32, 0, 4),
+                // A stop is for the parent at home to see, and ends there.
                 load(signal),
-                jump(libc::BPF_JEQ, libc::SIGSTOP as u32, 1, 0),
+                jump(libc::BPF_JGE, libc::SIGCONT as u32, 0, 1),
+                jump(libc::BPF_JGT, libc::SIGTTOU as u32, 0, 1),
                 ret(ALLOW),
             ]);
         }
@@ -274,7 +278,13 @@ impl Listener {
             newfd_flags: libc::O_CLOEXEC as u32,
             ..NotifAddfd::default()
         };
-        self.ioctl(ADDFD, (&raw mut addfd).cast())
+        loop {
+            match self.ioctl(ADDFD, (&raw mut addfd).cast()) {
+                // A signal for this thread of ours: the kernel has taken the request back.
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Has caller and listener run on one core, where waking the other is cheap (Linux 6.6).

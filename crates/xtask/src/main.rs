@@ -6,6 +6,7 @@ mod packages;
 mod papers;
 mod suite;
 mod tool;
+mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +34,18 @@ enum Task {
         #[arg(long, default_value_t = 1024)]
         bulk_mib: u32,
     },
+    /// Cases on Debian's kernels, in machines of QEMU
+    VmTest {
+        /// Only machines with this kernel: 6.1 or 6.12
+        #[arg(long)]
+        kernel: Option<String>,
+        /// Only the case with this name
+        #[arg(long)]
+        case: Option<String>,
+        /// Look inside one machine
+        #[arg(long)]
+        shell: bool,
+    },
     /// Write the man pages
     Man {
         #[arg(default_value = "target/man")]
@@ -52,6 +65,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run().map(|()| ExitCode::SUCCESS),
         Task::Test { fuzz_seconds, only } => suite::run(fuzz_seconds, only.as_deref()),
         Task::Bench { bulk_mib } => bench::run(bulk_mib),
+        Task::VmTest { kernel, case, shell } => vm::run(kernel, case, shell),
         Task::Man { directory } => papers::man(&directory).map(|()| ExitCode::SUCCESS),
         Task::Completions { directory } => {
             papers::completions(&directory).map(|()| ExitCode::SUCCESS)

@@ -127,13 +127,19 @@ impl Call {
             Arg::Out(size, when) => {
                 let len = self.clamped(size, args);
                 let place = Place { addr: args[i], content: Content::Buffer(when) };
-                self.receives(slot, len, wire_rule(when), place);
+                self.receives(slot, len, wire_rule(when), place, mem);
             }
             Arg::StreamIn(n) => self.copy_stream(i, n, args, mem),
             Arg::StreamOut(n) => {
                 let len = self.clamped(Size::Arg(n), args);
                 let place = Place { addr: args[i], content: Content::Stream };
-                self.receives(slot, len, (out_rule::BY_RETURN, 1), place);
+                // As far as it can be written, which is a short read.
+                let room = mem.writable(args[i], len);
+                if room > 0 && room < len {
+                    self.header.args[n as usize] = room as u64;
+                }
+                let len = if room > 0 { room } else { len };
+                self.receives(slot, len, (out_rule::BY_RETURN, 1), place, mem);
             }
             Arg::Timeout => self.copy_timeout(slot, args[i], 1, None, mem),
             Arg::TimeoutRest => {
@@ -306,6 +312,7 @@ impl Call {
             self.image[at..at + 4].copy_from_slice(&len.to_le_bytes());
         }
         let place = Place { addr: args[i], content: Content::Buffer(When::Success) };
-        self.receives(Slot::Arg(i), len as usize, (out_rule::BY_LENGTH, at as u32), place);
+        let rule = (out_rule::BY_LENGTH, at as u32);
+        self.receives(Slot::Arg(i), len as usize, rule, place, mem);
     }
 }

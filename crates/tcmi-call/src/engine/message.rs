@@ -130,9 +130,14 @@ impl Call {
         };
         let base = Slot::Image(at);
         if transfer == Transfer::Receive {
-            self.image[at + 8..at + 16].copy_from_slice(&(total as u64).to_le_bytes());
+            let room = self.room_in_segments(mem);
+            let bytes = if room > 0 { room } else { total };
+            self.image[at + 8..at + 16].copy_from_slice(&(bytes as u64).to_le_bytes());
+            if total > 0 && room == 0 {
+                return self.point_raw(base, BAD_POINTER);
+            }
             let place = Place { addr: 0, content: Content::Segments };
-            self.receives(base, total, (out_rule::BY_RETURN, 1), place);
+            self.receives(base, bytes, (out_rule::BY_RETURN, 1), place, mem);
             return;
         }
         let data = self.align();
@@ -159,6 +164,19 @@ impl Call {
             self.image[at + 8..at + 16].copy_from_slice(&(total as u64).to_le_bytes());
             self.point_raw(base, BAD_POINTER);
         }
+    }
+
+    /// Bytes of the segments up to the first that cannot be written.
+    fn room_in_segments<M: GuestMemory>(&self, mem: &mut M) -> usize {
+        let mut room = 0;
+        for &(addr, len) in &self.segments {
+            let here = mem.writable(addr, len as usize);
+            room += here;
+            if here < len as usize {
+                break;
+            }
+        }
+        room
     }
 
     pub(super) fn put_segments<M: GuestMemory>(
@@ -220,7 +238,7 @@ impl Call {
         }
         let place = Place { addr: pointer, content: Content::Buffer(crate::table::When::Success) };
         let rule = (out_rule::BY_LENGTH, (at + NAME_LEN) as u32);
-        self.receives(slot, len as usize, rule, place);
+        self.receives(slot, len as usize, rule, place, mem);
     }
 
     fn copy_message_data<M: GuestMemory>(&mut self, at: usize, inward: bool, mem: &mut M) {
@@ -257,7 +275,7 @@ impl Call {
         }
         let place = Place { addr: pointer, content: Content::Buffer(crate::table::When::Success) };
         let rule = (out_rule::BY_LENGTH, (at + CONTROL_LEN) as u32);
-        self.receives(slot, len as usize, rule, place);
+        self.receives(slot, len as usize, rule, place, mem);
     }
 }
 

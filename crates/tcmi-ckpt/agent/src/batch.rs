@@ -1,10 +1,11 @@
-//! Entry `batch`: the calls that a tracer wants made in the frozen process.
+//! Entry `batch`: the calls that a tracer wants made in the frozen process; entry `gate`: what
+//! the process does when that tracer dies in the middle of a move.
 //!
 //! Assembler throughout: the thread's vector state must stay as the program left it.
 
 use core::arch::global_asm;
 use core::mem::offset_of;
-use tcmi_call::abi::{Batch, BatchOp, UserRegs, batch_flags};
+use tcmi_call::abi::{Batch, BatchOp, ProcArea, ThreadArea, UserRegs, batch_flags, decision};
 
 const SIG_SETMASK: u64 = 2;
 const RED_ZONE_BYTES: u64 = 128;
@@ -14,6 +15,7 @@ global_asm!(
     ".globl blob_batch",
     "blob_batch:",
     "mov rbx, rdi",
+    "1:",
     "mov r12, [rbx + {ops}]",
     "xor r13d, r13d",
     "2:",
@@ -75,6 +77,14 @@ global_asm!(
     "mov rdi, [rbx + {regs} + {rdi}]",
     "mov rbx, [rbx + {regs} + {rbx}]",
     "ret {red_zone}",
+    ".globl blob_gate",
+    "blob_gate:",
+    "mov rax, [rdi + {proc_area}]",
+    "lea rbx, [rdi + {home}]",
+    "cmp dword ptr [rax + {decision}], {decided_away}",
+    "jne 1b",
+    "lea rbx, [rdi + {away}]",
+    "jmp 1b",
     ".globl blob_syscall_insn",
     "blob_syscall_insn:",
     "syscall",
@@ -84,6 +94,11 @@ global_asm!(
     "mov eax, {rt_sigreturn}",
     "syscall",
     ".popsection",
+    proc_area = const offset_of!(ThreadArea, proc_area),
+    home = const offset_of!(ThreadArea, home),
+    decision = const offset_of!(ProcArea, decision),
+    decided_away = const decision::AWAY,
+    away = const offset_of!(ThreadArea, away),
     ops = const offset_of!(Batch, ops),
     count = const offset_of!(Batch, count),
     done = const offset_of!(Batch, done),

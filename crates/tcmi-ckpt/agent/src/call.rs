@@ -1,6 +1,7 @@
 //! A forwarded system call: from the frame to the kernel and back.
 
 use crate::broken::Broken;
+use crate::descriptors::{hide_polled, names_reserved, reserved, show_polled};
 use crate::serve::Shadow;
 use crate::sys::{self, syscall};
 use crate::window::{CallEnd, forwarded_call};
@@ -15,7 +16,7 @@ use tcmi_call::frame::{
 };
 
 /// The call's buffer: the thread's own, or a mapping for as long as the call.
-struct Buffer {
+pub struct Buffer {
     start: *mut u8,
     len: usize,
     mapped: bool,
@@ -38,9 +39,15 @@ impl Buffer {
         (at > 0).then_some(Self { start: at as *mut u8, len, mapped: true })
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
+    pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: `len` initialised bytes of our own; the kernel writes only during the call.
         unsafe { core::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+
+    /// What lies in it from a pointer on.
+    pub fn at(&mut self, pointer: u64) -> Option<&mut [u8]> {
+        let off = pointer.checked_sub(self.start as u64)?;
+        self.bytes().get_mut(usize::try_from(off).ok()?..)
     }
 
     fn u32_at(&mut self, off: u32) -> u32 {
@@ -78,10 +85,12 @@ pub fn serve(shadow: &mut Shadow, header: &CallHeader) -> Result<(), Broken> {
         unsafe { (&(&(*shadow.area).fixups)[..fixups], &(&(*shadow.area).outs)[..outs]) };
     check_outs(outs, header.buf_len)?;
     let args = point_into(&mut buffer, header, fixups)?;
-    if names_reserved(shadow, header) {
+    if names_reserved(shadow, header, &args, &mut buffer) {
         return shadow.reply_without_outs(header.seq, -i64::from(EBADF as i32));
     }
+    hide_polled(shadow, header.nr.into(), &args, &mut buffer);
     let end = execute(shadow, header.nr.into(), args);
+    show_polled(shadow, header.nr.into(), &args, &mut buffer);
     let flags = outcome_flags(shadow, &end);
     reply(shadow, header.seq, end.ret, flags, outs, &mut buffer)
 }
@@ -149,16 +158,6 @@ fn point_into(
         }
     }
     Ok(args)
-}
-
-fn reserved(shadow: &Shadow) -> core::ops::RangeInclusive<i32> {
-    // SAFETY: written before the first shadow thread runs and never after.
-    unsafe { (*shadow.proc).reserved_first..=(*shadow.proc).reserved_last }
-}
-
-fn names_reserved(shadow: &Shadow, header: &CallHeader) -> bool {
-    let reserved = reserved(shadow);
-    (0..6).any(|i| header.fd_args & (1 << i) != 0 && reserved.contains(&(header.args[i] as i32)))
 }
 
 fn execute(shadow: &Shadow, nr: u32, args: [u64; 6]) -> CallEnd {

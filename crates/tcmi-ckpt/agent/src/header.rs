@@ -10,6 +10,7 @@ core::arch::global_asm!(
     ".quad {magic}",
     ".quad blob_batch - . + {batch}",
     ".quad blob_serve - . + {serve}",
+    ".quad blob_gate - . + {gate}",
     ".quad blob_on_signal - . + {on_signal}",
     ".quad blob_restorer - . + {restorer}",
     ".quad blob_steward - . + {steward}",
@@ -23,6 +24,7 @@ core::arch::global_asm!(
     magic = const BLOB_MAGIC,
     batch = const offset_of!(BlobHeader, batch),
     serve = const offset_of!(BlobHeader, serve),
+    gate = const offset_of!(BlobHeader, gate),
     on_signal = const offset_of!(BlobHeader, on_signal),
     restorer = const offset_of!(BlobHeader, restorer),
     steward = const offset_of!(BlobHeader, steward),
@@ -33,4 +35,4 @@ core::arch::global_asm!(
     syscall_insn = const offset_of!(BlobHeader, syscall_insn),
     image_bytes = const offset_of!(BlobHeader, image_bytes),
 );
-const _: () = assert!(size_of::<BlobHeader>() == 12 * 8);
+const _: () = assert!(size_of::<BlobHeader>() == 13 * 8);

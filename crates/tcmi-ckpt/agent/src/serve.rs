@@ -30,6 +30,8 @@ pub struct Shadow<'a> {
 }
 
 unsafe extern "C" fn serve(area: *mut ThreadArea) -> ! {
+    // SAFETY: the area is this thread's, all signals are blocked.
+    unsafe { crate::settle::settle(area) };
     // SAFETY: the area is this thread's alone but for the words that are shared as atomics;
     // `received` is referred to from here only.
     let mut shadow = unsafe {

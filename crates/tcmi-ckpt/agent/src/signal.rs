@@ -1,13 +1,14 @@
 //! Entry `on_signal`: what reaches the shadow is the guest's.
 
+use crate::settle::futex;
 use crate::stream::seal;
-use crate::sys::{self, syscall};
+use crate::sys;
 use crate::window::{Interrupted, interrupted_at};
 use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
 use linux_raw_sys::general::{
-    __NR_futex, __NR_kill, FUTEX_WAIT, FUTEX_WAKE, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV,
+    __NR_kill, FUTEX_WAIT, FUTEX_WAKE, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV,
     SIGTRAP, SIGXFSZ,
 };
 use tcmi_call::abi::{POKE_CODE, ProcArea, ThreadArea};
@@ -112,31 +113,64 @@ fn target(area: *const ThreadArea, info: &SigInfo) -> u32 {
 /// `proc` is the live area; all signals are blocked.
 unsafe fn forward(proc: *mut ProcArea, tid: u32, info: &SigInfo) {
     // SAFETY: shared words, used as atomics only.
-    let (lock, seq, broken) = unsafe {
+    let (lock, seq) = unsafe {
         (
             AtomicU32::from_ptr(&raw mut (*proc).event_lock),
             AtomicU32::from_ptr(&raw mut (*proc).signal_seq),
-            AtomicU32::from_ptr(&raw mut (*proc).events_broken),
         )
     };
     acquire(lock);
-    if broken.load(Ordering::Relaxed) == 0 {
-        let number = seq.load(Ordering::Relaxed).wrapping_add(1);
-        let frame = frame(number, tid, info);
-        let mut record = [0; SignalFrame::BYTES + OVERHEAD_BYTES];
-        record[HEADER_BYTES..HEADER_BYTES + SignalFrame::BYTES].copy_from_slice(frame.as_bytes());
-        // SAFETY: the event stream belongs to whoever holds the lock.
-        let events = unsafe { &mut (*proc).events };
-        let sent = seal(&mut events.tx, &mut record, SignalFrame::BYTES)
-            .is_ok_and(|n| sys::send_all(events.fd, &record[..n]).is_ok());
-        if sent {
-            // Only now: a reply that carries this number must come after the frame.
-            seq.store(number, Ordering::Release);
-        } else {
-            broken.store(1, Ordering::Relaxed);
-        }
+    let number = seq.load(Ordering::Relaxed).wrapping_add(1);
+    // SAFETY: we hold the lock.
+    if unsafe { send(proc, &frame(number, tid, info)) } {
+        // Only now: a reply that carries this number must come after the frame.
+        seq.store(number, Ordering::Release);
     }
     release(lock);
+}
+
+/// Tells the monitor that the shadow serves.
+///
+/// # Safety
+/// As for [`forward`].
+pub unsafe fn announce(proc: *mut ProcArea) {
+    // SAFETY: shared words, used as atomics only.
+    let (lock, seq) = unsafe {
+        (
+            AtomicU32::from_ptr(&raw mut (*proc).event_lock),
+            AtomicU32::from_ptr(&raw mut (*proc).signal_seq),
+        )
+    };
+    acquire(lock);
+    let frame = SignalFrame {
+        len: (SignalFrame::BYTES - 8) as u32,
+        kind: kind::SERVING,
+        pad: 0,
+        seq: seq.load(Ordering::Relaxed),
+        signo: 0,
+        tid: 0,
+        pad2: 0,
+        siginfo: [0; 128],
+    };
+    // SAFETY: we hold the lock. A stream that is broken has told the monitor as much.
+    unsafe { send(proc, &frame) };
+    release(lock);
+}
+
+/// # Safety
+/// The caller holds the event lock of `proc`.
+unsafe fn send(proc: *mut ProcArea, frame: &SignalFrame) -> bool {
+    // SAFETY: the event stream and its state belong to whoever holds the lock.
+    let (events, broken) = unsafe { (&mut (*proc).events, &mut (*proc).events_broken) };
+    if *broken != 0 {
+        return false;
+    }
+    let mut record = [0; SignalFrame::BYTES + OVERHEAD_BYTES];
+    record[HEADER_BYTES..HEADER_BYTES + SignalFrame::BYTES].copy_from_slice(frame.as_bytes());
+    let sent = seal(&mut events.tx, &mut record, SignalFrame::BYTES)
+        .is_ok_and(|n| sys::send_all(events.fd, &record[..n]).is_ok());
+    *broken = (!sent).into();
+    sent
 }
 
 fn frame(seq: u32, tid: u32, info: &SigInfo) -> SignalFrame {
@@ -160,12 +194,6 @@ fn frame(seq: u32, tid: u32, info: &SigInfo) -> SignalFrame {
 const FREE: u32 = 0;
 const HELD: u32 = 1;
 const AWAITED: u32 = 2;
-
-fn futex(word: &AtomicU32, op: u32, value: u32) {
-    // SAFETY: a live word; a wait that ends early is repeated by the caller, a wake of nobody
-    // is none.
-    unsafe { syscall(__NR_futex, [word.as_ptr() as u64, op.into(), value.into(), 0, 0, 0]) };
-}
 
 fn acquire(lock: &AtomicU32) {
     if lock.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok() {

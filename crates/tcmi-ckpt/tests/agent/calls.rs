@@ -127,6 +127,56 @@ fn reserved_descriptors_are_out_of_reach() {
 }
 
 #[test]
+fn reserved_descriptors_are_closed_to_poll() {
+    let mut shadow = Shadow::spawn();
+    let open = memfd(&mut shadow) as i32;
+    let entries: Vec<u8> = [RESERVED_FIRST, open, -1, RESERVED_LAST]
+        .iter()
+        .flat_map(|fd| [fd.to_le_bytes(), i32::from(libc::POLLIN).to_le_bytes()].concat())
+        .collect();
+    let poll = Call::new(libc::SYS_poll, &[0, 4, u64::MAX]).buffer(0, &entries, 32);
+    let reply = shadow.calls.call(&poll.out(0, 32, out_rule::ON_SUCCESS, 0));
+    assert_eq!(ret(&reply), 3);
+    let seen = |k: usize| {
+        let e: [u8; 8] = reply.outs[0][8 * k..][..8].try_into().unwrap();
+        (i32::from_le_bytes([e[0], e[1], e[2], e[3]]), i16::from_le_bytes([e[6], e[7]]))
+    };
+    assert_eq!(seen(0), (RESERVED_FIRST, libc::POLLNVAL));
+    assert_eq!(seen(1), (open, libc::POLLIN));
+    assert_eq!(seen(2), (-1, 0));
+    assert_eq!(seen(3), (RESERVED_LAST, libc::POLLNVAL));
+}
+
+#[test]
+fn reserved_descriptors_cannot_be_sent_away() {
+    let mut shadow = Shadow::spawn();
+    let pair = Call::new(libc::SYS_socketpair, &[1, 1, 0]).buffer(3, &[0; 8], 8);
+    let reply = shadow.calls.call(&pair.out(0, 8, out_rule::ON_SUCCESS, 0));
+    assert_eq!(ret(&reply), 0);
+    let socket = u64::from(u32::from_le_bytes(reply.outs[0][..4].try_into().unwrap()));
+    let open = memfd(&mut shadow) as i32;
+    for (nr, fds, want) in [
+        (libc::SYS_sendmsg, [open, RESERVED_LAST], -i64::from(libc::EBADF)),
+        (libc::SYS_sendmmsg, [RESERVED_FIRST, open], -i64::from(libc::EBADF)),
+        (libc::SYS_sendmsg, [open, open], 1),
+    ] {
+        // msghdr (and the length that mmsghdr adds), iovec, the byte it points to, control data.
+        let mut image =
+            [0u64, 0, 64, 1, 88, 24 + 24, 0, 0, 80, 1, 0].map(u64::to_le_bytes).concat();
+        // The first control message is harmless; the second one counts.
+        for pair in [[open, open], fds] {
+            image.extend(24u64.to_le_bytes());
+            image.extend([1u32, 1].map(u32::to_le_bytes).concat());
+            image.extend(pair.map(i32::to_le_bytes).concat());
+        }
+        let mut send = Call::new(nr, &[socket, 0, u64::from(nr == libc::SYS_sendmmsg)]);
+        send = send.buffer(1, &image, image.len()).fd(0);
+        send.fixups = vec![16, 32, 64];
+        assert_eq!(ret(&shadow.calls.call(&send)), want, "call {nr} with {fds:?}");
+    }
+}
+
+#[test]
 fn frames_may_come_in_any_pieces() {
     let mut shadow = Shadow::spawn();
     let fd = memfd(&mut shadow);

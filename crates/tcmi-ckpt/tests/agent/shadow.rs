@@ -244,6 +244,8 @@ impl Shadow {
             (*proc).reserved_first = RESERVED_FIRST;
             (*proc).reserved_last = RESERVED_LAST;
             (*proc).blob = shared.base as u64;
+            // Nothing to do before it serves, nobody to tell.
+            (*proc).settled = 1;
             (*proc).events = agent_stream(0, EVENTS_FD);
             let serve = shared.base as u64 + blob.header().serve;
             let start = |i: usize| {

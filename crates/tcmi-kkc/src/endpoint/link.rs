@@ -310,8 +310,14 @@ impl Inner {
                 SessionEvent::Message(message) => {
                     shared.tell(LinkEvent::Message { link: self.id, message })
                 }
-                SessionEvent::Load(load) => self.load.store(load, Ordering::Relaxed),
-                SessionEvent::Taken { id, kind } => self.streams.mark_taken(kind, id),
+                SessionEvent::Load(load) => {
+                    self.load.store(load, Ordering::Relaxed);
+                    // The peer answered a Ping, so this is as often as it need be: nothing tells
+                    // of a stream that home took for a move and dropped.
+                    if self.role == Role::Dialer {
+                        self.streams.drop_forsaken();
+                    }
+                }
                 SessionEvent::Down(reason) => return Some(reason),
             }
         }

@@ -1,6 +1,6 @@
 //! Streams of one link that nobody uses yet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -19,8 +19,6 @@ pub(super) struct Streams {
 struct Inner {
     closed: bool,
     parked: BTreeMap<(u16, u64), Stream>,
-    /// Dialer: taken by the listener, not yet claimed here.
-    taken: BTreeSet<(u16, u64)>,
 }
 
 fn slot(kind: StreamKind, id: u64) -> (u16, u64) {
@@ -64,7 +62,6 @@ impl Streams {
                 .map(|kind| slot(kind, id))
                 .into_iter()
                 .find(|at| inner.parked.contains_key(at))?;
-            inner.taken.remove(&at);
             inner.parked.remove(&at)
         })
     }
@@ -85,20 +82,9 @@ impl Streams {
         }
     }
 
-    /// Dialer: the listener uses this one. Those it dropped unclaimed are dropped here too.
-    pub fn mark_taken(&self, kind: StreamKind, id: u64) {
-        let mut inner = self.inner.lock();
-        if inner.parked.contains_key(&slot(kind, id)) {
-            inner.taken.insert(slot(kind, id));
-        }
-        let Inner { parked, taken, .. } = &mut *inner;
-        taken.retain(|at| {
-            let gone = parked.get(at).is_none_or(Stream::is_hung_up);
-            if gone {
-                parked.remove(at);
-            }
-            !gone
-        });
+    /// Dialer: those that the listener dropped, taken or not, are dropped here too.
+    pub fn drop_forsaken(&self) {
+        self.inner.lock().parked.retain(|_, stream| !stream.is_hung_up());
     }
 
     pub fn parked(&self, kind: StreamKind) -> usize {
@@ -109,7 +95,6 @@ impl Streams {
         let mut inner = self.inner.lock();
         inner.closed = true;
         inner.parked.clear();
-        inner.taken.clear();
         self.changed.notify_all();
     }
 }

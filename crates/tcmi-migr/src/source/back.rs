@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::fault::{self, Point};
-use crate::pages;
+use crate::pages::Incoming;
 use crate::source::{Attached, Watch};
 use std::collections::BTreeMap;
 use tcmi_ckpt::capture::{self, Files};
@@ -34,8 +34,9 @@ impl Files for Known<'_> {
 
 /// Rebuilds the held shadow from the guest's image, whose pages follow on `r`.
 ///
-/// Ok: the process is whole but for the registers, the agent still mapped. Err: it is a shadow
-/// whose memory is worthless; the guest still exists.
+/// Ok: the process is whole but for its general registers, the agent still mapped. Err: it is a
+/// shadow whose memory is worthless; the guest still exists, and `r` stands after its pages
+/// unless the stream itself failed.
 pub fn rebuild_at_home(
     f: &mut Frozen,
     a: &Attached,
@@ -43,6 +44,18 @@ pub fn rebuild_at_home(
     r: &mut BulkReader,
     watch: &dyn Watch,
 ) -> Result<u64> {
+    let mut pages = Incoming::new(r);
+    rebuild_with(f, a, image, &mut pages, watch).map_err(|e| pages.discard(e))
+}
+
+fn rebuild_with(
+    f: &mut Frozen,
+    a: &Attached,
+    image: &ProcessImage,
+    pages: &mut Incoming,
+    watch: &dyn Watch,
+) -> Result<u64> {
+    image.mm.check()?;
     let pid = f.pid;
     let me = Ids { tgid: pid, tid: pid };
     let mut files = Known { refs: &image.files, other: Vec::new() };
@@ -61,13 +74,15 @@ pub fn rebuild_at_home(
     b.flush()?;
     let into = Pages::open(pid, want)?;
     let total = resident(want);
-    let bytes = pages::receive(r, &into, &|n| watch.memory(n, total.max(n)))?;
+    let got = |n| watch.memory(n, total.max(n));
+    let bytes = pages.receive(&into, Point::HomePagesHalfReceived, &got)?;
     fault::pass(Point::HomeImageReceived)?;
     lock(f, a, want)?;
+    let timers: Vec<i32> = tcmi_sys::proc::timers(pid)?.iter().map(|t| t.id).collect();
     let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, me);
     rebuild::protect_shared(&mut b, want)?;
     rebuild::set_mm(&mut b, &image.mm)?;
-    rebuild::set_process(&mut b, image)?;
+    rebuild::set_process(&mut b, image, &timers)?;
     b.flush()?;
     for t in &mut f.threads {
         let tid = t.tid;
@@ -75,6 +90,8 @@ pub fn rebuild_at_home(
         let mut b = Batcher::new(&a.agent, t, pid, Ids { tgid: pid, tid });
         rebuild::set_thread(&mut b, state)?;
         b.flush()?;
+        // Nothing that comes now touches the vector registers.
+        t.stopped()?.set_xstate(&state.xstate)?;
     }
     fault::pass(Point::HomeRebuilt)?;
     Ok(bytes)

@@ -271,7 +271,7 @@ impl Rig {
         let steward = Arc::new(unsafe { Steward::new(area, area.as_ptr() as u64, tid, pidfd) });
         let signals = SignalStream::new(events.0, &keys(200));
         let events =
-            Events::start(signals, Arc::clone(&steward), guest, 0, || {}).expect("event thread");
+            Events::start(signals, Arc::clone(&steward), guest, 0, |_| {}).expect("event thread");
         let threads = streams
             .into_iter()
             .enumerate()

@@ -1,0 +1,147 @@
+//! Out and home with everything well.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use tcmi_tests::victim::expect_counted;
+use tcmi_tests::{Scratch, Victim, VictimKind, wait_until};
+
+use super::pair::{Pair, TIMEOUT};
+use crate::port::Port;
+
+const ROUND_TRIPS: u32 = 10;
+
+/// Runs `body` with a connected pair; both logs are shown when it fails.
+pub fn with_pair(port: &Port, body: impl FnOnce(&Pair) -> Result<()>) -> Result<()> {
+    let pair = Pair::new()?;
+    port.progress("connected")?;
+    match body(&pair) {
+        Ok(()) => pair.stop(),
+        Err(error) => {
+            pair.show_logs();
+            Err(error)
+        }
+    }
+}
+
+pub fn emigrate(port: &Port) -> Result<()> {
+    with_pair(port, |pair| {
+        shell_loop(port, pair).context("shell")?;
+        counter(port, pair).context("counter")?;
+        receiver(port, pair).context("receiver")
+    })
+}
+
+/// A program that nobody prepared: busybox's shell, which prints and ends with a status.
+fn shell_loop(port: &Port, pair: &Pair) -> Result<()> {
+    const SCRIPT: &str = "n=0; trap 'echo caught; exit 7' USR1; \
+        while :; do n=$((n+1)); echo $n; done";
+    let scratch = Scratch::new("shell")?;
+    let (path, out) = (scratch.join("out"), fs::File::create(scratch.join("out"))?);
+    let mut shell = Command::new("/bin/busybox")
+        .args(["sh", "-c", SCRIPT])
+        .stdin(Stdio::null())
+        .stdout(out)
+        .spawn()?;
+    let (pid, length) = (shell.id(), || Ok::<_, anyhow::Error>(fs::metadata(&path)?.len()));
+    let goes_on = |place: &str| {
+        let before = length()?;
+        wait_until(place, TIMEOUT, || Ok((length()? > before + 100).then_some(())))
+    };
+    goes_on("output at home")?;
+    pair.migrate(pid)?;
+    port.progress("shell is away")?;
+    goes_on("output away")?;
+    pair.bring_home(pid)?;
+    goes_on("output at home again")?;
+    pair.migrate(pid)?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGUSR1)?;
+    let status = wait_until("its end", TIMEOUT, || Ok(shell.try_wait()?))?;
+    ensure!(status.code() == Some(7), "status {status}");
+    let text = fs::read_to_string(&path)?;
+    let counted = text.strip_suffix("caught\n").context("its last word")?;
+    for (at, line) in counted.lines().enumerate() {
+        ensure!(line == (at + 1).to_string(), "line {} is {line:?}", at + 1);
+    }
+    Ok(())
+}
+
+fn counter(port: &Port, pair: &Pair) -> Result<()> {
+    let scratch = Scratch::new("count")?;
+    let file = scratch.join("count");
+    let path = file.display().to_string();
+    let mut victim = Victim::spawn(&VictimKind::with_args("counter", &[&path]))?;
+    let pid = victim.pid();
+    for number in 1..=ROUND_TRIPS {
+        pair.migrate(pid).with_context(|| format!("way out {number}"))?;
+        victim.check()?;
+        pair.bring_home(pid).with_context(|| format!("way home {number}"))?;
+        victim.check()?;
+    }
+    port.progress("counter went round")?;
+    victim.end(7)?;
+    expect_counted(&file).map(drop)
+}
+
+fn receiver(port: &Port, pair: &Pair) -> Result<()> {
+    let mut victim = Victim::spawn(&VictimKind::plain("receiver"))?;
+    pair.migrate(victim.pid())?;
+    for count in 1..=20 {
+        victim.signal(Signal::SIGUSR1)?;
+        wait_until("a signal", TIMEOUT, || {
+            Ok((victim.ask("report", "SEEN")?[0] == count).then_some(()))
+        })?;
+    }
+    port.progress("signals arrived")?;
+    pair.bring_home(victim.pid())?;
+    victim.check()?;
+    victim.signal(Signal::SIGKILL)?;
+    victim.wait(TIMEOUT).map(drop)
+}
+
+pub fn threads(port: &Port) -> Result<()> {
+    with_pair(port, |pair| {
+        let mut victim = Victim::spawn(&VictimKind::plain("threads"))?;
+        let pid = victim.pid();
+        for number in 1..=ROUND_TRIPS / 2 {
+            pair.migrate(pid).with_context(|| format!("way out {number}"))?;
+            victim.check().with_context(|| format!("away {number}"))?;
+            pair.bring_home(pid).with_context(|| format!("way home {number}"))?;
+            victim.check().with_context(|| format!("home {number}"))?;
+        }
+        victim.end(9)
+    })
+}
+
+/// Each victim of the end-to-end tests that this machine can run, out and home.
+pub fn victims(port: &Port) -> Result<()> {
+    with_pair(port, |pair| {
+        let mut failed = Vec::new();
+        for kind in VictimKind::all() {
+            let name = kind.name();
+            if let Some(reason) = kind.lacking() {
+                println!("case: {name} is skipped: {reason}");
+                continue;
+            }
+            port.progress(&name)?;
+            if let Err(error) = out_and_home(pair, &kind) {
+                println!("case: {name}: {error:#}");
+                failed.push(name);
+            }
+        }
+        ensure!(failed.is_empty(), "{} victims failed: {}", failed.len(), failed.join(", "));
+        Ok(())
+    })
+}
+
+fn out_and_home(pair: &Pair, kind: &VictimKind) -> Result<()> {
+    let mut victim = Victim::spawn(kind)?;
+    let pid = victim.pid();
+    pair.migrate(pid)?;
+    victim.check().context("away")?;
+    pair.bring_home(pid)?;
+    victim.check().context("home again")?;
+    victim.end(7)
+}

@@ -1,0 +1,153 @@
+//! From the kernel's first process to a system on which a case can run.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::wait::{WaitStatus, wait};
+use nix::unistd::{Pid, chdir, chroot, sync};
+use tcmi_vm_tests::wire::{DESK_ADDRESS, HOME_ADDRESS, Role};
+
+const MODULES: &str = "/lib/modules";
+const BUSYBOX: &str = "/bin/busybox";
+
+/// What the host wrote on the kernel's command line.
+pub struct CommandLine {
+    pub role: Role,
+    pub case: String,
+    pub token: String,
+}
+
+impl CommandLine {
+    pub fn read() -> Result<Self> {
+        let text = fs::read_to_string("/proc/cmdline")?;
+        let word = |name: &str| {
+            let of = |w: &str| Some(w.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+            text.split_whitespace().find_map(of).with_context(|| name.to_owned())
+        };
+        Ok(Self {
+            role: word("tcmi.role")?.parse()?,
+            case: word("tcmi.case")?,
+            token: word("tcmi.token")?,
+        })
+    }
+}
+
+/// A PID 1 that panics would only stop the kernel; it has to say why first.
+pub fn die_loudly() {
+    std::panic::set_hook(Box::new(|panic| {
+        println!("init: {panic}");
+        power_off();
+    }));
+}
+
+pub fn power_off() -> ! {
+    sync();
+    // With -no-reboot QEMU ends.
+    let failed = reboot(RebootMode::RB_AUTOBOOT).expect_err("it does not return");
+    panic!("reboot: {failed}");
+}
+
+fn plain_mount(source: &str, target: &str, kind: Option<&str>, flags: MsFlags) -> Result<()> {
+    mount(Some(source), target, kind, flags, None::<&str>).with_context(|| target.to_owned())
+}
+
+/// The initramfs is no mount that could be pivoted away from, as a monitor does; stacked on
+/// itself it is.
+pub fn own_root() -> Result<()> {
+    plain_mount("/", "/mnt", None, MsFlags::MS_BIND)?;
+    chdir("/mnt")?;
+    plain_mount(".", "/", None, MsFlags::MS_MOVE)?;
+    chroot(".")?;
+    Ok(chdir("/")?)
+}
+
+pub fn mount_all() -> Result<()> {
+    for (kind, target) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/tmp"),
+        ("tmpfs", "/run"),
+        ("devpts", "/dev/pts"),
+        ("tmpfs", "/dev/shm"),
+        ("cgroup2", "/sys/fs/cgroup"),
+    ] {
+        if !Path::new(target).exists() {
+            fs::create_dir(target).with_context(|| target.to_owned())?;
+        }
+        plain_mount(kind, target, Some(kind), MsFlags::empty())?;
+    }
+    Ok(())
+}
+
+pub fn load_modules() -> Result<()> {
+    for name in fs::read_to_string(format!("{MODULES}/order"))?.lines() {
+        let module = File::open(format!("{MODULES}/{name}")).context(name.to_owned())?;
+        // SAFETY: an open descriptor and a C string.
+        let done =
+            unsafe { libc::syscall(libc::SYS_finit_module, module.as_raw_fd(), c"".as_ptr(), 0) };
+        ensure!(done == 0, "{name}: {}", std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn busybox(arguments: &[&str]) -> Result<()> {
+    let status = Command::new(BUSYBOX).args(arguments).status()?;
+    ensure!(status.success(), "busybox {}: {status}", arguments.join(" "));
+    Ok(())
+}
+
+pub fn network(role: Role) -> Result<()> {
+    let address = match role {
+        Role::Home => HOME_ADDRESS,
+        Role::Desk => DESK_ADDRESS,
+    };
+    busybox(&["ip", "link", "set", "lo", "up"])?;
+    if Path::new("/sys/class/net/eth0").exists() {
+        busybox(&["ip", "addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
+        busybox(&["ip", "link", "set", "eth0", "up"])?;
+    }
+    Ok(())
+}
+
+pub fn shell() -> Result<()> {
+    busybox(&["--install", "-s", "/bin"])?;
+    println!("leave with `exit`");
+    let status = Command::new(BUSYBOX).args(["setsid", "-c", "/bin/sh"]).status()?;
+    println!("shell: {status}");
+    Ok(())
+}
+
+/// Runs this program again with `argument`, and reaps every orphan until it has ended.
+pub fn run_and_reap(argument: &str) -> Result<()> {
+    let child = Command::new("/init")
+        .arg(argument)
+        .env("PATH", "/bin")
+        .env("TCMI_BIN_DIR", "/bin")
+        .env("TCMI_VICTIMS", "/victims")
+        .spawn()?;
+    let child = Pid::from_raw(child.id() as i32);
+    loop {
+        match wait()? {
+            WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _) if pid == child => {
+                return Ok(());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Nothing that taints: a warning, an oops, a lockup.
+pub fn kernel_is_content() -> Result<()> {
+    const DIE: u64 = 1 << 7;
+    const WARN: u64 = 1 << 9;
+    const SOFT_LOCKUP: u64 = 1 << 14;
+    let taint: u64 = fs::read_to_string("/proc/sys/kernel/tainted")?.trim().parse()?;
+    ensure!(taint & (DIE | WARN | SOFT_LOCKUP) == 0, "the kernel is tainted: {taint:#x}");
+    Ok(())
+}

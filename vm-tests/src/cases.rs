@@ -1,0 +1,47 @@
+//! What can be run, and on which kernels. The bodies are in the guest program.
+
+use std::time::Duration;
+
+/// Kernel series, as Debian's meta packages name them.
+pub const SERIES: [&str; 2] = ["6.1", "6.12"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machines {
+    /// One machine with each kernel.
+    One,
+    /// A home and a desk with the same kernel.
+    Alike,
+    /// A home and a desk with each two kernels.
+    Mixed,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub name: &'static str,
+    pub machines: Machines,
+    pub timeout: Duration,
+}
+
+const fn case(name: &'static str, machines: Machines, seconds: u64) -> Case {
+    Case { name, machines, timeout: Duration::from_secs(seconds) }
+}
+
+pub const CASES: &[Case] = &[
+    case("boot", Machines::One, 120),
+    case("emigrate", Machines::Mixed, 240),
+    case("threads", Machines::Mixed, 240),
+    case("victims", Machines::Mixed, 480),
+    case("link-cut", Machines::Alike, 240),
+    case("node-dies", Machines::Alike, 480),
+];
+
+impl Case {
+    /// (home's kernel, the desk's) of each run.
+    pub fn kernels(&self) -> Vec<(&'static str, Option<&'static str>)> {
+        match self.machines {
+            Machines::One => SERIES.map(|s| (s, None)).to_vec(),
+            Machines::Alike => SERIES.map(|s| (s, Some(s))).to_vec(),
+            Machines::Mixed => SERIES.iter().flat_map(|h| SERIES.map(|d| (*h, Some(d)))).collect(),
+        }
+    }
+}

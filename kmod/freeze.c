@@ -16,8 +16,6 @@
 #include <linux/sched/task_stack.h>
 #include <linux/slab.h>
 #include <linux/task_work.h>
-#include <linux/uaccess.h>
-#include <asm/syscall.h>
 
 #include "tcmi.h"
 
@@ -34,7 +32,10 @@ struct tcmi_freeze {
 	/* The process, or the root of the tree; its leader may change by execve. */
 	struct pid *root;
 	bool tree;
-	struct list_head growing;
+	/* Its processes' children are held from their birth; under holds_lock. */
+	bool growing;
+	/* May hold whatever its processes execute meanwhile. */
+	bool trusted;
 	struct list_head holds;
 	/* Holds that are HOLD_QUEUED; under holds_lock. */
 	unsigned int queued;
@@ -51,6 +52,8 @@ struct tcmi_hold {
 	refcount_t refs;
 	struct tcmi_freeze *freeze;
 	struct task_struct *task;
+	/* The program that the policy has seen. */
+	u64 exec_id;
 	enum hold_state state;
 	bool requeued;
 	struct hlist_node by_task;
@@ -62,9 +65,6 @@ struct tcmi_hold {
 /* Guards the holds of all freezes, their states and the table. */
 static DEFINE_SPINLOCK(holds_lock);
 static DEFINE_HASHTABLE(holds_by_task, 10);
-
-/* Trees whose processes are being looked for; under holds_lock. */
-static LIST_HEAD(growing_trees);
 
 /* Orders the probe's registration. */
 static DEFINE_MUTEX(growing_lock);
@@ -87,67 +87,6 @@ static void put_hold(struct tcmi_hold *hold)
 	}
 }
 
-/*
- * Calls that end with EINTR when their thread is merely woken (signal(7)), and have
- * then done nothing.
- */
-static bool ends_by_wake_up(int nr)
-{
-	switch (nr) {
-	case __NR_epoll_wait:
-	case __NR_epoll_pwait:
-	case __NR_epoll_pwait2:
-	case __NR_rt_sigtimedwait:
-	case __NR_semop:
-	case __NR_semtimedop:
-	case __NR_io_getevents:
-	case __NR_io_pgetevents:
-	/* Sockets with a timeout. */
-	case __NR_read:
-	case __NR_readv:
-	case __NR_recvfrom:
-	case __NR_recvmsg:
-	case __NR_recvmmsg:
-	case __NR_accept:
-	case __NR_accept4:
-	case __NR_write:
-	case __NR_writev:
-	case __NR_sendto:
-	case __NR_sendmsg:
-	case __NR_sendmmsg:
-		return true;
-	default:
-		return false;
-	}
-}
-
-/* Of what goes on by a restart block, that which a block tells without its call. */
-static bool sleeps(int nr)
-{
-	return nr == __NR_nanosleep || nr == __NR_clock_nanosleep || nr == __NR_restart_syscall;
-}
-
-/*
- * What we woke goes on waiting, as what a handled signal woke does not: with this
- * code the kernel tells them apart when the thread goes on. Other waits would go on
- * by restart_syscall, in which nobody sees what waits: they are made again.
- */
-static void restart_what_we_ended(struct pt_regs *regs)
-{
-	int nr = syscall_get_nr(current, regs);
-	long error = syscall_get_error(current, regs);
-	bool again = false;
-
-	if (nr < 0)
-		return;
-	if (error == -EINTR)
-		again = ends_by_wake_up(nr) && !test_thread_flag(TIF_SIGPENDING);
-	else if (error == -ERESTART_RESTARTBLOCK)
-		again = !sleeps(nr);
-	if (again)
-		regs->ax = -ERESTARTNOHAND;
-}
-
 /* Under holds_lock. */
 static void set_state(struct tcmi_hold *hold, enum hold_state state)
 {
@@ -158,18 +97,29 @@ static void set_state(struct tcmi_hold *hold, enum hold_state state)
 	WRITE_ONCE(hold->state, state);
 }
 
+/* In the thread; what no other can see of it in time. */
+static int check_current(const struct tcmi_hold *hold)
+{
+	if (!user_64bit_mode(current_pt_regs()))
+		return -EOPNOTSUPP;
+	/* A set-user-id program, perhaps. */
+	if (current->self_exec_id != hold->exec_id && !hold->freeze->trusted)
+		return -EPERM;
+	return 0;
+}
+
 static bool enter(struct tcmi_hold *hold)
 {
 	struct tcmi_freeze *freeze = hold->freeze;
+	int err = check_current(hold);
 	bool enters;
 
 	spin_lock(&holds_lock);
-	enters = !freeze->thawed;
-	if (enters) {
-		if (!user_64bit_mode(current_pt_regs()))
-			freeze->error = -EOPNOTSUPP;
+	if (err)
+		WRITE_ONCE(freeze->error, err);
+	enters = !err && !freeze->thawed;
+	if (enters)
 		set_state(hold, HOLD_HELD);
-	}
 	spin_unlock(&holds_lock);
 	return enters;
 }
@@ -199,7 +149,7 @@ static void hold_thread(struct callback_head *work)
 			if (!task_work_add(current, work, TWA_NONE))
 				return;
 		}
-		restart_what_we_ended(current_pt_regs());
+		tcmi_restart_what_we_ended(current_pt_regs());
 		if (enter(hold))
 			wait_event_state(freeze->thawing, READ_ONCE(freeze->thawed),
 					 (TASK_KILLABLE | TASK_FREEZABLE));
@@ -241,6 +191,7 @@ static int ask_thread(struct tcmi_freeze *freeze, struct task_struct *task)
 	refcount_inc(&freeze->refs);
 	hold->freeze = freeze;
 	hold->task = get_task_struct(task);
+	hold->exec_id = READ_ONCE(task->self_exec_id);
 	mutex_init(&hold->looked_at);
 	hash_add(holds_by_task, &hold->by_task, (unsigned long)task);
 	list_add_tail(&hold->list, &freeze->holds);
@@ -268,6 +219,11 @@ static int ask_process(struct tcmi_freeze *freeze, struct task_struct *leader)
 		return -EPERM;
 	if (same_thread_group(leader, current))
 		return -EDEADLK;
+	if (leader->flags & PF_EXITING)
+		return thread_group_empty(leader) ? 0 : -EOPNOTSUPP;
+	/* Before it is disturbed: the rest may take its time. */
+	if (!tcmi_may_hold(leader) && !(leader->flags & PF_EXITING))
+		return -EPERM;
 	spin_lock(&holds_lock);
 	for_each_thread(leader, task) {
 		err = ask_thread(freeze, task);
@@ -325,21 +281,20 @@ static int ask_new(struct tcmi_freeze *freeze)
 	return asked;
 }
 
+/* In the parent. A child of one that is not known yet is found with it. */
 static void forked(void *data, struct task_struct *parent, struct task_struct *child)
 {
-	struct tcmi_freeze *freeze;
-	int err;
+	struct tcmi_hold *hold;
+	int err = 0;
 
 	rcu_read_lock();
 	spin_lock(&holds_lock);
-	list_for_each_entry(freeze, &growing_trees, growing) {
-		if (!descends_from(parent, freeze->root))
-			continue;
-		/* The child has not run: it stops before its first instruction. */
-		err = ask_thread(freeze, child);
-		if (err < 0)
-			freeze->error = err;
-	}
+	hold = find_hold(parent);
+	/* The child has not run: it stops before its first instruction. */
+	if (hold && hold->freeze->growing)
+		err = ask_thread(hold->freeze, child);
+	if (err < 0)
+		WRITE_ONCE(hold->freeze->error, err);
 	spin_unlock(&holds_lock);
 	rcu_read_unlock();
 }
@@ -358,7 +313,7 @@ static int grow(struct tcmi_freeze *freeze)
 	if (!err) {
 		growing_count++;
 		spin_lock(&holds_lock);
-		list_add(&freeze->growing, &growing_trees);
+		freeze->growing = true;
 		spin_unlock(&holds_lock);
 	}
 	mutex_unlock(&growing_lock);
@@ -369,7 +324,7 @@ static void stop_growing(struct tcmi_freeze *freeze)
 {
 	mutex_lock(&growing_lock);
 	spin_lock(&holds_lock);
-	list_del(&freeze->growing);
+	freeze->growing = false;
 	spin_unlock(&holds_lock);
 	if (!--growing_count)
 		tcmi_unprobe(fork_probe, ARRAY_SIZE(fork_probe));
@@ -496,6 +451,7 @@ struct tcmi_freeze *tcmi_freeze(struct tcmi_freeze_args *args)
 	init_waitqueue_head(&freeze->settling);
 	init_waitqueue_head(&freeze->thawing);
 	freeze->tree = args->flags & TCMI_FREEZE_TREE;
+	freeze->trusted = capable(CAP_SYS_PTRACE);
 	freeze->root = find_get_pid(args->pid);
 	err = freeze->root ? may_begin(freeze->root) : -ESRCH;
 	if (!err)

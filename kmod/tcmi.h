@@ -51,6 +51,9 @@ typedef int (*tcmi_look_t)(struct task_struct *task, struct sighand_struct *sigh
  */
 int tcmi_look_at(struct tcmi_hold *hold, tcmi_look_t look, void *arg);
 
+/* restart.c: in the thread, before it has gone on. */
+void tcmi_restart_what_we_ended(struct pt_regs *regs);
+
 /* policy.c */
 bool tcmi_may_hold(struct task_struct *task);
 

@@ -395,6 +395,33 @@ fn anothers_process() -> Outcome {
     as_user(|| refused(roots.pid, Extent::Process, 100, libc::EPERM))
 }
 
+fn anothers_child() -> Outcome {
+    let shared = Shared::new()?;
+    let mine = shared.clone();
+    let users = Victim::start(move || {
+        let counter = mine.clone();
+        let roots = Victim::start(move || {
+            loop {
+                counter.count(1);
+            }
+        });
+        // SAFETY: plain calls; this process has one thread.
+        unsafe {
+            libc::setgid(1000);
+            libc::setuid(1000);
+            libc::prctl(libc::PR_SET_DUMPABLE, 1);
+        }
+        mine.set(0, if roots.is_ok() { 1 } else { 2 });
+        pause_for_ever();
+    })?;
+    wait_until("victim", || shared.get(0) == 1)?;
+    as_user(|| {
+        refused(users.pid, Extent::Tree, 100, libc::EPERM)?;
+        shared.moves()?;
+        thaw(freeze(users.pid, Extent::Process)?)
+    })
+}
+
 fn ones_own_process() -> Outcome {
     as_user(|| {
         let shared = Shared::new()?;
@@ -488,6 +515,7 @@ fn main() -> ExitCode {
         ("what-may-not-be-frozen", what_may_not_be_frozen),
         ("vfork-parent", a_vfork_parent_is_busy),
         ("anothers-process", anothers_process),
+        ("anothers-child", anothers_child),
         ("ones-own-process", ones_own_process),
         ("watching", watching),
         ("exit-is-told", an_exit_is_told),

@@ -40,7 +40,8 @@ impl Random {
     }
 }
 
-const COMMANDS: [u64; 9] = [
+const COMMANDS: [u64; 10] = [
+    abi::TCMI_SEND,
     abi::TCMI_VERSION,
     abi::TCMI_FREEZE,
     abi::TCMI_CAPTURE,
@@ -136,7 +137,7 @@ fn ioctls(mut random: Random, shared: &Shared) {
     }
 }
 
-/// Freezes and lets go, closing in the middle of it from another thread.
+/// Freezes and lets go, or leaves that to the end of the file.
 fn closer(mut random: Random, shared: &Shared) {
     loop {
         let Ok(session) = Session::open() else {

@@ -39,6 +39,11 @@ static inline void tcmi_set_times(struct inode *inode)
 #define TCMI_PF_WORKER (PF_KTHREAD | PF_IO_WORKER)
 #endif
 
+/* MSG_SPLICE_PAGES is declared before TCP knows it: that is when sendpage is gone. */
+#ifndef TCMI_HAS_sock_no_sendpage
+#define TCMI_SPLICES
+#endif
+
 static inline u32 tcmi_rseq_length(const struct task_struct *task)
 {
 	if (!task->rseq)

@@ -57,6 +57,9 @@ bool tcmi_may_hold(struct task_struct *task);
 /* capture.c */
 int tcmi_capture(struct tcmi_freeze *freeze, struct tcmi_capture_args *args);
 
+/* pages.c */
+int tcmi_send(struct tcmi_freeze *freeze, struct tcmi_send_args *args);
+
 /* trace.c: tracepoints that are not exported, by name. */
 struct tcmi_probe {
 	const char *name;

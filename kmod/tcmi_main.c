@@ -84,6 +84,21 @@ static long capture(struct tcmi_session *session, void __user *user)
 	return err;
 }
 
+static long send_memory(struct tcmi_session *session, void __user *user)
+{
+	struct tcmi_send_args args;
+	long err;
+
+	if (copy_from_user(&args, user, sizeof(args)))
+		return -EFAULT;
+	if (!session->freeze)
+		return -EINVAL;
+	err = tcmi_send(session->freeze, &args);
+	if (err)
+		return err;
+	return copy_to_user(user, &args, sizeof(args)) ? -EFAULT : 0;
+}
+
 static long thaw(struct tcmi_session *session)
 {
 	if (!session->freeze)
@@ -143,6 +158,8 @@ static long run_ioctl(struct tcmi_session *session, unsigned int command, void _
 		return freeze(session, user);
 	case TCMI_CAPTURE:
 		return capture(session, user);
+	case TCMI_SEND:
+		return send_memory(session, user);
 	case TCMI_THAW:
 		return thaw(session);
 	case TCMI_WATCH:

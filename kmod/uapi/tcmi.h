@@ -106,6 +106,20 @@ struct tcmi_captured_thread {
 
 #define TCMI_SIGINFO_BYTES 128
 
+/*
+ * Sends memory of a frozen process into a connected stream socket, as it is; with
+ * kTLS set on the socket, as records. A signal or a hole in the memory ends it early:
+ * sent says where, and what stopped it is the error when nothing was sent.
+ */
+struct tcmi_send_args {
+	__s32 pid;
+	__s32 socket;
+	__u64 address;
+	__u64 length;
+	/* Set by the module. */
+	__u64 sent;
+};
+
 /* Watching ends with the process, or by TCMI_UNWATCH. */
 struct tcmi_watch_args {
 	__s32 pid;
@@ -151,6 +165,7 @@ struct tcmi_ctl_remove_args {
 #define TCMI_CTL_SERVE	_IOW(0xB7, 0x06, struct tcmi_ctl_serve_args)
 #define TCMI_CTL_ADD	_IOW(0xB7, 0x07, struct tcmi_ctl_add_args)
 #define TCMI_CTL_REMOVE	_IOW(0xB7, 0x08, struct tcmi_ctl_remove_args)
+#define TCMI_SEND	_IOWR(0xB7, 0x09, struct tcmi_send_args)
 
 /*
  * read() gives one message and waits for it unless the file is O_NONBLOCK;

@@ -5,6 +5,7 @@ use crate::ptrace::{SigInfo, UserRegs};
 use crate::signal::KernelAction;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -224,6 +225,16 @@ impl Frozen {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Sends memory of a process as it is, or less of it. Where the kernel can it sends the
+    /// process's own pages: thawed before the peer has them it may change what is on its way.
+    pub fn send(&self, pid: i32, memory: Range<u64>, socket: BorrowedFd<'_>) -> Result<u64> {
+        let length = memory.end.saturating_sub(memory.start);
+        let socket = socket.as_raw_fd();
+        let mut args = SendArgs { pid, socket, address: memory.start, length, sent: 0 };
+        self.session.ioctl("kmod send", TCMI_SEND, &mut args)?;
+        Ok(args.sent)
     }
 
     /// Ok: all run on. Err: as after [`Frozen`] is dropped, which thaws, too.

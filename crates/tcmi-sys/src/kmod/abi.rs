@@ -38,6 +38,8 @@ pub const TCMI_CTL_SERVE: u64 = request::<ServeArgs>(IN, 6);
 pub const TCMI_CTL_ADD: u64 = request::<AddArgs>(IN, 7);
 pub const TCMI_CTL_REMOVE: u64 = request::<RemoveArgs>(IN, 8);
 
+pub const TCMI_SEND: u64 = request::<SendArgs>(IN | OUT, 9);
+
 /// # Safety
 /// Any bytes are a value of the type: integers, without padding.
 pub(super) unsafe trait Argument {}
@@ -53,7 +55,7 @@ macro_rules! argument {
         unsafe impl Argument for $name {}
     )*};
 }
-argument!(Version FreezeArgs CaptureArgs Nothing WatchArgs ServeArgs AddArgs RemoveArgs);
+argument!(Version FreezeArgs CaptureArgs Nothing WatchArgs ServeArgs AddArgs RemoveArgs SendArgs);
 argument!(RawEvent RawRequest RawProcess RawThread);
 
 #[repr(C)]
@@ -81,6 +83,16 @@ pub struct CaptureArgs {
     pub buffer: u64,
     pub length: u64,
     pub reserved: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SendArgs {
+    pub pid: i32,
+    pub socket: i32,
+    pub address: u64,
+    pub length: u64,
+    pub sent: u64,
 }
 
 #[repr(C)]

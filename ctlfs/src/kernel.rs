@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno as RawErrno;
@@ -39,9 +39,42 @@ struct Wake {
     event: EventFd,
     stops: AtomicBool,
     ended: Mutex<Vec<(u64, Result<Answer, Errno>)>>,
+    refreshes: Mutex<Refreshes>,
+    refreshed: Condvar,
+}
+
+#[derive(Default)]
+struct Refreshes {
+    asked: u64,
+    /// How many of those asked for are made.
+    made: u64,
+    /// The thread has ended; none is made any more.
+    over: bool,
 }
 
 impl Wake {
+    fn new() -> io::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(Self {
+            event: EventFd::from_value_and_flags(0, flags)?,
+            stops: AtomicBool::new(false),
+            ended: Mutex::default(),
+            refreshes: Mutex::default(),
+            refreshed: Condvar::new(),
+        })
+    }
+
+    /// Returns when the tree shows what there is.
+    fn refresh(&self) {
+        let mut refreshes = lock(&self.refreshes);
+        refreshes.asked += 1;
+        let ours = refreshes.asked;
+        self.ring();
+        let waits = |r: &mut Refreshes| r.made < ours && !r.over;
+        let shown = self.refreshed.wait_while(refreshes, waits);
+        drop(shown.unwrap_or_else(PoisonError::into_inner));
+    }
+
     fn ring(&self) {
         // Full is as good as rung.
         if let Err(errno) = self.event.write(1)
@@ -52,35 +85,67 @@ impl Wake {
     }
 }
 
-fn from_module(error: tcmi_sys::Errno) -> io::Error {
-    io::Error::from_raw_os_error(error.code)
+/// Why the kernel module does not serve us.
+#[derive(Clone, Copy, Debug)]
+pub enum NoModule {
+    NotLoaded,
+    /// It has another interface, or another table of the tree.
+    OtherVersion {
+        abi: u32,
+        tree: u64,
+    },
+    /// Another process has its tree served; there is one a machine.
+    Taken,
+    Failed(tcmi_sys::Errno),
 }
 
-/// Whether the module is there and has this table.
-fn session() -> io::Result<Session> {
-    let session = Session::open_with(libc::O_NONBLOCK | libc::O_CLOEXEC).map_err(from_module)?;
-    let version = session.version().map_err(from_module)?;
-    if (version.abi, version.ctl_hash) != (abi::TCMI_ABI, ctable::hash()) {
-        return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "the kernel module is of another version",
-        ));
+impl std::fmt::Display for NoModule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotLoaded => f.write_str("it is not loaded"),
+            Self::OtherVersion { abi, tree } => {
+                let (ours, table) = (abi::TCMI_ABI, ctable::hash());
+                write!(f, "it has interface {abi}, tree {tree:016x}, ")?;
+                write!(f, "and this program interface {ours}, tree {table:016x}")
+            }
+            Self::Taken => f.write_str("it serves another daemon"),
+            Self::Failed(e) => e.fmt(f),
+        }
     }
-    Ok(session)
+}
+
+impl std::error::Error for NoModule {}
+
+/// The kernel module, its tree ours to serve.
+pub struct Module {
+    session: Session,
+}
+
+impl Module {
+    /// From here on nobody else serves it, so what a node says of itself stays true.
+    pub fn claim() -> Result<Self, NoModule> {
+        let session =
+            Session::open_with(libc::O_NONBLOCK | libc::O_CLOEXEC).map_err(|e| match e.code {
+                libc::ENOENT | libc::ENXIO | libc::ENODEV => NoModule::NotLoaded,
+                _ => NoModule::Failed(e),
+            })?;
+        let version = session.version().map_err(NoModule::Failed)?;
+        if (version.abi, version.ctl_hash) != (abi::TCMI_ABI, ctable::hash()) {
+            return Err(NoModule::OtherVersion { abi: version.abi, tree: version.ctl_hash });
+        }
+        session.serve().map_err(|e| match e.code {
+            libc::EBUSY => NoModule::Taken,
+            _ => NoModule::Failed(e),
+        })?;
+        Ok(Self { session })
+    }
 }
 
 impl Served {
-    pub fn mount(dir: &Path, control: Arc<dyn Control>) -> io::Result<Self> {
-        let session = session()?;
-        session.serve().map_err(from_module)?;
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let wake = Arc::new(Wake {
-            event: EventFd::from_value_and_flags(0, flags)?,
-            stops: AtomicBool::new(false),
-            ended: Mutex::new(Vec::new()),
-        });
+    pub fn mount(dir: &Path, control: Arc<dyn Control>, module: Module) -> io::Result<Self> {
+        let wake = Arc::new(Wake::new()?);
         let mut tree = Tree {
-            session,
+            session: module.session,
             commands: Commands::new(control),
             wake: Arc::clone(&wake),
             made: HashMap::new(),
@@ -94,9 +159,11 @@ impl Served {
         Ok(Self { wake, thread: Some(thread) })
     }
 
-    /// What stands for the wildcards may be something else now.
-    pub fn changed(&self) {
-        self.wake.ring();
+    /// What stands for the wildcards may be something else now. When the function returns, the
+    /// tree shows it.
+    pub fn refresher(&self) -> impl Fn() + Send + Sync + 'static {
+        let wake = Arc::clone(&self.wake);
+        move || wake.refresh()
     }
 
     /// Whoever waits gets ENOTCONN.
@@ -137,7 +204,7 @@ impl Tree {
                 return;
             }
             if self.wake.event.read().is_ok() {
-                self.refresh();
+                self.refresh_asked();
                 self.answer_ended();
             }
             match self.session.read() {
@@ -160,6 +227,13 @@ impl Tree {
             })
             .filter_map(|place| Some(Made { owner: control.owner(&place)?, place }))
             .collect()
+    }
+
+    fn refresh_asked(&mut self) {
+        let asked = lock(&self.wake.refreshes).asked;
+        self.refresh();
+        lock(&self.wake.refreshes).made = asked;
+        self.wake.refreshed.notify_all();
     }
 
     /// Removes first: a name may come back as another thing.
@@ -260,6 +334,13 @@ impl Tree {
             wake.ring();
         });
         self.commands.run(command, writer, |_| ());
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        lock(&self.wake.refreshes).over = true;
+        self.wake.refreshed.notify_all();
     }
 }
 

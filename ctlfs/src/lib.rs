@@ -30,6 +30,8 @@ mod place;
 #[cfg(feature = "fuse")]
 pub use control::{Answer, Caller, Control, Owner, Reply};
 #[cfg(feature = "fuse")]
+pub use kernel::{Module, NoModule};
+#[cfg(feature = "fuse")]
 pub use mount::{Server, unmount_stale};
 #[cfg(feature = "fuse")]
 pub use place::{Capture, Place};

@@ -14,7 +14,7 @@ use tracing::warn;
 
 use crate::control::Control;
 use crate::fuse::Tree;
-use crate::kernel::Served;
+use crate::kernel::{Module, Served};
 
 /// Threads that take requests. More than one, so that a request that waits for the
 /// daemon's lock does not hold up the others.
@@ -54,18 +54,20 @@ impl Server {
         Ok(Self { mount_point, by: Some(By::Fuse(session)) })
     }
 
-    /// As [`Server::mount`], through the kernel module. Err(NotFound): it is not loaded.
-    pub fn mount_kernel(dir: &Path, control: Arc<dyn Control>) -> io::Result<Self> {
+    /// As [`Server::mount`], through the kernel module.
+    pub fn mount_kernel(dir: &Path, control: Arc<dyn Control>, module: Module) -> io::Result<Self> {
         let mount_point = dir.canonicalize()?;
-        let served = Served::mount(&mount_point, control)?;
+        let served = Served::mount(&mount_point, control, module)?;
         Ok(Self { mount_point, by: Some(By::Kernel(served)) })
     }
 
-    /// What stands for a wildcard may have changed. The daemon says so whenever a peer, a
-    /// listener or a process comes or goes, because the kernel keeps directories itself.
-    pub fn changed(&self) {
-        if let Some(By::Kernel(served)) = &self.by {
-            served.changed();
+    /// What the daemon calls whenever a peer, a listener or a process has come or gone, because
+    /// the kernel keeps directories itself. It asks `Control` what there is, on another thread,
+    /// and returns when the tree shows it.
+    pub fn refresher(&self) -> Box<dyn Fn() + Send + Sync> {
+        match &self.by {
+            Some(By::Kernel(served)) => Box::new(served.refresher()),
+            Some(By::Fuse(_)) | None => Box::new(|| ()),
         }
     }
 

@@ -27,6 +27,9 @@ pub struct Args {
     /// Root directory of guests; a private empty one if absent
     #[arg(long, value_name = "DIR")]
     pub pen_root: Option<PathBuf>,
+    /// Serve the control filesystem by FUSE even where the kernel module is loaded
+    #[arg(long)]
+    pub no_module: bool,
     /// Settings in TOML; flags override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -44,6 +47,7 @@ struct File {
     state: Option<PathBuf>,
     ctlfs: Option<PathBuf>,
     pen_root: Option<PathBuf>,
+    no_module: bool,
     listen: Vec<String>,
     trust: Vec<String>,
     connect: Vec<FileHome>,
@@ -69,6 +73,8 @@ pub struct Config {
     pub state: PathBuf,
     pub ctlfs: PathBuf,
     pub pen_root: Option<PathBuf>,
+    /// The kernel module is left alone.
+    pub no_module: bool,
     pub listen: Vec<Address>,
     pub trust: Vec<KeyText>,
     pub connect: Vec<Home>,
@@ -107,6 +113,7 @@ impl Config {
             state: args.state.or(file.state).unwrap_or_else(|| "/var/lib/tcmi".into()),
             ctlfs: args.ctlfs.or(file.ctlfs).unwrap_or_else(|| "/run/tcmi".into()),
             pen_root: args.pen_root.or(file.pen_root),
+            no_module: args.no_module || file.no_module,
             listen: values("listen", &file.listen)?,
             trust: values("trust", &file.trust)?,
             connect: file.connect.iter().map(home).collect::<Result<_, _>>()?,
@@ -168,6 +175,8 @@ mod tests {
         assert_eq!(config.name.as_str(), "home");
         assert_eq!(config.state, Path::new("/b"));
         assert_eq!(config.ctlfs, Path::new("/run/tcmi"));
+        assert!(!config.no_module);
+        assert!(load("name = 'x'", &["--no-module"]).unwrap().no_module);
     }
 
     #[test]
@@ -180,6 +189,7 @@ mod tests {
             .collect::<Vec<_>>()
             .join("\n");
         let config = load(&all_on, &[]).unwrap();
+        assert!(config.no_module);
         assert_eq!((config.listen.len(), config.trust.len(), config.connect.len()), (1, 1, 1));
     }
 

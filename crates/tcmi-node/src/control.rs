@@ -264,7 +264,7 @@ impl Node {
 
     fn stop_listening(&self, place: &Place) -> Result<(), MigrateError> {
         match place.capture {
-            Capture::Number(id) if self.peers.endpoint().stop_listening(id) => Ok(()),
+            Capture::Number(id) if self.peers.stop_listening(id) => Ok(()),
             _ => Err(gone(place)),
         }
     }

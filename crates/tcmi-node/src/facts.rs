@@ -19,14 +19,24 @@ pub fn version(checkpoint: u32) -> String {
     format!("tcmid {program}\nprotocol {PROTOCOL_VERSION}\ncheckpoint {checkpoint}\n")
 }
 
+/// What serves the control filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ctlfs {
+    Fuse,
+    Kernel,
+}
+
 /// One a line in `node/features`, and in the greeting of a link.
-pub fn features() -> io::Result<Vec<String>> {
+pub fn features(ctlfs: Ctlfs) -> io::Result<Vec<String>> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut features = vec![
         format!("arch={}", std::env::consts::ARCH),
         format!("kernel={}", release.trim()),
         "freezer=ptrace".to_owned(),
-        "ctlfs=fuse".to_owned(),
+        match ctlfs {
+            Ctlfs::Fuse => "ctlfs=fuse".to_owned(),
+            Ctlfs::Kernel => "ctlfs=kernel".to_owned(),
+        },
     ];
     features.extend(cpu_features(&fs::read_to_string("/proc/cpuinfo")?));
     Ok(features)
@@ -63,7 +73,7 @@ mod tests {
 
     #[test]
     fn this_machine_has_features_that_a_greeting_may_carry() {
-        let features = features().unwrap();
+        let features = features(Ctlfs::Kernel).unwrap();
         let hello = tcmi_kkc::Hello { name: "x".into(), features };
         assert_eq!(hello.check(), Ok(()));
         load().unwrap();

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
@@ -24,6 +24,7 @@ use tcmi_monitor::ipc::{self, StreamKeys, ToDaemon, ToMonitor};
 
 use crate::control::{Done, TaskView};
 use crate::task::Task;
+use crate::tree::Tree;
 
 /// Name under which this program is a monitor.
 pub const MONITOR: &str = "tcmi-monitor";
@@ -51,14 +52,14 @@ pub struct Guests {
     state: PathBuf,
     root: PathBuf,
     all: Mutex<HashMap<Key, Arc<Guest>>>,
-    changed: Condvar,
+    tree: Arc<Tree>,
 }
 
 impl Guests {
-    pub fn new(state: PathBuf, root: PathBuf) -> io::Result<Self> {
+    pub fn new(state: PathBuf, root: PathBuf, tree: Arc<Tree>) -> io::Result<Self> {
         std::fs::create_dir_all(state.join("cache"))?;
         std::fs::create_dir_all(&root)?;
-        Ok(Self { state, root, all: Mutex::default(), changed: Condvar::new() })
+        Ok(Self { state, root, all: Mutex::default(), tree })
     }
 
     /// Starts a monitor for what is offered, and answers.
@@ -100,7 +101,7 @@ impl Guests {
             tracing::warn!(pid = offer.pid, "a former guest of this pid is still ending");
         }
         answer(link, offer.migration, 0, "");
-        let text = attend(&guest, link);
+        let text = attend(&guest, link, &self.tree);
         tracing::info!(pid = offer.pid, text, "a guest is gone");
         finish(child);
         guest.task.to(State::Gone);
@@ -109,7 +110,7 @@ impl Guests {
             all.remove(&key);
         }
         drop(all);
-        self.changed.notify_all();
+        self.tree.changed();
         for done in guest.waiting.lock().drain(..) {
             done(Ok(()));
         }
@@ -205,7 +206,7 @@ fn finish(mut child: Child) {
 }
 
 /// Serves a monitor until it ends; returns what it said last.
-fn attend(guest: &Guest, link: &Link) -> String {
+fn attend(guest: &Guest, link: &Link, tree: &Tree) -> String {
     let task = &guest.task;
     loop {
         let message = match ipc::receive::<ToDaemon>(guest.socket.as_fd()) {
@@ -225,6 +226,8 @@ fn attend(guest: &Guest, link: &Link) -> String {
                     task.to(state);
                 }
                 task.moved(remote_pid, Times::default());
+                // Home hears that it runs after us: whoever emigrated it finds it here.
+                tree.changed();
                 if let Err(e) = ipc::send(guest.socket.as_fd(), &ToMonitor::Listed {}, &[]) {
                     return format!("its monitor ended: {e}");
                 }

@@ -12,4 +12,5 @@ pub mod peers;
 pub mod state_dir;
 mod task;
 pub mod tasks;
+pub mod tree;
 pub mod trusted;

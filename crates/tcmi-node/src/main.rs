@@ -16,15 +16,16 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use nix::sys::signal::{SigSet, Signal};
 use sd_notify::NotifyState;
 use tcmi_core::error::MigrateError;
-use tcmi_ctlfs::{Server, unmount_stale};
+use tcmi_ctlfs::{Module, NoModule, Server, unmount_stale};
 use tcmi_kkc::{Endpoint, Identity};
 use tcmi_node::config::{Args, Config, Home};
 use tcmi_node::control::{Node, Tasks};
-use tcmi_node::facts;
+use tcmi_node::facts::{self, Ctlfs};
 use tcmi_node::guests::MONITOR;
 use tcmi_node::peers::{Peers, peer_key};
 use tcmi_node::state_dir::StateDir;
 use tcmi_node::tasks::Engine;
+use tcmi_node::tree::Tree;
 use tcmi_node::trusted::Trusted;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
@@ -99,9 +100,14 @@ fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::load(args)?;
     let state = StateDir::lock(&config.state)?;
     let ctlfs = prepare_mount_point(&config)?;
-    let (peers, events) = start_links(&config, &state)?;
+    let module = claim_module(&config);
+    let ctlfs_by = if module.is_some() { Ctlfs::Kernel } else { Ctlfs::Fuse };
+    let features = facts::features(ctlfs_by)?;
+    let tree = Arc::new(Tree::default());
+    let (peers, events) = start_links(&config, &state, &features, &tree)?;
     let root = config.pen_root.clone().unwrap_or_else(|| config.state.join("root"));
-    let engine = Engine::new(state.path().to_owned(), root, facts::features()?, first_migration()?);
+    let (place, first) = (state.path().to_owned(), first_migration()?);
+    let engine = Engine::new(place, root, features.clone(), first, Arc::clone(&tree));
     let tasks: Arc<dyn Tasks> = Arc::new(engine.context("cannot start")?);
     let (follower, follows) = (Arc::clone(&peers), Arc::clone(&tasks));
     thread::Builder::new()
@@ -110,11 +116,16 @@ fn run(args: Args) -> anyhow::Result<()> {
     for address in &config.listen {
         peers.listen(address)?;
     }
-    let server = Server::mount(&ctlfs, Arc::new(node(&config, &peers, &tasks)?))
-        .with_context(|| format!("cannot mount {}", ctlfs.display()))?;
+    let node = Arc::new(node(&config, &features, &peers, &tasks));
+    let mounted = match module {
+        Some(module) => Server::mount_kernel(&ctlfs, node, module),
+        None => Server::mount(&ctlfs, node),
+    };
+    let server = mounted.with_context(|| format!("cannot mount {}", ctlfs.display()))?;
+    tree.mounted(server.refresher());
     // Dropped to end the threads that wait in between.
     let (running, ended) = bounded::<()>(0);
-    start_periodic(&config, &peers, &ended)?;
+    start_periodic(&config, &peers, &tree, &ended)?;
 
     announce(&config)?;
     let signal = ends.wait().context("cannot wait for signals")?;
@@ -149,35 +160,71 @@ fn prepare_mount_point(config: &Config) -> anyhow::Result<PathBuf> {
     Ok(dir.canonicalize()?)
 }
 
+/// None: FUSE is to serve the control filesystem.
+fn claim_module(config: &Config) -> Option<Module> {
+    if config.no_module {
+        info!("FUSE serves the control filesystem, as asked for");
+        return None;
+    }
+    match Module::claim() {
+        Ok(module) => {
+            info!("the kernel module serves the control filesystem");
+            Some(module)
+        }
+        Err(why @ (NoModule::NotLoaded | NoModule::Taken)) => {
+            info!("FUSE serves the control filesystem; the kernel module does not: {why}");
+            None
+        }
+        Err(why @ (NoModule::OtherVersion { .. } | NoModule::Failed(_))) => {
+            warn!("FUSE serves the control filesystem; the kernel module cannot: {why}");
+            None
+        }
+    }
+}
+
 type LinkEvents = Receiver<tcmi_kkc::LinkEvent>;
 
-fn start_links(config: &Config, state: &StateDir) -> anyhow::Result<(Arc<Peers>, LinkEvents)> {
+fn start_links(
+    config: &Config,
+    state: &StateDir,
+    features: &[String],
+    tree: &Arc<Tree>,
+) -> anyhow::Result<(Arc<Peers>, LinkEvents)> {
     let identity = Identity::load_or_create(state.path())?;
     let trusted = Trusted::load(state.path())?;
     let more = config.trust.iter().map(peer_key).collect::<Result<Vec<_>, _>>()?;
     let (sender, events) = bounded(LINK_EVENTS_MAX);
-    let endpoint = Endpoint::new(identity, config.name.as_str(), facts::features()?, sender)?;
-    Ok((Arc::new(Peers::new(endpoint, trusted, &more)), events))
+    let endpoint = Endpoint::new(identity, config.name.as_str(), features.to_vec(), sender)?;
+    Ok((Arc::new(Peers::new(endpoint, trusted, &more, Arc::clone(tree))), events))
 }
 
-fn node(config: &Config, peers: &Arc<Peers>, tasks: &Arc<dyn Tasks>) -> anyhow::Result<Node> {
-    Ok(Node {
+fn node(config: &Config, features: &[String], peers: &Arc<Peers>, tasks: &Arc<dyn Tasks>) -> Node {
+    Node {
         name: format!("{}\n", config.name),
         version: facts::version(tcmi_ckpt::image::VERSION),
-        features: facts::features()?.iter().map(|feature| format!("{feature}\n")).collect(),
+        features: features.iter().map(|feature| format!("{feature}\n")).collect(),
         peers: Arc::clone(peers),
         tasks: Arc::clone(tasks),
-    })
+    }
 }
 
 /// What goes on until `ended` says otherwise: reporting our load, and keeping the links
 /// of the configuration.
-fn start_periodic(config: &Config, peers: &Arc<Peers>, ended: &Receiver<()>) -> anyhow::Result<()> {
-    let (reporter, end) = (Arc::clone(peers), ended.clone());
+fn start_periodic(
+    config: &Config,
+    peers: &Arc<Peers>,
+    tree: &Arc<Tree>,
+    ended: &Receiver<()>,
+) -> anyhow::Result<()> {
+    let (reporter, tree, end) = (Arc::clone(peers), Arc::clone(tree), ended.clone());
     thread::Builder::new().name("load".to_owned()).spawn(move || {
-        repeat(&end, LOAD_INTERVAL, || match facts::load() {
-            Ok(load) => reporter.endpoint().set_load(load),
-            Err(error) => warn!("cannot read the load: {error}"),
+        repeat(&end, LOAD_INTERVAL, || {
+            match facts::load() {
+                Ok(load) => reporter.endpoint().set_load(load),
+                Err(error) => warn!("cannot read the load: {error}"),
+            }
+            // What is left of a failed move goes with its process, whose end nobody tells us.
+            tree.changed();
         });
     })?;
     for home in config.connect.clone() {

@@ -18,6 +18,7 @@ use tcmi_kkc::{
 use tracing::{info, warn};
 
 use crate::control::Tasks;
+use crate::tree::Tree;
 use crate::trusted::{Trusted, TrustedError};
 
 /// A peer whose own name cannot be a file here.
@@ -37,15 +38,16 @@ pub struct Peers {
     endpoint: Endpoint,
     connected: Mutex<BTreeMap<LinkId, Peer>>,
     trusted: Mutex<Trusted>,
+    tree: Arc<Tree>,
 }
 
 impl Peers {
     /// `more` is trusted besides what is kept, and kept from the next change on.
-    pub fn new(endpoint: Endpoint, trusted: Trusted, more: &[PeerKey]) -> Self {
+    pub fn new(endpoint: Endpoint, trusted: Trusted, more: &[PeerKey], tree: Arc<Tree>) -> Self {
         for key in trusted.keys().iter().chain(more) {
             endpoint.trust(*key);
         }
-        Self { endpoint, connected: Mutex::default(), trusted: Mutex::new(trusted) }
+        Self { endpoint, connected: Mutex::default(), trusted: Mutex::new(trusted), tree }
     }
 
     pub fn endpoint(&self) -> &Endpoint {
@@ -108,7 +110,15 @@ impl Peers {
         let listening = self.endpoint.listen(&address.to_string());
         let listener = listening.map_err(|error| listen_error(address, error))?;
         info!("listening on tcp:{}", listener.sockname);
+        self.tree.changed();
         Ok(())
+    }
+
+    /// False: there is no such listener.
+    pub fn stop_listening(&self, listener: u64) -> bool {
+        let stopped = self.endpoint.stop_listening(listener);
+        self.tree.changed();
+        stopped
     }
 
     /// Ok: connected, and the peer said who it is.
@@ -164,6 +174,7 @@ impl Peers {
                 LinkEvent::Message { link, message } => tasks.message(link, message),
                 LinkEvent::Down { link, reason } => {
                     self.connected.lock().remove(&link);
+                    self.tree.changed();
                     tasks.link_down(link, &reason.to_string());
                 }
             }
@@ -191,6 +202,8 @@ impl Peers {
             warn!("node {} ({key}) is called {name} here", link.peer_name());
         }
         connected.insert(link.id(), Peer { name, key, role, leaving: false });
+        drop(connected);
+        self.tree.changed();
     }
 }
 

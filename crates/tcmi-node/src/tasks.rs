@@ -22,6 +22,7 @@ use crate::explain::{self, examine};
 use crate::guests::{EVACUATION, Guests, Offer};
 use crate::keeper;
 use crate::task::{Order, Task};
+use crate::tree::Tree;
 
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(PHASE_TIMEOUT_MS);
@@ -37,6 +38,7 @@ struct Shared {
     next_migration: AtomicU64,
     doorbell: Doorbell,
     ending: AtomicBool,
+    tree: Arc<Tree>,
 }
 
 /// The engine of a node, in both roles.
@@ -53,7 +55,9 @@ impl Engine {
         root: PathBuf,
         features: Vec<String>,
         first_migration: u64,
+        tree: Arc<Tree>,
     ) -> std::io::Result<Self> {
+        let guests = Arc::new(Guests::new(state, root, Arc::clone(&tree))?);
         let shared = Shared {
             home: Mutex::default(),
             links: Mutex::default(),
@@ -61,8 +65,8 @@ impl Engine {
             next_migration: AtomicU64::new(first_migration),
             doorbell: Doorbell::start()?,
             ending: AtomicBool::new(false),
+            tree,
         };
-        let guests = Arc::new(Guests::new(state, root)?);
         Ok(Self { shared: Arc::new(shared), guests, features })
     }
 
@@ -88,6 +92,8 @@ impl Engine {
         let task = Arc::new(task);
         self.shared.doorbell.add(&task.bell);
         home.insert(pid, Arc::clone(&task));
+        drop(home);
+        self.shared.tree.changed();
         Ok(task)
     }
 
@@ -114,6 +120,8 @@ impl Shared {
         if forget && home.get(&task.pid).is_some_and(|t| Arc::ptr_eq(t, task)) {
             home.remove(&task.pid);
         }
+        drop(home);
+        self.tree.changed();
     }
 
     fn offer(&self, task: &Task, link: &Link) -> Result<tcmi_kkc::Stream, MigrateError> {
@@ -169,6 +177,7 @@ impl Tasks for Engine {
         });
         if let Err(source) = started {
             self.shared.home.lock().remove(&pid);
+            self.shared.tree.changed();
             if let Some(reply) = reply.lock().take() {
                 reply(Err(MigrateError::Local { doing: "start a move".to_owned(), source }));
             }

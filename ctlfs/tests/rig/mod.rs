@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use tcmi_core::command::{Command, NodeName, Pid};
 use tcmi_core::error::Errno;
 use tcmi_ctlfs::tree::{Entry, Item, Wildcard};
-use tcmi_ctlfs::{Answer, Caller, Capture, Control, Owner, Place, Reply, Server};
+use tcmi_ctlfs::{Answer, Caller, Capture, Control, Module, Owner, Place, Reply, Server};
 
 /// Owner of the one process in the tree.
 pub const USER: Owner = Owner { uid: 65534, gid: 65534 };
@@ -109,7 +109,10 @@ fn desk() -> NodeName {
 /// By FUSE, or through the kernel module where `TCMI_CTLFS_KERNEL` is set.
 pub fn mount(dir: &Path, control: Arc<Pretender>) -> std::io::Result<Server> {
     match std::env::var_os("TCMI_CTLFS_KERNEL") {
-        Some(_) => Server::mount_kernel(dir, control),
+        Some(_) => {
+            let module = Module::claim().map_err(std::io::Error::other)?;
+            Server::mount_kernel(dir, control, module)
+        }
         None => Server::mount(dir, control),
     }
 }

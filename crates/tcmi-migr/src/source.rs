@@ -190,7 +190,7 @@ fn of_its_end(pid: i32, e: Error) -> Error {
 /// Also while it ends: a dying process gives its memory up before it is a zombie, and what we
 /// miss then is missing for no other reason.
 fn has_ended(pid: i32) -> bool {
-    tcmi_sys::proc::status(pid).map_or(true, |s| matches!(s.state, 'Z' | 'X') || s.kernel_thread)
+    tcmi_sys::proc::status(pid).map_or(true, |s| matches!(s.state, 'Z' | 'X') || !s.has_memory)
 }
 
 fn move_out(

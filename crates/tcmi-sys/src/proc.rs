@@ -52,6 +52,8 @@ pub struct Status {
     pub gid: [u32; 4],
     pub threads: u32,
     pub kernel_thread: bool,
+    /// It has an address space: neither a kernel thread nor on its way to be a zombie.
+    pub has_memory: bool,
     pub seccomp: u32,
     /// PR_SET_THP_DISABLE was not used.
     pub huge_pages: bool,
@@ -99,7 +101,7 @@ fn parse_status(text: &str) -> Option<Status> {
             "SigIgn" => s.sig_ignored = hex()?,
             "SigCgt" => s.sig_caught = hex()?,
             // Kernel threads and zombies have no memory lines.
-            "VmSize" => s.kernel_thread = false,
+            "VmSize" => (s.kernel_thread, s.has_memory) = (false, true),
             "VmRSS" => s.rss = kib()?,
             "VmHWM" => s.peak_rss = kib()?,
             "Kthread" => s.kernel_thread = v == "1",

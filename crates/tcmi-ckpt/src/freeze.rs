@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 use tcmi_core::limits::FREEZE_RESCAN_ATTEMPTS_MAX;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, UserRegs, Waited};
 use tcmi_sys::{proc, signal};
@@ -69,6 +70,10 @@ pub struct Frozen {
     pub group_stop: Option<i32>,
 }
 
+/// Longest that another OS thread of ours is let trace a thread that is to be held.
+const TRACED_MAX: Duration = Duration::from_millis(200);
+const TRACED_STEP: Duration = Duration::from_millis(1);
+
 /// Seizes the threads of `pid` that are not known yet.
 pub fn seize_new(pid: i32, known: impl Fn(i32) -> bool) -> Result<Vec<Running>> {
     let mut new = Vec::new();
@@ -76,14 +81,26 @@ pub fn seize_new(pid: i32, known: impl Fn(i32) -> bool) -> Result<Vec<Running>> 
         if known(tid) {
             continue;
         }
+        new.extend(seize(pid, tid)?);
+    }
+    Ok(new)
+}
+
+/// None: it has ended, or is about to.
+fn seize(pid: i32, tid: i32) -> Result<Option<Running>> {
+    let until = Instant::now() + TRACED_MAX;
+    loop {
         match Running::seize(tid, libc::PTRACE_O_TRACESYSGOOD) {
-            Ok(t) => new.push(t),
+            Ok(t) => return Ok(Some(t)),
             // It ended since the listing; the kernel also says EPERM for one that is exiting.
-            Err(e) if e.is_gone() || is_exiting(pid, tid) => {}
+            Err(e) if e.is_gone() || is_exiting(pid, tid) => return Ok(None),
+            // A call worker traces a guest's thread for the moment of an answer.
+            Err(e) if e.code == libc::EPERM && Instant::now() < until => {
+                std::thread::sleep(TRACED_STEP);
+            }
             Err(e) => return Err(e.into()),
         }
     }
-    Ok(new)
 }
 
 fn is_exiting(pid: i32, tid: i32) -> bool {

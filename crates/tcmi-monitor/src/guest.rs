@@ -184,6 +184,8 @@ struct Life {
     keeper: bool,
     /// The owner of this node wants the guest to leave, and home is not told yet.
     unwanted: bool,
+    /// A return was tried.
+    was_held: bool,
     /// What home was told last.
     told: String,
     /// What the filter's memory of home's threads says: tid here, tid at home.
@@ -254,6 +256,7 @@ impl Life {
             r,
             keeper: true,
             unwanted,
+            was_held: false,
             told: String::new(),
             names,
             signalled,
@@ -313,8 +316,7 @@ impl Life {
                     self.ask_home(daemon);
                 }
                 Next::LookDue => {
-                    // A guest killed while held: its end shows after those of its threads.
-                    ptrace::take_ends()?;
+                    self.take_ends()?;
                     self.poke();
                     self.report(daemon);
                 }
@@ -333,6 +335,18 @@ impl Life {
                     }
                 }
             }
+        }
+    }
+
+    /// A guest killed while it was held: its end shows after those of its threads, which are ours.
+    fn take_ends(&self) -> Result<()> {
+        if !self.was_held {
+            return Ok(());
+        }
+        match tcmi_sys::proc::tids(self.guest.host_pid) {
+            Ok(tids) => Ok(ptrace::take_ends(&tids)?),
+            // It is gone, as its pidfd says.
+            Err(_) => Ok(()),
         }
     }
 
@@ -537,6 +551,7 @@ impl Life {
     fn freeze(&mut self) -> Result<Frozen> {
         let host = self.guest.host_pid;
         let steward = self.guest.steward;
+        self.was_held = true;
         let held = seize_new(host, |t| t == steward)?;
         // Told before home takes calls back: a cancelled call's restart code is acted upon only
         // by a thread that is on its way to a stop.

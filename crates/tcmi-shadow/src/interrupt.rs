@@ -62,12 +62,29 @@ fn ptrace(request: libc::c_uint, tid: i32, data: usize) -> io::Result<()> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// PTRACE_SEIZE and INTERRUPT. False: someone traces it already, which is the freezer, and
+/// A thread that we trace, and let go whatever happens: one that stays stopped would never be
+/// looked at again.
+struct Traced(i32);
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        // ESRCH: it has been let go, or has ended.
+        if let Err(error) = ptrace(libc::PTRACE_DETACH, self.0, 0) {
+            tracing::trace!(tid = self.0, %error, "nothing to let go");
+        }
+    }
+}
+
+/// PTRACE_SEIZE and INTERRUPT. None: someone traces it already, which is the freezer, and
 /// its own PTRACE_INTERRUPT tells the thread too.
-fn seize(tid: i32, options: i32) -> io::Result<bool> {
+fn seize(tid: i32, options: i32) -> io::Result<Option<Traced>> {
     match ptrace(libc::PTRACE_SEIZE, tid, options as usize) {
-        Ok(()) => ptrace(libc::PTRACE_INTERRUPT, tid, 0).map(|()| true),
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(false),
+        Ok(()) => {
+            let traced = Traced(tid);
+            ptrace(libc::PTRACE_INTERRUPT, tid, 0)?;
+            Ok(Some(traced))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -81,7 +98,7 @@ pub(crate) fn answer_told(
 ) -> io::Result<()> {
     let seized = seize(tid, 0)?;
     let answered = listener.answer(id, answer);
-    if seized {
+    if seized.is_some() {
         let status = stop(tid)?;
         detach(tid, status)?;
     }
@@ -101,7 +118,7 @@ pub(crate) fn answer_under_mask(
     let tid = notif.tid;
     let seized = seize(tid, libc::PTRACE_O_TRACESYSGOOD)?;
     let answered = listener.answer(notif.id, Answer::Error(libc::EINTR));
-    if !seized {
+    if seized.is_none() {
         return answered;
     }
     let status = stop(tid)?;

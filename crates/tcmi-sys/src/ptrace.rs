@@ -278,10 +278,10 @@ pub fn wait_for_end(tid: pid_t) -> Result<c_int> {
     }
 }
 
-/// Takes what ends the threads have to tell that the calling OS thread traces, for whoever waits
-/// for one: until then the end of their group's leader shows nowhere.
-pub fn take_ends() -> Result<()> {
-    news::take_ends()
+/// Takes what ends these threads have to tell, as far as the calling OS thread traces them, for
+/// whoever waits for one: until then the end of their group's leader shows nowhere.
+pub fn take_ends(tids: &[pid_t]) -> Result<()> {
+    news::take_ends(tids)
 }
 
 /// get_robust_list(2) of a thread, from outside: (head, length).

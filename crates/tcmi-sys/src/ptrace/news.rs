@@ -72,28 +72,29 @@ pub(super) fn try_wait_any() -> Result<Option<(pid_t, c_int)>> {
     }
 }
 
-/// Leaves stops alone: they may be for another OS thread of ours that traces a child of this one.
-pub(super) fn take_ends() -> Result<()> {
+/// Takes the ends of `tids` that the kernel tells this OS thread, and leaves stops alone: they may
+/// be for another OS thread of ours that traces a child of this one. To be asked for each by
+/// itself: who asks for any is shown the stops of such children, too, whatever it asks for.
+pub(super) fn take_ends(tids: &[pid_t]) -> Result<()> {
+    const ENDS: [c_int; 3] = [libc::CLD_EXITED, libc::CLD_KILLED, libc::CLD_DUMPED];
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL | libc::__WNOTHREAD;
-    loop {
+    for &tid in tids {
         // SAFETY: plain integers.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         // SAFETY: `info` is a live siginfo_t.
-        if unsafe { libc::waitid(libc::P_ALL, 0, &mut info, flags) } < 0 {
+        if unsafe { libc::waitid(libc::P_PID, tid as libc::id_t, &mut info, flags) } < 0 {
             let e = Errno::last("waitid");
-            return if e.code == libc::ECHILD { Ok(()) } else { Err(e) };
+            // Not this OS thread's.
+            if e.code == libc::ECHILD {
+                continue;
+            }
+            return Err(e);
         }
-        // SAFETY: waitid fills in the child, or leaves the zero.
-        let tid = unsafe { info.si_pid() };
-        if tid == 0 {
-            return Ok(());
-        }
-        match ask(tid, libc::WNOHANG) {
-            Ok(Some(one)) => KEPT.with_borrow_mut(|kept| kept.push_back(one)),
-            Ok(None) => return Ok(()),
-            // Another OS thread of ours traced it and was faster.
-            Err(e) if e.code == libc::ECHILD => {}
-            Err(e) => return Err(e),
+        if ENDS.contains(&info.si_code)
+            && let Some(one) = ask(tid, libc::WNOHANG | libc::__WNOTHREAD)?
+        {
+            KEPT.with_borrow_mut(|kept| kept.push_back(one));
         }
     }
+    Ok(())
 }

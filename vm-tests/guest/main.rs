@@ -46,6 +46,9 @@ fn bring_up_and_run() -> Result<Never> {
     system::mount_all().context("mounts")?;
     let words = CommandLine::read()?;
     system::load_modules().context("modules")?;
+    if words.has_module() {
+        system::load_module(system::TCMI_MODULE)?;
+    }
     system::network(words.role).context("network")?;
     if words.case == "shell" {
         system::shell()?;
@@ -61,7 +64,9 @@ fn run_case() -> Result<()> {
     nix::unistd::setsid()?;
     let words = CommandLine::read()?;
     let port = port::Port::open()?;
-    let outcome = body::run(&words, &port).and_then(|()| system::kernel_is_content());
+    let outcome = body::run(&words, &port)
+        .and_then(|()| if words.has_module() { system::unload_module() } else { Ok(()) })
+        .and_then(|()| system::kernel_is_content());
     let verdict = match &outcome {
         Ok(()) => Said::Passed(words.token),
         Err(error) => Said::Failed(format!("{error:#}")),

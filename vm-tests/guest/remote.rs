@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use tcmi_tests::{Launch, Node, Root, wait_until};
 use tcmi_vm_tests::wire::DESK_ADDRESS;
 
+use crate::system::{self, CommandLine};
+
 const PORT: u16 = 7000;
 const REACH_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -92,7 +94,10 @@ fn obey(node: &mut Option<Node>, order: Order) -> Result<String> {
     }
     if let Order::Stop = order {
         node.take().context("started")?.stop()?;
-        return crate::system::kernel_is_content().map(|()| String::new());
+        if CommandLine::read()?.has_module() {
+            system::unload_module()?;
+        }
+        return system::kernel_is_content().map(|()| String::new());
     }
     let node = node.as_ref().context("started")?;
     match order {

@@ -4,14 +4,18 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{Pid, chdir, chroot, sync};
+use tcmi_tests::wait_until;
 use tcmi_vm_tests::wire::{DESK_ADDRESS, HOME_ADDRESS, MODULE_ORDER, MODULES, Role, VICTIMS};
 
+pub const TCMI_MODULE: &str = "/lib/modules/tcmi.ko";
+const UNLOAD_TIMEOUT: Duration = Duration::from_secs(20);
 const BUSYBOX: &str = "/bin/busybox";
 
 /// What the host wrote on the kernel's command line.
@@ -19,6 +23,8 @@ pub struct CommandLine {
     pub role: Role,
     pub case: String,
     pub token: String,
+    pub home_module: bool,
+    pub desk_module: bool,
 }
 
 impl CommandLine {
@@ -32,7 +38,17 @@ impl CommandLine {
             role: word("tcmi.role")?.parse()?,
             case: word("tcmi.case")?,
             token: word("tcmi.token")?,
+            home_module: word("tcmi.home-module")?.parse()?,
+            desk_module: word("tcmi.desk-module")?.parse()?,
         })
+    }
+
+    /// On this machine.
+    pub fn has_module(&self) -> bool {
+        match self.role {
+            Role::Home => self.home_module,
+            Role::Desk => self.desk_module,
+        }
     }
 }
 
@@ -86,13 +102,29 @@ pub fn mount_all() -> Result<()> {
 
 pub fn load_modules() -> Result<()> {
     for name in fs::read_to_string(format!("{MODULES}/{MODULE_ORDER}"))?.lines() {
-        let module = File::open(format!("{MODULES}/{name}")).context(name.to_owned())?;
-        // SAFETY: an open descriptor and a C string.
-        let done =
-            unsafe { libc::syscall(libc::SYS_finit_module, module.as_raw_fd(), c"".as_ptr(), 0) };
-        ensure!(done == 0, "{name}: {}", std::io::Error::last_os_error());
+        load_module(&format!("{MODULES}/{name}"))?;
     }
     Ok(())
+}
+
+pub fn load_module(path: &str) -> Result<()> {
+    let module = File::open(path).context(path.to_owned())?;
+    // SAFETY: an open descriptor and a C string.
+    let done =
+        unsafe { libc::syscall(libc::SYS_finit_module, module.as_raw_fd(), c"".as_ptr(), 0) };
+    ensure!(done == 0, "{path}: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// The module of the project goes when nothing is frozen: threads that were thawed may be about
+/// to leave it.
+pub fn unload_module() -> Result<()> {
+    wait_until("the module is unloaded", UNLOAD_TIMEOUT, || {
+        // SAFETY: a C string.
+        let done =
+            unsafe { libc::syscall(libc::SYS_delete_module, c"tcmi".as_ptr(), libc::O_NONBLOCK) };
+        Ok((done == 0).then_some(()))
+    })
 }
 
 fn busybox(arguments: &[&str]) -> Result<()> {

@@ -15,15 +15,31 @@ pub enum Machines {
     Mixed,
 }
 
+/// Which machine loads the kernel module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loads {
+    pub home: bool,
+    pub desk: bool,
+}
+
+const NONE: Loads = Loads { home: false, desk: false };
+const BOTH: Loads = Loads { home: true, desk: true };
+
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     pub name: &'static str,
     pub machines: Machines,
+    /// One run with each.
+    pub loads: &'static [Loads],
     pub timeout: Duration,
 }
 
 const fn case(name: &'static str, machines: Machines, seconds: u64) -> Case {
-    Case { name, machines, timeout: Duration::from_secs(seconds) }
+    Case { name, machines, loads: &[NONE], timeout: Duration::from_secs(seconds) }
+}
+
+const fn with_module(case: Case, loads: &'static [Loads]) -> Case {
+    Case { loads, ..case }
 }
 
 /// The longest first, so that none is left over at the end.
@@ -34,6 +50,15 @@ pub const CASES: &[Case] = &[
     case("link-cut", Machines::Alike, 240),
     case("emigrate", Machines::Mixed, 240),
     case("threads", Machines::Mixed, 240),
+    with_module(case("module-pair", Machines::Alike, 300), &[BOTH]),
+    with_module(
+        case("module-one-sided", Machines::Alike, 300),
+        &[Loads { home: true, desk: false }, Loads { home: false, desk: true }],
+    ),
+    with_module(case("module-freezers", Machines::One, 240), &[BOTH]),
+    with_module(case("module-ctlfs", Machines::One, 240), &[BOTH]),
+    // It loads the module itself.
+    case("module-load", Machines::One, 240),
     case("boot", Machines::One, 120),
 ];
 

@@ -12,10 +12,18 @@ use crate::wire::{MODULE_ORDER, MODULES, VICTIMS};
 
 /// Loaded by PID 1 in this order, with what they need.
 const NEEDED: &[&str] = &["virtio_pci", "virtio_net", "fuse", "tls", "virtio_rng"];
+/// Loaded on demand.
+const TCMI_MODULE: &str = "lib/modules/tcmi.ko";
+/// Into `bin`.
+const PROGRAMS: &[&str] = &["tcmid", "tcmi"];
+/// Tests that were built to run in a machine, into `tests`.
+const TESTS: &[&str] =
+    &["kmod-load", "kmod-freezer", "kmod-ctlfs", "freezers", "ctlfs-server", "ctlfs-conformance"];
 
 const DIRECTORY: u32 = 0o040755;
 const PROGRAM: u32 = 0o100755;
 const PLAIN: u32 = 0o100644;
+const LINK: u32 = 0o120777;
 
 /// A cpio archive in the form that the kernel unpacks ("newc").
 #[derive(Default)]
@@ -64,7 +72,13 @@ impl Archive {
 }
 
 /// Writes the archive for one kernel to `out`. `programs` is where cargo put ours.
-pub fn build(kernel: &Kernel, programs: &Path, victims: &Path, out: &Path) -> Result<()> {
+pub fn build(
+    kernel: &Kernel,
+    module: &Path,
+    programs: &Path,
+    victims: &Path,
+    out: &Path,
+) -> Result<()> {
     let mut archive = Archive::default();
     for directory in ["proc", "sys", "dev", "tmp", "run", "mnt", "usr", "usr/lib"] {
         archive.put(directory, DIRECTORY, &[]);
@@ -77,8 +91,12 @@ pub fn build(kernel: &Kernel, programs: &Path, victims: &Path, out: &Path) -> Re
     );
     archive.put("bin/busybox", PROGRAM, &fs::read("/bin/busybox")?);
     archive.put("init", PROGRAM, &stripped(&programs.join("tcmi-vm-guest"))?);
-    for program in ["tcmid", "tcmi"] {
-        archive.put(&format!("bin/{program}"), PROGRAM, &stripped(&programs.join(program))?);
+    archive.put("bin/sh", LINK, b"busybox");
+    for (directory, names) in [("bin", PROGRAMS), ("tests", TESTS)] {
+        for name in names {
+            let program = stripped(&programs.join(name))?;
+            archive.put(&format!("{directory}/{name}"), PROGRAM, &program);
+        }
     }
     put_victims(&mut archive, victims)?;
     let mut order = String::new();
@@ -89,6 +107,7 @@ pub fn build(kernel: &Kernel, programs: &Path, victims: &Path, out: &Path) -> Re
         order += &format!("{name}\n");
     }
     archive.put(&format!("{MODULES}/{MODULE_ORDER}"), PLAIN, order.as_bytes());
+    archive.put(TCMI_MODULE, PLAIN, &stripped_of_debug(module)?);
     Ok(fs::write(out, archive.finish())?)
 }
 
@@ -123,9 +142,18 @@ fn libraries_of(program: &Path) -> Result<Vec<String>> {
 }
 
 fn stripped(program: &Path) -> Result<Vec<u8>> {
+    strip(program, "--strip-all")
+}
+
+/// A module is linked when it is loaded, by its symbols.
+fn stripped_of_debug(module: &Path) -> Result<Vec<u8>> {
+    strip(module, "--strip-debug")
+}
+
+fn strip(program: &Path, what: &str) -> Result<Vec<u8>> {
     let copy = tcmi_tests::Scratch::new("strip")?;
     let to = copy.join("program");
-    let status = Command::new("strip").arg("-o").arg(&to).arg(program).status()?;
+    let status = Command::new("strip").arg(what).arg("-o").arg(&to).arg(program).status()?;
     ensure!(status.success(), "strip {}: {status}", program.display());
     Ok(fs::read(to)?)
 }

@@ -44,6 +44,10 @@ impl Kernel {
         Ok(Self { release, root, elf })
     }
 
+    pub fn headers(&self) -> PathBuf {
+        self.root.join(format!("usr/src/linux-headers-{}", self.release))
+    }
+
     /// Paths of the modules to load for these, in this order.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
         let mut paths: Vec<PathBuf> = Vec::new();

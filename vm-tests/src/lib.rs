@@ -5,6 +5,7 @@ pub mod cases;
 mod initramfs;
 mod kernels;
 mod machine;
+mod module;
 mod packages;
 mod suite;
 pub mod wire;

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tcmi_tests::Scratch;
 
-use crate::cases::{CASES, Case, SERIES};
+use crate::cases::{CASES, Case, Loads, SERIES};
 use crate::initramfs;
 use crate::kernels::{self, Kernel};
 use crate::machine::{Machine, Plan, qemu};
+use crate::module;
 use crate::packages;
 use crate::wire::{DONE, Order, Role, Said};
 
@@ -46,21 +47,33 @@ struct Run {
     case: &'static Case,
     home: &'static str,
     desk: Option<&'static str>,
+    loads: Loads,
 }
 
 impl Run {
     fn name(&self) -> String {
+        let home = marked(self.home, self.loads.home);
         match self.desk {
-            None => format!("{} ({})", self.case.name, self.home),
-            Some(desk) => format!("{} ({} -> {desk})", self.case.name, self.home),
+            None => format!("{} ({home})", self.case.name),
+            Some(desk) => {
+                format!("{} ({home} -> {})", self.case.name, marked(desk, self.loads.desk))
+            }
         }
     }
     /// A machine's console is kept under this name.
     fn log_name(&self, role: Role, boot: u32) -> String {
-        let kernels =
-            self.desk.map_or(self.home.to_owned(), |desk| format!("{}-{desk}", self.home));
+        let home = marked(self.home, self.loads.home);
+        let kernels = match self.desk {
+            None => home,
+            Some(desk) => format!("{home}-{}", marked(desk, self.loads.desk)),
+        };
         format!("{}-{kernels}-{role}-{boot}.log", self.case.name)
     }
+}
+
+/// A kernel's series, and whether the module is in it.
+fn marked(series: &str, module: bool) -> String {
+    format!("{series}{}", if module { "+module" } else { "" })
 }
 
 fn chosen(options: &Options) -> Result<Vec<Run>> {
@@ -70,7 +83,7 @@ fn chosen(options: &Options) -> Result<Vec<Run>> {
     for case in CASES.iter().filter(named) {
         for (home, desk) in case.kernels() {
             if wanted(home) && desk.is_none_or(wanted) {
-                runs.push(Run { case, home, desk });
+                runs.extend(case.loads.iter().map(|&loads| Run { case, home, desk, loads }));
             }
         }
     }
@@ -86,7 +99,9 @@ fn prepare(options: &Options) -> Result<Bench> {
     for series in SERIES {
         let kernel = Kernel::fetch(series, &directory)?;
         let root = options.directory.join(format!("initramfs-{series}"));
-        initramfs::build(&kernel, &options.programs, &tcmi_tests::victim::directory(), &root)
+        let module = module::build(&kernel, &options.directory.join(format!("module-{series}")))?;
+        let programs = &options.programs;
+        initramfs::build(&kernel, &module, programs, &tcmi_tests::victim::directory(), &root)
             .with_context(|| format!("initramfs for {}", kernel.release))?;
         all.insert(series, (kernel, root));
     }
@@ -166,12 +181,16 @@ impl<'a> Stage<'a> {
         let found = self.bench.kernels.get(series);
         let (kernel, initramfs) = found.context("a kernel that was fetched")?;
         let (case, token) = (self.run.case.name, &self.token);
+        let Loads { home, desk } = self.run.loads;
         self.boots += 1;
         let plan = Plan {
             kernel,
             initramfs,
             role,
-            words: format!("tcmi.role={role} tcmi.case={case} tcmi.token={token}"),
+            words: format!(
+                "tcmi.role={role} tcmi.case={case} tcmi.token={token} \
+                 tcmi.home-module={home} tcmi.desk-module={desk}"
+            ),
             sockets: self.sockets.path(),
             console: self.bench.logs.join(self.run.log_name(role, self.boots)),
             networked: self.run.desk.is_some(),
@@ -271,7 +290,9 @@ pub fn shell(options: &Options) -> Result<()> {
         kernel,
         initramfs,
         role: Role::Home,
-        words: "tcmi.role=home tcmi.case=shell tcmi.token=0".into(),
+        words: "tcmi.role=home tcmi.case=shell tcmi.token=0 \
+                tcmi.home-module=true tcmi.desk-module=false"
+            .into(),
         sockets: Path::new("/"),
         console: PathBuf::new(),
         networked: false,

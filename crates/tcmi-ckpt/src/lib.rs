@@ -9,6 +9,7 @@ pub mod blob;
 pub mod capture;
 pub mod error;
 pub mod freeze;
+pub mod freezer;
 pub mod image;
 pub mod layout;
 pub mod rebuild;

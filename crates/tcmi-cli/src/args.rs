@@ -46,6 +46,8 @@ pub enum Verb {
     Explain { pid: Pid, node: Option<NodeRef> },
     /// Print this node's public key, which a peer has to trust
     Key,
+    /// Tell what this machine has of what tcmi needs, and what would make it better
+    Doctor,
 }
 
 pub fn definition() -> clap::Command {

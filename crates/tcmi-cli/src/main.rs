@@ -5,18 +5,17 @@ use clap::Parser;
 use tcmi_cli::args::{Args, Verb};
 use tcmi_cli::failure::{Failure, in_words};
 use tcmi_cli::node::Node;
-use tcmi_cli::{moves, show};
+use tcmi_cli::{doctor, moves, show};
 use tcmi_core::command::NodeRef;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Verb::Doctor = args.verb {
+        let report = doctor::examine(&args.ctlfs);
+        return print(&report.text(args.json), ExitCode::from(report.exit_status()));
+    }
     match run(&args) {
-        Ok(text) => match writeln!(std::io::stdout(), "{text}") {
-            Ok(()) => ExitCode::SUCCESS,
-            // A reader that has seen enough, as `head` has.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        },
+        Ok(text) => print(&text, ExitCode::SUCCESS),
         Err(failure) => {
             if args.json {
                 println!("{}", show::failure(&failure));
@@ -28,6 +27,16 @@ fn main() -> ExitCode {
     }
 }
 
+fn print(text: &str, status: ExitCode) -> ExitCode {
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => status,
+        // A reader that has seen enough, as `head` has.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => status,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Everything that a daemon has to answer.
 fn run(args: &Args) -> Result<String, Failure> {
     let node = Node::open(&args.ctlfs)?;
     match &args.verb {
@@ -48,6 +57,7 @@ fn run(args: &Args) -> Result<String, Failure> {
             })?;
             Ok(show::explanation(*pid, &answer, args.json))
         }
+        Verb::Doctor => unreachable!("it asks no daemon"),
         Verb::Key => Ok(show::key(&node.line("node/name")?, &node.line("node/id")?, args.json)),
     }
 }

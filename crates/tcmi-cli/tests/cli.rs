@@ -51,6 +51,7 @@ impl Control for Pretender {
         Ok(match place.entry.item {
             Item::NodeName => "home\n".into(),
             Item::NodeId => "ed25519:mine\n".into(),
+            Item::NodeFeatures => "arch=x86_64\nctlfs=kernel\n".into(),
             Item::PeerId => "ed25519:theirs\n".into(),
             Item::PeerName => "desk\n".into(),
             Item::PeerState => "connected\n".into(),
@@ -236,4 +237,27 @@ fn no_daemon_is_3() {
         assert_eq!(output.status.code(), Some(3));
         assert!(String::from_utf8(output.stderr).unwrap().starts_with("tcmi: no daemon serves"));
     }
+}
+
+#[test]
+fn the_doctor_tells_of_daemon_and_machine() {
+    let (status, report) = rig().json("doctor");
+    let findings = report["findings"].as_array().unwrap();
+    let about = |what: &str| findings.iter().find(|f| f["what"] == what).unwrap();
+    assert_eq!(about("daemon")["text"], "home answers");
+    assert_eq!(about("ctlfs")["text"], "kernel");
+    for what in ["module", "kernel", "seccomp", "namespaces", "PAGEMAP_SCAN"] {
+        assert_ne!(about(what)["text"], "");
+    }
+    let bad = findings.iter().any(|f| f["health"] == "bad");
+    assert_eq!((status, &report["status"]), (i32::from(bad), &json!(i32::from(bad))));
+}
+
+#[test]
+fn the_doctor_looks_at_the_machine_without_a_daemon() {
+    let empty = tempfile::tempdir().unwrap();
+    let output = tcmi(empty.path(), &["doctor"]);
+    assert_eq!(output.status.code(), Some(3));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("no daemon serves") && text.contains("seccomp"), "{text}");
 }

@@ -53,6 +53,13 @@ impl Pagemap {
         Ok(Self { file, scan_works: true })
     }
 
+    /// Whether the kernel looks for a process's own pages itself.
+    pub fn has_scan(&mut self) -> Result<bool> {
+        // The first page is no program's; the question is whether it can be asked for.
+        self.own_runs(0..4096, &mut Vec::new())?;
+        Ok(self.scan_works)
+    }
+
     /// Appends the runs of `range` (page-aligned) whose pages are the process's own: resident
     /// or swapped, and not the zero page. Where `file_backed`, pages that are still the
     /// file's are left out.

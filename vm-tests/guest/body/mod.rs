@@ -1,6 +1,7 @@
 //! What each case does.
 
 mod losses;
+mod module;
 mod moves;
 mod pair;
 
@@ -15,6 +16,9 @@ pub fn run(words: &CommandLine, port: &Port) -> Result<()> {
     if words.role == Role::Desk {
         return remote::serve();
     }
+    if let "module-pair" | "module-one-sided" = words.case.as_str() {
+        return module::pair(port, words);
+    }
     let body: fn(&Port) -> Result<()> = match words.case.as_str() {
         "boot" => boot,
         "emigrate" => moves::emigrate,
@@ -23,6 +27,9 @@ pub fn run(words: &CommandLine, port: &Port) -> Result<()> {
         "link-cut" => losses::link_cut,
         "node-dies" => losses::node_dies,
         "node-dies-late" => losses::node_dies_late,
+        "module-load" => module::load,
+        "module-freezers" => module::freezers,
+        "module-ctlfs" => module::ctlfs,
         other => bail!("no case {other:?}"),
     };
     body(port)

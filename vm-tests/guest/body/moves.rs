@@ -28,11 +28,13 @@ pub fn with_pair(port: &Port, body: impl FnOnce(&Pair) -> Result<()>) -> Result<
 }
 
 pub fn emigrate(port: &Port) -> Result<()> {
-    with_pair(port, |pair| {
-        shell_loop(port, pair).context("shell")?;
-        counter(port, pair).context("counter")?;
-        receiver(port, pair).context("receiver")
-    })
+    with_pair(port, |pair| everything_well(port, pair))
+}
+
+pub fn everything_well(port: &Port, pair: &Pair) -> Result<()> {
+    shell_loop(port, pair).context("shell")?;
+    counter(port, pair).context("counter")?;
+    receiver(port, pair).context("receiver")
 }
 
 /// A program that nobody prepared: busybox's shell, which prints and ends with a status.

@@ -10,20 +10,29 @@ pub type Outcome = Result<(), String>;
 
 pub type Case = (&'static str, fn() -> Outcome);
 
-/// Runs those whose name holds the first argument, if there is one.
+/// Runs those whose name holds the program's first argument, if there is one.
 pub fn run(cases: &[Case]) -> ExitCode {
-    let only = std::env::args().nth(1).unwrap_or_default();
     let mut failed = false;
-    for (name, case) in cases.iter().filter(|(name, _)| name.contains(&only)) {
-        match case() {
-            Ok(()) => println!("PASS {name}"),
-            Err(why) => {
-                println!("FAIL {name}: {why}");
-                failed = true;
-            }
-        }
+    for (name, case) in cases {
+        failed |= !passes(name, case);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Whether it does, or was not asked for.
+pub fn passes(name: &str, case: impl FnOnce() -> Outcome) -> bool {
+    let only = std::env::args().nth(1).unwrap_or_default();
+    if !name.contains(&only) {
+        return true;
+    }
+    match case() {
+        Ok(()) => println!("PASS {name}"),
+        Err(why) => {
+            println!("FAIL {name}: {why}");
+            return false;
+        }
+    }
+    true
 }
 
 pub fn ensure(holds: bool, why: impl FnOnce() -> String) -> Outcome {
@@ -173,6 +182,26 @@ impl Drop for Victim {
             println!("FAIL cleaning up: {why}");
         }
     }
+}
+
+pub const SPINNING_THREADS: usize = 8;
+
+/// A process with threads that count, each its own word from 1 on.
+pub fn spinning(shared: &Shared) -> Result<Victim, String> {
+    let mine = shared.clone();
+    let victim = Victim::start(move || {
+        for i in 1..=SPINNING_THREADS {
+            let mine = mine.clone();
+            std::thread::spawn(move || {
+                loop {
+                    mine.count(i);
+                }
+            });
+        }
+        pause_for_ever();
+    })?;
+    wait_until("threads", || (1..=SPINNING_THREADS).all(|i| shared.get(i) > 0))?;
+    Ok(victim)
 }
 
 /// Blocks the calling thread for ever.

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -169,6 +170,17 @@ pub struct Victim {
     ready_word: Option<String>,
 }
 
+/// Who runs the tests in the background has had a shell ignore these for all of them.
+fn heed_the_terminal() -> std::io::Result<()> {
+    for signal in [libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: the default action is no code of ours.
+        if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 impl Victim {
     /// Ok: its state is set up and it works.
     pub fn spawn(kind: &VictimKind) -> Result<Self> {
@@ -178,6 +190,8 @@ impl Victim {
     /// As `spawn`, by a command that a test prepared (another user, a terminal).
     pub fn spawn_by(kind: &VictimKind, mut command: Command) -> Result<Self> {
         command.args(&kind.args).stdin(Stdio::piped()).stdout(Stdio::piped());
+        // SAFETY: signal(2) may be called between fork and exec; nothing is allocated.
+        unsafe { command.pre_exec(heed_the_terminal) };
         let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("stdout is piped")?;

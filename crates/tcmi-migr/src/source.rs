@@ -187,9 +187,9 @@ fn of_its_end(pid: i32, e: Error) -> Error {
     }
 }
 
-/// Also while it ends: a dying process gives its memory up before it is a zombie, and what we
+/// Whether a process has ended. Also while it ends: a dying process gives its memory up before it is a zombie, and what we
 /// miss then is missing for no other reason.
-fn has_ended(pid: i32) -> bool {
+pub fn has_ended(pid: i32) -> bool {
     tcmi_sys::proc::status(pid).map_or(true, |s| matches!(s.state, 'Z' | 'X') || !s.has_memory)
 }
 
@@ -314,9 +314,7 @@ fn prepare(
     let threads = tcmi_sys::proc::tids(a.pid)?.len();
     let streams: Vec<Stream> =
         (0..threads + 1).map(|_| (c.take_stream)()).collect::<Result<_>>()?;
-    let mut files = HomeFiles::of(a.pid);
-    let space = capture::space(&capture::mappings(a.pid)?, a.reserved(), &mut files)?;
-    files.hash()?;
+    let (files, space) = layout_in_passing(a)?;
     let resident = capture::own_pages(a.pid, &space.vmas)?;
     let status = tcmi_sys::proc::status(a.pid)?;
     let begin = msg::Begin {
@@ -339,6 +337,24 @@ fn prepare(
     fault::pass(Point::HomeFilesSent)?;
     msg::expect::<msg::Prepared>(c.r)?;
     Ok(Prepared { streams, files: files.refs })
+}
+
+/// Of a process that runs: a file that it maps may be gone between two looks.
+fn layout_in_passing(a: &Attached) -> Result<(HomeFiles, Space)> {
+    let look = || {
+        let mut files = HomeFiles::of(a.pid);
+        let space = capture::space(&capture::mappings(a.pid)?, a.reserved(), &mut files)?;
+        files.hash()?;
+        Ok((files, space))
+    };
+    let mut looked = look();
+    for _ in 1..ATTEMPTS_MAX {
+        if looked.is_ok() {
+            break;
+        }
+        looked = look();
+    }
+    looked
 }
 
 fn tell_clocks(c: &mut Channel) -> Result<()> {

@@ -44,6 +44,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const LOOK_INTERVAL_A_CALL: Duration = Duration::from_millis(2);
 /// Longest until no call is in flight on the way home.
 const QUIESCE_TIMEOUT: Duration = Duration::from_secs(20);
+/// From the end of a shadow to that of a guest that ends with it.
+const END_OF_BOTH: Duration = Duration::from_millis(200);
 /// Between two looks whether there are new counters to tell home.
 const STATS_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -320,6 +322,8 @@ impl Life {
                     self.poke();
                     self.report(daemon);
                 }
+                // Its end and its shadow's are one, and either may show first.
+                Next::Lost if self.ends_within(END_OF_BOTH)? => return self.ended(),
                 Next::Lost => return Ok("the shadow at home is gone".to_owned()),
                 Next::Daemon => match ipc::receive::<ToMonitor>(daemon.as_fd()) {
                     Ok((ToMonitor::SendHome {}, _)) => {
@@ -347,6 +351,16 @@ impl Life {
             Ok(tids) => Ok(ptrace::take_ends(&tids)?),
             // It is gone, as its pidfd says.
             Err(_) => Ok(()),
+        }
+    }
+
+    fn ends_within(&self, time: Duration) -> Result<bool> {
+        let mut fds =
+            [libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        // SAFETY: a live array and its length.
+        match unsafe { libc::poll(fds.as_mut_ptr(), 1, time.as_millis() as i32) } {
+            -1 => Err(Errno::last("poll").into()),
+            n => Ok(n > 0),
         }
     }
 

@@ -151,6 +151,8 @@ impl Keeper<'_> {
                 Ok(None) => {}
                 Ok(Some(end)) => return end,
                 Err(Error::Process(tcmi_ckpt::Error::Ended)) => return End::Gone,
+                // What closes a stream as it dies is dead to its node before it is to us.
+                Err(_) if source::has_ended(self.task.pid.raw()) => return End::Gone,
                 Err(e) => return End::Lost(e.to_string()),
             }
         }

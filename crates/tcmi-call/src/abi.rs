@@ -169,7 +169,8 @@ pub struct ProcArea {
     pub decision: u32,
     /// 0: the leader sets it to 1 when it serves; the other threads wait for that (futex).
     pub settled: u32,
-    pub pad: u32,
+    /// Threads that serve.
+    pub serving: u32,
     pub events: AgentStream,
 }
 

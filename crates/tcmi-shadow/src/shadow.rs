@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::mem::offset_of;
+use std::time::Duration;
 
 use tcmi_call::abi::{
     AgentStream, Batch, POKE_CODE, POKE_SIGNAL, ProcArea, ThreadArea, UserRegs, decision,
@@ -57,6 +58,8 @@ pub struct Shadow {
     /// First and last of our descriptors.
     reserved: (i32, i32),
     job: Job,
+    /// Threads that were let pass their gates.
+    passing: u32,
     /// Of the job, told while calls were taken back.
     missed: Vec<Fate>,
 }
@@ -120,6 +123,7 @@ pub fn arm(
         reserved,
         places,
         job: Job::Runs,
+        passing: 0,
         missed: Vec::new(),
     };
     let timers = timers(f.pid)?;
@@ -184,7 +188,7 @@ fn write_areas(
         events_broken: 0,
         decision: decision::HOME,
         settled: 0,
-        pad: 0,
+        serving: 0,
         events: events.for_agent(),
     };
     // SAFETY: the structure's own bytes; padding is written as whatever it is, to our own agent.
@@ -352,7 +356,8 @@ impl Shadow {
         let agent = &self.places.agent;
         let ids = Ids { tgid: self.pid, tid: t.tid };
         let serve = self.at_entry(t, agent.blob.serve)?;
-        let away = agent.ending_in(away, ids, serve, signal::ALL);
+        // Nobody is to be told of its end.
+        let away = Batch { done_signal: 0, ..agent.ending_in(away, ids, serve, signal::ALL) };
         let put =
             |offset: usize, b: &Batch| memory::write(self.pid, area + offset as u64, bytes_of(b));
         put(offset_of!(ThreadArea, home), &home)?;
@@ -361,8 +366,9 @@ impl Shadow {
 
     /// From here on every thread goes on at its gate if its keeper dies.
     fn to_gates(&self, f: &mut Frozen) -> Result<()> {
-        let settled = self.places.proc_area + offset_of!(ProcArea, settled) as u64;
-        memory::write(self.pid, settled, &0u32.to_le_bytes())?;
+        for word in [offset_of!(ProcArea, settled), offset_of!(ProcArea, serving)] {
+            memory::write(self.pid, self.places.proc_area + word as u64, &0u32.to_le_bytes())?;
+        }
         for t in &mut f.threads {
             let gate = self.at_entry(t, self.places.agent.blob.gate)?;
             t.fall_back_to(gate)?;
@@ -370,20 +376,28 @@ impl Shadow {
         Ok(())
     }
 
-    /// Leads every thread through its gate and lets it serve.
+    /// Lets every thread pass its gate.
     fn pass_gates(&mut self, f: &mut Frozen) -> Result<()> {
-        let agent = self.places.agent;
-        let mut settling = Vec::with_capacity(f.threads.len());
         for t in &mut f.threads {
-            let gate = self.at_entry(t, agent.blob.gate)?;
+            let gate = self.at_entry(t, self.places.agent.blob.gate)?;
             t.fall_back_to(gate)?;
-            let s = t.take()?;
-            s.set_sigmask(agent.batch_mask())?;
-            settling.push(s.cont(0)?);
+            self.running.insert(t.tid, t.take()?.cont(0)?);
         }
-        for t in settling {
-            let s = agent.wait_done(t, self.pid)?;
-            self.running.insert(s.tid(), s.cont(0)?);
+        self.passing = self.running.len() as u32;
+        Ok(())
+    }
+
+    /// Until every thread that was let pass its gate serves: what it does on the way is not to be
+    /// cut in two. It needs nobody for it, unless job control stopped it there: a return then
+    /// fails, and the guest goes on.
+    fn wait_serving(&self) -> Result<()> {
+        const STEP: Duration = Duration::from_micros(200);
+        const STEPS_MAX: u32 = 10_000;
+        for _ in 0..STEPS_MAX {
+            if self.word(offset_of!(ProcArea, serving))? >= self.passing {
+                break;
+            }
+            std::thread::sleep(STEP);
         }
         Ok(())
     }
@@ -534,6 +548,7 @@ impl Shadow {
 
     /// Stops every thread. Returns how many signals were sent to the guest in all.
     pub fn hold(&mut self) -> Result<(Frozen, u32)> {
+        self.wait_serving()?;
         let held = std::mem::take(&mut self.running).into_values().collect();
         let mut f = freeze_held(self.pid, held, &[])?;
         self.drop_pokes(&mut f)?;

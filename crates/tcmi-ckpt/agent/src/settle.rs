@@ -9,10 +9,11 @@ use tcmi_call::abi::{ProcArea, ThreadArea};
 /// # Safety
 /// `area` is the calling thread's; all signals are blocked.
 pub unsafe fn settle(area: *mut ThreadArea) {
-    // SAFETY: the process area outlives its threads; the word is used as an atomic only.
-    let (proc, settled) = unsafe {
+    // SAFETY: the process area outlives its threads; the words are used as atomics only.
+    let (proc, settled, serving) = unsafe {
         let proc = (*area).proc_area as *mut ProcArea;
-        (proc, AtomicU32::from_ptr(&raw mut (*proc).settled))
+        let word = |at| AtomicU32::from_ptr(at);
+        (proc, word(&raw mut (*proc).settled), word(&raw mut (*proc).serving))
     };
     // SAFETY: plain words that nobody writes any more.
     let leads = unsafe { (*area).tid == (*proc).tgid };
@@ -26,6 +27,7 @@ pub unsafe fn settle(area: *mut ThreadArea) {
     while settled.load(Ordering::Acquire) == 0 {
         futex(settled, FUTEX_WAIT, 0);
     }
+    serving.fetch_add(1, Ordering::Release);
 }
 
 pub fn futex(word: &AtomicU32, op: u32, value: u32) {

@@ -20,8 +20,7 @@ const KERNEL_MIN: (u32, u32) = (5, 14);
 /// SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV.
 const KERNEL_KILLABLE: (u32, u32) = (5, 19);
 const NAMESPACES: [&str; 6] = ["user", "pid", "mnt", "net", "ipc", "time"];
-const GAIN: &str = "control files in the kernel, which answer at once when the daemon is gone, \
-    and freezing that no parent or tracer notices";
+const GAIN: &str = "control files in the kernel, which answer at once when the daemon is gone";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -74,7 +74,8 @@ pub mod batch_flags {
 /// writes `done`, then sends itself `done_signal` (tgkill), which stops it for
 /// its tracer; the tracer sets registers and goes on. If tgkill *returns*, the
 /// tracer is dead: the agent restores `mask` and the registers in `regs` and
-/// jumps back to the program, using 8 bytes below the program's red zone.
+/// jumps back to the program, using 8 bytes below the program's red zone. With `tgid` 0 nobody
+/// is told, and it always goes on so.
 ///
 /// `done_signal` must be unblocked while the batch runs and have no handler, and without a
 /// tracer do nothing: one that is ignored, if only by default (SIGURG).

@@ -184,8 +184,8 @@ impl Script {
     fn align(&mut self) {
         self.data.resize(self.data.len().next_multiple_of(16), 0);
     }
-    /// Writes it; gives the batch that makes the calls, still without a way out of it, and the
-    /// address behind the script.
+    /// Writes it; gives the batch that makes the calls, still without a way out of it and
+    /// telling nobody of its end, and the address behind the script.
     pub fn write(mut self, pid: i32) -> Result<(Batch, u64)> {
         self.align();
         let batch = Batch {
@@ -301,11 +301,19 @@ impl Agent {
             return Ok(Results { ops: Vec::new(), data: Vec::new() });
         }
         let s = thread.take()?;
-        s.set_sigmask(self.batch_mask())?;
+        s.set_sigmask(signal::ALL & !signal::bit(self.done_signal))?;
         // A dead tracer must leave a program that goes on.
         let (regs, mask) = thread.abandoned();
-        let (ops, count) = (self.scratch + OPS_AT, calls.ops.len() as u64);
-        let batch = self.ending_in(Batch { ops, count, ..Batch::default() }, ids, regs, mask);
+        let batch = Batch {
+            ops: self.scratch + OPS_AT,
+            count: calls.ops.len() as u64,
+            done: 0,
+            tgid: ids.tgid as u64,
+            tid: ids.tid as u64,
+            done_signal: self.done_signal as u64,
+            mask,
+            regs,
+        };
         let mut buf = bytes_of(&batch).to_vec();
         buf.resize(OPS_AT as usize, 0);
         for op in &calls.ops {
@@ -319,31 +327,15 @@ impl Agent {
         regs.rsp = (self.scratch + SCRATCH_BYTES) & !15;
         regs.eflags &= !0x400;
         s.set_regs(&regs)?;
-        thread.put_back(self.wait_done(s.cont(0)?, ids.tgid)?);
+        let mut s = to_stop(s.cont(0)?, Stop::Signal(self.done_signal))?;
+        // Somebody else's signal of the same number, which its default action ignores anyway.
+        while !sent_by_itself(&s, ids.tgid)? {
+            s = to_stop(s.cont(0)?, Stop::Signal(self.done_signal))?;
+        }
+        thread.put_back(s);
         // The next batch, of another thread perhaps, overwrites what would lead back.
         thread.fall_back()?;
         self.collect(pid, calls)
-    }
-
-    /// Signals blocked while a batch runs: all but the one that says it is done.
-    pub fn batch_mask(&self) -> u64 {
-        signal::ALL & !signal::bit(self.done_signal)
-    }
-
-    /// A batch that is to end under the eyes of its tracer.
-    pub fn ending_in(&self, script: Batch, ids: Ids, regs: UserRegs, mask: u64) -> Batch {
-        let (tgid, tid) = (ids.tgid as u64, ids.tid as u64);
-        Batch { tgid, tid, done_signal: self.done_signal as u64, mask, regs, ..script }
-    }
-
-    /// Waits until a thread's batch is done.
-    pub fn wait_done(&self, running: Running, tgid: i32) -> Result<Stopped> {
-        let mut s = to_stop(running, Stop::Signal(self.done_signal))?;
-        // Somebody else's signal of the same number, which its default action ignores anyway.
-        while !sent_by_itself(&s, tgid)? {
-            s = to_stop(s.cont(0)?, Stop::Signal(self.done_signal))?;
-        }
-        Ok(s)
     }
 
     fn collect(&self, pid: i32, calls: &Calls) -> Result<Results> {

@@ -150,7 +150,6 @@ pub struct Sent {
 pub struct Emigrated {
     pub frozen: Frozen,
     pub attached: Attached,
-    pub image: ProcessImage,
     pub installed: Installed,
     pub remote_pid: i32,
     pub times: Times,
@@ -237,8 +236,8 @@ impl Sent {
     pub fn commit(mut self, c: &mut Channel, watch: &dyn Watch) -> Result<Emigrated> {
         match self.committed(c, watch) {
             Ok(remote_pid) => {
-                let Self { frozen, attached, image, installed, times, .. } = self;
-                Ok(Emigrated { frozen, attached, image, installed, remote_pid, times })
+                let Self { frozen, attached, installed, times, .. } = self;
+                Ok(Emigrated { frozen, attached, installed, remote_pid, times })
             }
             Err(e) => Err(self.give_up(c, e)),
         }

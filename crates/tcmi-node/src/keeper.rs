@@ -96,7 +96,7 @@ fn go_out(task: &Arc<Task>, link: &Link, wire: &mut Wire) -> Result<Kept> {
         Ok(a) => a,
         Err(e) => return Err(sent.give_up(&mut channel, e)),
     };
-    let Emigrated { mut frozen, attached, installed, remote_pid, times, .. } =
+    let Emigrated { mut frozen, attached, installed, remote_pid, times } =
         sent.commit(&mut channel, watch)?;
     // From here on nothing fails but by the process's own end.
     armed.decide()?;

@@ -353,11 +353,8 @@ impl Shadow {
         let mut s = Script::new(end, CALL_BUFFER_INLINE_BYTES - (end - start) as usize);
         away(&mut s);
         let (away, _) = s.write(self.pid)?;
-        let agent = &self.places.agent;
-        let ids = Ids { tgid: self.pid, tid: t.tid };
-        let serve = self.at_entry(t, agent.blob.serve)?;
-        // Nobody is to be told of its end.
-        let away = Batch { done_signal: 0, ..agent.ending_in(away, ids, serve, signal::ALL) };
+        let serve = self.at_entry(t, self.places.agent.blob.serve)?;
+        let away = Batch { regs: serve, mask: signal::ALL, ..away };
         let put =
             |offset: usize, b: &Batch| memory::write(self.pid, area + offset as u64, bytes_of(b));
         put(offset_of!(ThreadArea, home), &home)?;
@@ -388,8 +385,8 @@ impl Shadow {
     }
 
     /// Until every thread that was let pass its gate serves: what it does on the way is not to be
-    /// cut in two. It needs nobody for it, unless job control stopped it there: a return then
-    /// fails, and the guest goes on.
+    /// cut in two. It needs nobody for it, unless job control stopped it there: then the
+    /// caller goes on after a while all the same.
     fn wait_serving(&self) -> Result<()> {
         const STEP: Duration = Duration::from_micros(200);
         const STEPS_MAX: u32 = 10_000;

@@ -70,8 +70,10 @@ fn sends_reserved(reserved: &RangeInclusive<i32>, msghdr: u64, buffer: &mut Buff
         {
             return true;
         }
+        // Behind the last one there is nothing more to look at.
         let next = len.checked_next_multiple_of(8).and_then(|next| rest.get(next..));
-        rest = next.unwrap_or_default();
+        let Some(next) = next else { return false };
+        rest = next;
     }
     false
 }

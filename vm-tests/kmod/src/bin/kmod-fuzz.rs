@@ -264,7 +264,7 @@ fn worker(number: usize, seed: u64, shared: &Shared) -> Result<Victim, String> {
 }
 
 fn mount() -> bool {
-    let target = CString::new(MOUNT).unwrap_or_default();
+    let target = CString::new(MOUNT).expect("no NUL in a constant");
     // SAFETY: NUL-terminated strings, no data.
     unsafe {
         let kind = c"tcmictlfs".as_ptr();
@@ -273,7 +273,7 @@ fn mount() -> bool {
 }
 
 fn unmount() {
-    let target = CString::new(MOUNT).unwrap_or_default();
+    let target = CString::new(MOUNT).expect("no NUL in a constant");
     // SAFETY: a NUL-terminated string. That nothing is mounted is as well.
     unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
 }

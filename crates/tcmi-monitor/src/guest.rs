@@ -1,6 +1,5 @@
 //! The life of one guest, from the offer to its end or its return.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -9,29 +8,25 @@ use std::time::{Duration, Instant};
 
 use tcmi_call::abi::{BatchOp, StewardArea};
 use tcmi_ckpt::birth::Guest;
-use tcmi_ckpt::capture::Files;
-use tcmi_ckpt::freeze::{Frozen, freeze_held, seize_new};
-use tcmi_ckpt::image::{FileRef, ProcessImage};
+use tcmi_ckpt::image::ProcessImage;
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
-use tcmi_migr::destination::{self, Built, GuestFiles, Held, Site};
+use tcmi_migr::destination::{self, Built, GuestFiles, Site};
 use tcmi_migr::fault::{self, Point};
 use tcmi_migr::files::Cache;
 use tcmi_migr::messages::{self as msg, Message};
-use tcmi_migr::{Error, Result, pages};
+use tcmi_migr::{Error, Result};
 use tcmi_shadow::{
-    CallStream, Calls, Events, GuestThread, Hooks, MappedFiles, News, SignalStream, Steward,
-    StreamError,
+    CallStream, Calls, Events, GuestThread, Hooks, News, SignalStream, Steward, StreamError,
 };
 use tcmi_sys::Errno;
-use tcmi_sys::maps::Mapping;
 use tcmi_sys::ptrace;
 
 use crate::ipc::{self, ToDaemon, ToMonitor};
 use crate::rooms;
 
-/// Longest that home's cancelling of calls may take before it is asked again.
-const QUIESCE_STEP: Duration = Duration::from_millis(20);
+mod home;
+
 /// From a signal's arrival until calls that it left waiting are looked for: the usual one has
 /// ended by then.
 const POKE_AFTER: Duration = Duration::from_millis(1);
@@ -42,8 +37,6 @@ const POKE_AGAIN: Duration = Duration::from_millis(50);
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// What each waiting call adds to it, so that looking costs little.
 const LOOK_INTERVAL_A_CALL: Duration = Duration::from_millis(2);
-/// Longest until no call is in flight on the way home.
-const QUIESCE_TIMEOUT: Duration = Duration::from_secs(20);
 /// From the end of a shadow to that of a guest that ends with it.
 const END_OF_BOTH: Duration = Duration::from_millis(200);
 /// Between two looks whether there are new counters to tell home.
@@ -520,103 +513,6 @@ impl Life {
         Ok(format!("ended with wait status {status:#x}"))
     }
 
-    /// Ok(true): the guest is at home and ends here. Ok(false), Err: it runs on here.
-    fn go_home(&mut self) -> Result<bool> {
-        fault::pass(Point::NodeReturnAsked)?;
-        self.calls.stop_taking();
-        let frozen = match self.freeze() {
-            Ok(f) => f,
-            Err(e) => {
-                self.calls.resume();
-                return Err(e);
-            }
-        };
-        let mut held = match Held::new(frozen, &self.image.mm) {
-            Ok(h) => h,
-            Err((f, e)) => {
-                f.thaw()?;
-                self.calls.resume();
-                return Err(e);
-            }
-        };
-        let sent = self.send_image(&mut held);
-        match sent {
-            Ok(f) if f.kind == msg::Finish::KIND => {
-                held.end()?;
-                // Home goes on without it, if it must.
-                if let Err(e) = msg::send(&mut self.w, &msg::Gone {}) {
-                    tracing::debug!(error = %e, "home did not wait for the end");
-                }
-                Ok(true)
-            }
-            other => {
-                held.thaw()?;
-                self.calls.resume();
-                let frame = other?;
-                // A return that home gave up.
-                msg::decode::<msg::Thaw>(&frame)?;
-                msg::send(&mut self.w, &msg::Thawed {})?;
-                Ok(false)
-            }
-        }
-    }
-
-    /// Holds the guest's threads, with no call in flight.
-    fn freeze(&mut self) -> Result<Frozen> {
-        let host = self.guest.host_pid;
-        let steward = self.guest.steward;
-        self.was_held = true;
-        let held = seize_new(host, |t| t == steward)?;
-        // Told before home takes calls back: a cancelled call's restart code is acted upon only
-        // by a thread that is on its way to a stop.
-        for t in &held {
-            t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
-        }
-        let quiet = self.until_quiet();
-        let frozen = freeze_held(host, held, &[steward])?;
-        match quiet.and_then(|()| fault::pass(Point::NodeGuestFrozen)) {
-            Ok(()) => Ok(frozen),
-            Err(e) => {
-                frozen.thaw()?;
-                Err(e)
-            }
-        }
-    }
-
-    /// Until no call is in flight.
-    fn until_quiet(&mut self) -> Result<()> {
-        let until = Instant::now() + QUIESCE_TIMEOUT;
-        while let Err(e) = self.calls.quiesce(QUIESCE_STEP) {
-            if Instant::now() > until {
-                return Err(Error::Io { what: "take the calls back", source: io::Error::other(e) });
-            }
-            msg::send(&mut self.w, &msg::CancelCalls {})?;
-        }
-        Ok(())
-    }
-
-    /// Sends the guest to home; returns what home says to that.
-    fn send_image(&mut self, held: &mut Held) -> Result<Frame> {
-        msg::send(&mut self.w, &msg::Quiet {})?;
-        let frame = self.r.recv_message()?;
-        if frame.kind == msg::Thaw::KIND {
-            return Ok(frame);
-        }
-        let capture: msg::Capture = msg::decode(&frame)?;
-        // The steward is not held: what home has sent is in the image.
-        self.events.wait_injected(capture.signals);
-        let names = self.names.clone();
-        let name = |tid: i32| names.iter().find(|(here, _)| *here == tid).map_or(tid, |n| n.1);
-        let mut files = Mapped { files: &mut self.files, memfds: self.calls.mapped_files() };
-        let (image, runs) = held.capture(&name, &mut files, &self.image.mm)?;
-        let image = ProcessImage { files: self.files.refs.clone(), ..image };
-        msg::send(&mut self.w, &msg::Image { image: image.clone() })?;
-        let (host, vmas) = (self.guest.host_pid, &image.mm.vmas);
-        pages::send(&mut self.w, host, vmas, &runs, Point::NodePagesHalfSent, &|_| {})?;
-        fault::pass(Point::NodeImageSent)?;
-        Ok(self.r.recv_message()?)
-    }
-
     /// It may have ended, and another process have its number.
     fn kill(&self) {
         let (fd, no_info) = (self.pidfd.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
@@ -634,42 +530,6 @@ fn until_listed(daemon: &OwnedFd) -> bool {
             Ok((ToMonitor::Listed {}, _)) | Err(_) => return unwanted,
             Ok(_) => {}
         }
-    }
-}
-
-/// The guest's files, and those that it mapped since it came.
-struct Mapped<'a> {
-    files: &'a mut GuestFiles,
-    memfds: &'a MappedFiles,
-}
-
-impl Mapped<'_> {
-    fn learn(&mut self, m: &Mapping) {
-        let Some(f) = self.memfds.get(m.inode) else { return };
-        let dev = u64::from(libc::major(f.dev)) << 32 | u64::from(libc::minor(f.dev));
-        let r = FileRef {
-            path: String::new(),
-            dev,
-            inode: f.ino,
-            size: 0,
-            first: 0,
-            last: 0,
-            hash: [0; 32],
-        };
-        self.files.add_memfd(m.dev, m.inode, r, f.offset);
-    }
-}
-
-impl Files for Mapped<'_> {
-    fn is_alone(&self) -> bool {
-        true
-    }
-    fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {
-        self.learn(m);
-        self.files.index(m)
-    }
-    fn offset(&self, m: &Mapping) -> u64 {
-        self.files.offset(m)
     }
 }
 

@@ -1,0 +1,157 @@
+//! A guest's way home, as its monitor goes it.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use tcmi_ckpt::capture::Files;
+use tcmi_ckpt::freeze::{Frozen, freeze_held, seize_new};
+use tcmi_ckpt::image::{FileRef, ProcessImage};
+use tcmi_kkc::codec::Frame;
+use tcmi_migr::destination::{GuestFiles, Held};
+use tcmi_migr::fault::{self, Point};
+use tcmi_migr::messages::{self as msg, Message};
+use tcmi_migr::{Error, Result, pages};
+use tcmi_shadow::MappedFiles;
+use tcmi_sys::maps::Mapping;
+
+use super::Life;
+
+/// Longest that home's cancelling of calls may take before it is asked again.
+const QUIESCE_STEP: Duration = Duration::from_millis(20);
+/// Longest until no call is in flight on the way home.
+const QUIESCE_TIMEOUT: Duration = Duration::from_secs(20);
+
+impl Life {
+    /// Ok(true): the guest is at home and ends here. Ok(false), Err: it runs on here.
+    pub(super) fn go_home(&mut self) -> Result<bool> {
+        fault::pass(Point::NodeReturnAsked)?;
+        self.calls.stop_taking();
+        let frozen = match self.freeze() {
+            Ok(f) => f,
+            Err(e) => {
+                self.calls.resume();
+                return Err(e);
+            }
+        };
+        let mut held = match Held::new(frozen, &self.image.mm) {
+            Ok(h) => h,
+            Err((f, e)) => {
+                f.thaw()?;
+                self.calls.resume();
+                return Err(e);
+            }
+        };
+        let sent = self.send_image(&mut held);
+        match sent {
+            Ok(f) if f.kind == msg::Finish::KIND => {
+                held.end()?;
+                // Home goes on without it, if it must.
+                if let Err(e) = msg::send(&mut self.w, &msg::Gone {}) {
+                    tracing::debug!(error = %e, "home did not wait for the end");
+                }
+                Ok(true)
+            }
+            other => {
+                held.thaw()?;
+                self.calls.resume();
+                let frame = other?;
+                // A return that home gave up.
+                msg::decode::<msg::Thaw>(&frame)?;
+                msg::send(&mut self.w, &msg::Thawed {})?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Holds the guest's threads, with no call in flight.
+    fn freeze(&mut self) -> Result<Frozen> {
+        let host = self.guest.host_pid;
+        let steward = self.guest.steward;
+        self.was_held = true;
+        let held = seize_new(host, |t| t == steward)?;
+        // Told before home takes calls back: a cancelled call's restart code is acted upon only
+        // by a thread that is on its way to a stop.
+        for t in &held {
+            t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
+        }
+        let quiet = self.until_quiet();
+        let frozen = freeze_held(host, held, &[steward])?;
+        match quiet.and_then(|()| fault::pass(Point::NodeGuestFrozen)) {
+            Ok(()) => Ok(frozen),
+            Err(e) => {
+                frozen.thaw()?;
+                Err(e)
+            }
+        }
+    }
+
+    /// Until no call is in flight.
+    fn until_quiet(&mut self) -> Result<()> {
+        let until = Instant::now() + QUIESCE_TIMEOUT;
+        while let Err(e) = self.calls.quiesce(QUIESCE_STEP) {
+            if Instant::now() > until {
+                return Err(Error::Io { what: "take the calls back", source: io::Error::other(e) });
+            }
+            msg::send(&mut self.w, &msg::CancelCalls {})?;
+        }
+        Ok(())
+    }
+
+    /// Sends the guest to home; returns what home says to that.
+    fn send_image(&mut self, held: &mut Held) -> Result<Frame> {
+        msg::send(&mut self.w, &msg::Quiet {})?;
+        let frame = self.r.recv_message()?;
+        if frame.kind == msg::Thaw::KIND {
+            return Ok(frame);
+        }
+        let capture: msg::Capture = msg::decode(&frame)?;
+        // The steward is not held: what home has sent is in the image.
+        self.events.wait_injected(capture.signals);
+        let names = self.names.clone();
+        let name = |tid: i32| names.iter().find(|(here, _)| *here == tid).map_or(tid, |n| n.1);
+        let mut files = Mapped { files: &mut self.files, memfds: self.calls.mapped_files() };
+        let (image, runs) = held.capture(&name, &mut files, &self.image.mm)?;
+        let image = ProcessImage { files: self.files.refs.clone(), ..image };
+        msg::send(&mut self.w, &msg::Image { image: image.clone() })?;
+        let (host, vmas) = (self.guest.host_pid, &image.mm.vmas);
+        pages::send(&mut self.w, host, vmas, &runs, Point::NodePagesHalfSent, &|_| {})?;
+        fault::pass(Point::NodeImageSent)?;
+        Ok(self.r.recv_message()?)
+    }
+}
+
+/// The guest's files, and those that it mapped since it came.
+struct Mapped<'a> {
+    files: &'a mut GuestFiles,
+    memfds: &'a MappedFiles,
+}
+
+impl Mapped<'_> {
+    fn learn(&mut self, m: &Mapping) {
+        let Some(f) = self.memfds.get(m.inode) else { return };
+        let dev = u64::from(libc::major(f.dev)) << 32 | u64::from(libc::minor(f.dev));
+        let r = FileRef {
+            path: String::new(),
+            dev,
+            inode: f.ino,
+            size: 0,
+            first: 0,
+            last: 0,
+            hash: [0; 32],
+        };
+        self.files.add_memfd(m.dev, m.inode, r, f.offset);
+    }
+}
+
+impl Files for Mapped<'_> {
+    fn is_alone(&self) -> bool {
+        true
+    }
+    fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {
+        self.learn(m);
+        self.files.index(m)
+    }
+    fn offset(&self, m: &Mapping) -> u64 {
+        self.files.offset(m)
+    }
+}

@@ -1,11 +1,16 @@
 //! Out and home a thousand times, and nothing is held more than after the first few.
 
+use std::fs;
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use tcmi_tests::{Pair, Scratch, Victim, VictimKind};
 
 const WARM_UP: usize = 10;
 const ROUND_TRIPS: usize = 1000;
 const CHECK_EVERY: usize = 50;
+/// For thread ids: others on the machine take some, too.
+const ATTEMPTS: usize = 100;
 
 fn round_trip(pair: &Pair, pid: u32, number: usize) -> Result<()> {
     pair.migrate(pid).with_context(|| format!("way out {number}"))?;
@@ -51,5 +56,31 @@ fn fifty_threads_go_out_and_home_fifty_times() -> Result<()> {
     }
     victim.check()?;
     pair.expect_no_leak(&before)?;
+    victim.end(7)
+}
+
+/// 50 threads, one of which has the highest id that this machine gives.
+fn threads_up_to_the_limit() -> Result<Victim> {
+    let limit: u32 = fs::read_to_string("/proc/sys/kernel/pid_max")?.trim().parse()?;
+    for _ in 0..ATTEMPTS {
+        fs::write("/proc/sys/kernel/ns_last_pid", (limit - 30).to_string())?;
+        let victim = Victim::spawn(&VictimKind::plain("threads"))?;
+        if Path::new(&format!("/proc/{}/task/{}", victim.pid(), limit - 1)).exists() {
+            return Ok(victim);
+        }
+        victim.end(7)?;
+    }
+    anyhow::bail!("no thread got the id {}", limit - 1)
+}
+
+/// The steward, a thread more in the guest, has to keep off their ids.
+#[test]
+fn a_thread_may_have_the_highest_id() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = threads_up_to_the_limit()?;
+    for number in 0..2 {
+        round_trip(&pair, victim.pid(), number)?;
+    }
+    victim.check()?;
     victim.end(7)
 }

@@ -33,10 +33,8 @@ pub struct Newborn {
     pid: i32,
     /// The guest's own tid of each of `frozen.threads`.
     tids: Vec<i32>,
-    steward: Option<Thread>,
-    /// In the guest's pid namespace: the highest that this node has, which a home with the same
-    /// limit hands out last.
-    pub steward_tid: i32,
+    /// The steward and its id in the guest's pid namespace.
+    steward: Option<(Thread, i32)>,
     vdso: Vdso,
 }
 
@@ -81,9 +79,8 @@ impl Newborn {
     pub fn take(child: i32, pid: i32) -> Result<Self> {
         let frozen = freeze(child).inspect_err(|_| kill(child))?;
         let vdso = Vdso::of(child).inspect_err(|_| kill(child))?;
-        let steward_tid = tcmi_sys::proc::pid_max().inspect_err(|_| kill(child))? - 1;
         let agent = Agent::none();
-        Ok(Self { frozen, agent, pid, tids: vec![pid], steward: None, steward_tid, vdso })
+        Ok(Self { frozen, agent, pid, tids: vec![pid], steward: None, vdso })
     }
     /// Whether this kernel's vDSO is the one that the image was made with.
     pub fn has_vdso_of(&self, mm: &AddressSpace) -> Result<bool> {
@@ -250,31 +247,34 @@ impl Newborn {
         b.flush().map(drop)
     }
 
-    /// Creates the steward, stopped and without privilege.
-    pub fn create_steward(&mut self, uid: u32, gid: u32) -> Result<()> {
+    /// Creates the other threads with their home ids, and the steward with one that none of them
+    /// has and without privilege; all stopped.
+    pub fn create_threads(&mut self, tids: &[i32], uid: u32, gid: u32) -> Result<()> {
+        tids.iter().try_for_each(|&tid| expect_room_for(tid))?;
         let (pid, host) = (self.pid, self.frozen.pid);
+        let taken = |tid: &i32| *tid == pid || tids.contains(tid);
+        let free = (2..tcmi_sys::proc::pid_max()?).rev().find(|tid| !taken(tid));
+        let steward_tid = free.ok_or_else(|| Error::unsupported("as many threads as ids"))?;
         let opts = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
         self.frozen.leader().stopped()?.set_options(opts)?;
-        let mut made = self.create(&[self.steward_tid])?;
-        let steward = self.steward.insert(made.pop().ok_or(Error::Ended)?);
-        let ids = Ids { tgid: pid, tid: self.steward_tid };
-        let mut b = Batcher::new(&self.agent, steward, host, ids);
+        for t in self.create(&[tids, &[steward_tid]].concat())? {
+            match inner_tid(host, t.tid).ok_or(Error::Ended)? {
+                tid if tid == steward_tid => self.steward = Some((t, tid)),
+                tid => {
+                    self.tids.push(tid);
+                    self.frozen.threads.push(t);
+                }
+            }
+        }
+        let (steward, tid) = self.steward.as_mut().ok_or(Error::Ended)?;
+        let mut b = Batcher::new(&self.agent, steward, host, Ids { tgid: pid, tid: *tid });
         drop_privilege(&mut b, uid, gid)?;
         b.flush().map(drop)
     }
 
-    /// Creates the other threads with their home ids; all stopped.
-    pub fn create_threads(&mut self, tids: &[i32]) -> Result<()> {
-        if tids.is_empty() {
-            return Ok(());
-        }
-        tids.iter().try_for_each(|&tid| expect_room_for(tid))?;
-        let host = self.frozen.pid;
-        for t in self.create(tids)? {
-            self.tids.push(inner_tid(host, t.tid).ok_or(Error::Ended)?);
-            self.frozen.threads.push(t);
-        }
-        Ok(())
+    /// The steward's id as the guest counts.
+    pub fn steward_tid(&self) -> Result<i32> {
+        self.steward.as_ref().map(|(_, tid)| *tid).ok_or(Error::Ended)
     }
 
     fn create(&mut self, tids: &[i32]) -> Result<Vec<Thread>> {
@@ -294,7 +294,7 @@ impl Newborn {
             b.push("clone3", libc::SYS_clone3, [at, size, 0, 0, 0, 0])?;
         }
         b.flush()?;
-        let known = self.frozen.threads.iter().chain(&self.steward).map(|t| t.tid);
+        let known = self.frozen.threads.iter().map(|t| t.tid);
         let known: HashSet<i32> = known.collect();
         let new = tcmi_sys::proc::tids(self.frozen.pid)?
             .into_iter()
@@ -353,7 +353,7 @@ impl Newborn {
         for (t, tid) in self.frozen.threads.iter_mut().zip(&tids) {
             rebuild::set_registers(t, rebuild::thread_of(image, *tid)?)?;
         }
-        let mut steward = self.steward.take().ok_or(Error::Ended)?;
+        let (mut steward, _) = self.steward.take().ok_or(Error::Ended)?;
         let mut regs = steward.regs;
         regs.rip = image.mm.reserved.0 + self.agent.blob.steward;
         regs.rdi = area;

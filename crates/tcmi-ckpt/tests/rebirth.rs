@@ -162,8 +162,7 @@ fn main() {
     n.build_space(&[], &mm.vmas, &fds).expect("space");
     n.place_steward(mm.reserved, &blob, area.as_raw_fd()).expect("steward");
     let others: Vec<i32> = c.image.threads.iter().map(|t| t.tid).filter(|&t| t != pid).collect();
-    n.create_steward(0, 0).expect("steward");
-    n.create_threads(&others).expect("threads");
+    n.create_threads(&others, 0, 0).expect("threads");
     let writer = Pages::open(n.host_pid(), &mm.vmas).expect("pages");
     for (addr, bytes) in &c.pages {
         writer.write(*addr, bytes).expect("write pages");

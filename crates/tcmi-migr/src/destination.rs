@@ -166,7 +166,6 @@ fn construct(
     n.place_steward(reserved, blob, area.as_raw_fd())?;
     let resident: Vec<_> = begin.resident.iter().map(|&(s, e)| s..e).collect();
     n.populate(&resident, &first)?;
-    n.create_steward(begin.uid, begin.gid)?;
     let steward_end = reserved.0 + blob.header().steward_syscall_end;
     let filter = tcmi_sys::seccomp::program(begin.pid, Some(steward_end));
     let filter = filter.iter().flat_map(|i| remote::bytes_of(i).to_vec()).collect();
@@ -201,7 +200,7 @@ fn construct(
     fault::pass(Point::NodePagesReceived)?;
     let others: Vec<i32> =
         image.threads.iter().map(|t| t.tid).filter(|&t| t != image.pid).collect();
-    n.create_threads(&others)?;
+    n.create_threads(&others, begin.uid, begin.gid)?;
     let (listener, listener_there) =
         n.restore(&image, Some(&shut_in))?.ok_or(tcmi_ckpt::Error::Ended)?;
     let calls = calls
@@ -289,8 +288,8 @@ impl Built {
     pub fn host_pid(&self) -> i32 {
         self.newborn.host_pid()
     }
-    pub fn steward_tid(&self) -> i32 {
-        self.newborn.steward_tid
+    pub fn steward_tid(&self) -> Result<i32> {
+        Ok(self.newborn.steward_tid()?)
     }
     /// The threads as this node numbers them, with their tids at home.
     pub fn threads(&self) -> Vec<(i32, i32)> {

@@ -266,10 +266,10 @@ impl Life {
         let area = map_area(built.area.as_raw_fd())?;
         let pidfd = open_pidfd(built.host_pid())?;
         let watched = pidfd.try_clone().map_err(io())?;
+        let tid = built.steward_tid()?;
         // SAFETY: the area is mapped shared with the guest for as long as we live, and only the
         // steward uses it there.
-        let steward =
-            Arc::new(unsafe { Steward::new(area, built.area_at, built.steward_tid(), watched) });
+        let steward = Arc::new(unsafe { Steward::new(area, built.area_at, tid, watched) });
         let (fd, _, rx) = take(&mut built.events)?.into_parts();
         let signals = SignalStream::new(fd, &rx);
         let pid = built.image.pid;

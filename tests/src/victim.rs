@@ -212,6 +212,16 @@ impl Victim {
         Ok(victim)
     }
 
+    /// As `spawn`, with a user's and a group's id, by a copy of the program in `dir`: the build
+    /// directory need not be open to others.
+    pub fn spawn_as(kind: &VictimKind, user: u32, dir: &Path) -> Result<Self> {
+        let program = dir.join(kind.name());
+        std::fs::copy(kind.path(), &program)?;
+        let mut command = Command::new(&program);
+        command.uid(user).gid(user);
+        Self::spawn_by(kind, command)
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

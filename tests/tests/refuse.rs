@@ -177,12 +177,7 @@ fn a_user_moves_only_what_is_his() -> Result<()> {
     let errno = write_as(NOBODY, &pair.home, "ccn/trust", "x\n")?;
     ensure!(matches!(errno, libc::EPERM | libc::EACCES), "trust by another user: errno {errno}");
 
-    // The build directory need not be open to other users.
-    let program = pair.home.path("..").join("victim");
-    std::fs::copy(kind.path(), &program)?;
-    let mut command = Command::new(&program);
-    command.uid(NOBODY).gid(NOBODY);
-    let mut theirs = Victim::spawn_by(&kind, command)?;
+    let mut theirs = Victim::spawn_as(&kind, NOBODY, &pair.home.path(".."))?;
     let errno = write_as(NOBODY, &pair.home, EMIGRATE, &format!("{} desk\n", theirs.pid()))?;
     ensure!(errno == 0, "his own process: errno {errno}\n{}", pair.logs());
     theirs.check()?;

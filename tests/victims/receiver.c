@@ -1,8 +1,8 @@
 /*
  * Receives what the test sends: "report" prints how many of each signal came; "stop N" sends
  * itself the signal N and says "stopped" when it goes on.
- * Payloads of SIGRTMIN count up from 0; SIGRTMIN+1 goes to the second thread only, and with
- * the argument any-code its si_code is not looked at.
+ * Payloads of SIGRTMIN count up from 0; SIGRTMIN+1 goes to the second thread only. With the
+ * argument from-root another user's program waits for root's signals.
  */
 #define VICTIM_COMMAND
 #include "victim.h"
@@ -10,7 +10,7 @@
 static volatile long plain, queued, to_thread, continued;
 static volatile pid_t second_tid;
 static volatile pid_t sender;
-static int any_code;
+static int from_root;
 
 static void on_signal(int signal, siginfo_t *info, void *context)
 {
@@ -23,8 +23,7 @@ static void on_signal(int signal, siginfo_t *info, void *context)
 		expect_equal("payload in order", queued, info->si_value.sival_int);
 		queued++;
 	} else if (signal == SIGRTMIN + 1) {
-		if (!any_code)
-			expect_equal("si_code of tgkill", SI_TKILL, info->si_code);
+		expect_equal("si_code of tgkill", from_root ? SI_QUEUE : SI_TKILL, info->si_code);
 		expect_equal("thread", second_tid, syscall(SYS_gettid));
 		to_thread++;
 	} else if (signal == SIGCONT) {
@@ -34,7 +33,7 @@ static void on_signal(int signal, siginfo_t *info, void *context)
 	if (!sender)
 		sender = info->si_pid;
 	expect_equal("si_pid", sender, info->si_pid);
-	expect_equal("si_uid", getuid(), info->si_uid);
+	expect_equal("si_uid", from_root ? 0 : getuid(), info->si_uid);
 }
 
 static void *second(void *argument)
@@ -54,7 +53,7 @@ static void *second(void *argument)
 
 static void setup(int argc, char **argv)
 {
-	any_code = argc > 1 && !strcmp(argv[1], "any-code");
+	from_root = argc > 1 && !strcmp(argv[1], "from-root");
 	static const int offsets[] = { 0, 1 };
 	struct sigaction action = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_RESTART };
 	sigaction(SIGUSR1, &action, NULL);

@@ -10,6 +10,7 @@ use tcmi_call::abi::BatchOp;
 use tcmi_call::frame::{SignalFrame, kind};
 use tcmi_call::record::DirectionKeys;
 
+use crate::messenger::Message;
 use crate::steward::{GuestGone, Steward};
 use crate::stream::{Records, StreamError};
 
@@ -142,14 +143,42 @@ impl Drop for Events {
 /// thread to itself. They become SI_QUEUE, which keeps sender, user and status or value.
 fn permitted(siginfo: &[u8; 128]) -> [u8; 128] {
     let mut changed = *siginfo;
-    let code = i32::from_le_bytes([siginfo[8], siginfo[9], siginfo[10], siginfo[11]]);
+    let code = word(siginfo, 8);
     if code >= 0 || code == libc::SI_TKILL {
         changed[8..12].copy_from_slice(&libc::SI_QUEUE.to_le_bytes());
     }
     changed
 }
 
+fn word(siginfo: &[u8; 128], at: usize) -> i32 {
+    i32::from_le_bytes([siginfo[at], siginfo[at + 1], siginfo[at + 2], siginfo[at + 3]])
+}
+
+/// Has `tgkill` called in the sender's name. False: it could not be.
+fn call_tgkill(steward: &Steward, tgid: i32, frame: &SignalFrame) -> bool {
+    if frame.tid == 0 || word(&frame.siginfo, 8) != libc::SI_TKILL {
+        return false;
+    }
+    let message = Message {
+        sender: word(&frame.siginfo, 16),
+        sender_uid: word(&frame.siginfo, 20) as u32,
+        tgid,
+        tid: frame.tid as i32,
+        signo: frame.signo as i32,
+    };
+    match message.send(steward.guest()) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::debug!(%error, ?message, "tgkill arrives as sigqueue");
+            false
+        }
+    }
+}
+
 fn inject(steward: &Steward, tgid: i32, frame: &SignalFrame) -> Result<(), GuestGone> {
+    if call_tgkill(steward, tgid, frame) {
+        return Ok(());
+    }
     let info = steward.data_address(0);
     let (tgid, signo) = (tgid as u64, u64::from(frame.signo));
     let (nr, args, siginfo) = match frame.tid {

@@ -10,6 +10,7 @@ mod events;
 mod interrupt;
 mod mapping;
 mod memory;
+mod messenger;
 mod placement;
 pub mod shadow;
 mod stats;

@@ -1,6 +1,6 @@
 //! The helper thread in the guest, over its shared page.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -47,6 +47,11 @@ impl Steward {
 
     pub fn tid(&self) -> i32 {
         self.tid
+    }
+
+    /// A pidfd of the guest.
+    pub fn guest(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Guest address of byte `offset` of the data that [`Steward::run`] takes along.

@@ -85,11 +85,7 @@ impl Server {
             Some(By::Fuse(session)) => self.take_down_fuse(session),
             Some(By::Kernel(mut served)) => {
                 served.stop()?;
-                match umount2(&self.mount_point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-                    // EINVAL: somebody else unmounted it.
-                    Ok(()) | Err(Errno::EINVAL) => Ok(()),
-                    Err(errno) => Err(errno.into()),
-                }
+                detach(&self.mount_point)
             }
             None => Ok(()),
         }
@@ -101,7 +97,7 @@ impl Server {
             Ok(()) | Err(Errno::EINVAL) => {}
             Err(Errno::EBUSY) => {
                 abort_requests(&self.mount_point);
-                umount2(&self.mount_point, MntFlags::MNT_DETACH)?;
+                detach(&self.mount_point)?;
             }
             // Not root: fusermount does it.
             Err(Errno::EPERM) => {}
@@ -110,6 +106,14 @@ impl Server {
         // Without its own unmount, which would fail now.
         let BackgroundSession { guard, .. } = session;
         guard.join().map_err(|_| io::Error::other("a request thread panicked"))?
+    }
+}
+
+fn detach(mount_point: &Path) -> io::Result<()> {
+    match umount2(mount_point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        // EINVAL: it is unmounted, by somebody else or by `abort_requests`.
+        Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -139,11 +143,11 @@ pub fn unmount_stale(dir: &Path) -> io::Result<()> {
                 let text = format!("{} is served already", dir.display());
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
             }
-            Probe::Dead => umount2(dir, MntFlags::MNT_DETACH)?,
+            Probe::Dead => detach(dir)?,
             Probe::Silent => {
                 warn!("what is mounted at {} does not answer", dir.display());
                 abort_requests(dir);
-                umount2(dir, MntFlags::MNT_DETACH)?;
+                detach(dir)?;
             }
         }
     }

@@ -174,7 +174,7 @@ fn explain_keeps_each_user_s_last_answer_for_shells() {
     fs::write(rig.path("ccn/mig/explain"), "12").unwrap();
     let script = "cat ccn/mig/explain; echo 13 > ccn/mig/explain && cat ccn/mig/explain";
     let output = shell(&rig, USER, script).output().unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "13 may move, says 65534\n");
+    assert_eq!(output.stdout, b"13 may move, says 65534\n", "{output:?}");
     let mine = fs::read_to_string(rig.path("ccn/mig/explain")).unwrap();
     assert_eq!(mine, "12 may move, says 0\n");
 }

@@ -16,6 +16,8 @@ const NEEDED: &[&str] = &["virtio_pci", "virtio_net", "fuse", "tls", "virtio_rng
 const TCMI_MODULE: &str = "lib/modules/tcmi.ko";
 /// Into `bin`.
 const PROGRAMS: &[&str] = &["tcmid", "tcmi"];
+/// Of busybox, into `bin`; its shell finds the others by itself.
+const APPLETS: &[&str] = &["sh", "echo"];
 /// Tests that were built to run in a machine, into `tests`.
 const TESTS: &[&str] =
     &["kmod-load", "kmod-freezer", "kmod-ctlfs", "freezers", "ctlfs-server", "ctlfs-conformance"];
@@ -91,7 +93,9 @@ pub fn build(
     );
     archive.put("bin/busybox", PROGRAM, &fs::read("/bin/busybox")?);
     archive.put("init", PROGRAM, &stripped(&programs.join("tcmi-vm-guest"))?);
-    archive.put("bin/sh", LINK, b"busybox");
+    for applet in APPLETS {
+        archive.put(&format!("bin/{applet}"), LINK, b"busybox");
+    }
     for (directory, names) in [("bin", PROGRAMS), ("tests", TESTS)] {
         for name in names {
             let program = stripped(&programs.join(name))?;

@@ -41,8 +41,8 @@ pub trait Control: Send + Sync + 'static {
     /// None: it does not exist (any more). Asked for places with a capture only.
     fn owner(&self, place: &Place) -> Option<Owner>;
 
-    /// The whole value, with its newline. Called once an open, so a reader never sees
-    /// parts of two values.
+    /// The whole value, with its newline. An open file has one call's, so a reader never sees
+    /// parts of two; others are for its size.
     fn read(&self, caller: Caller, place: &Place) -> Result<String, Errno>;
 
     /// Relative to the link's directory.

@@ -65,11 +65,22 @@ impl Tree {
         }
     }
 
-    fn attr(&self, ino: u64, place: &Place) -> Result<FileAttr, Errno> {
+    /// What `caller` would read, asked for by every stat: kernels since 6.5 let sendfile and
+    /// splice see nothing beyond a file's size.
+    fn value(&self, caller: Caller, place: &Place) -> Result<Arc<str>, Errno> {
+        match place.entry.item {
+            Item::Explain => Ok(self.commands.answers.of(caller.uid)),
+            _ => self.commands.control.read(caller, place).map(Arc::from),
+        }
+    }
+
+    fn attr(&self, caller: Caller, ino: u64, place: &Place) -> Result<FileAttr, Errno> {
         let owner = self.owner(place)?;
+        let reads = place.entry.kind == Kind::File && place.entry.is_readable();
+        let value = if reads { self.value(caller, place).ok() } else { None };
         Ok(FileAttr {
             ino: INodeNo(ino),
-            size: 0,
+            size: value.map_or(0, |text| text.len() as u64),
             blocks: 0,
             atime: self.mounted,
             mtime: self.mounted,
@@ -86,11 +97,11 @@ impl Tree {
         })
     }
 
-    fn find(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
+    fn find(&self, caller: Caller, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
         let dir = self.place(parent)?;
         let place = name.to_str().and_then(|name| dir.child(name)).ok_or(Errno::NoEntry)?;
         // Numbered only once it is known to exist: the kernel forgets no failed lookup.
-        let mut attr = self.attr(INODE_UNKNOWN, &place)?;
+        let mut attr = self.attr(caller, INODE_UNKNOWN, &place)?;
         attr.ino = INodeNo(lock(&self.inodes).look_up(place));
         Ok(attr)
     }
@@ -129,11 +140,7 @@ impl Tree {
         }
         self.owner(&place)?;
         let answers = place.entry.item == Item::Explain;
-        let text = match (reads, answers) {
-            (false, _) => Arc::from(""),
-            (true, true) => self.commands.answers.of(caller.uid),
-            (true, false) => Arc::from(self.commands.control.read(caller, &place)?),
-        };
+        let text = if reads { self.value(caller, &place)? } else { Arc::from("") };
         let file = self.files.insert(OpenFile::new(place, text), caller.is_root())?;
         let mut how = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
         if answers {
@@ -206,8 +213,8 @@ impl Filesystem for Tree {
             .map_err(|nearest| io::Error::other(format!("write size is at most {nearest}")))
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.find(parent, name) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.find(caller(request), parent, name) {
             Ok(attr) => reply.entry(&TTL, &attr, Generation(0)),
             Err(errno) => reply.error(fuse_errno(errno)),
         }
@@ -217,8 +224,8 @@ impl Filesystem for Tree {
         lock(&self.inodes).forget(ino.0, lookups);
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.place(ino).and_then(|place| self.attr(ino.0, &place)) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.place(ino).and_then(|place| self.attr(caller(request), ino.0, &place)) {
             Ok(attr) => reply.attr(&TTL, &attr),
             Err(errno) => reply.error(fuse_errno(errno)),
         }
@@ -226,7 +233,7 @@ impl Filesystem for Tree {
 
     fn setattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -243,7 +250,9 @@ impl Filesystem for Tree {
         reply: ReplyAttr,
     ) {
         let attr = self.place(ino).and_then(|place| match (size, mode, uid, gid) {
-            (Some(0), None, None, None) if place.entry.write.is_some() => self.attr(ino.0, &place),
+            (Some(0), None, None, None) if place.entry.write.is_some() => {
+                self.attr(caller(request), ino.0, &place)
+            }
             (Some(_), None, None, None) => Err(Errno::Invalid),
             _ => Err(Errno::NotPermitted),
         });

@@ -264,6 +264,28 @@ fn a_value_is_whole_lines_and_the_same_however_it_is_read() {
             }
         }
         assert_eq!(String::from_utf8(parts).unwrap(), whole, "{place}");
+        // As busybox's cat does.
+        if let Some(sent) = sent_into_a_pipe(&File::open(&path).unwrap()) {
+            assert_eq!(String::from_utf8(sent).unwrap(), whole, "{place} by sendfile");
+        }
+    }
+}
+
+/// None: sendfile is refused, and whoever tries it reads instead.
+fn sent_into_a_pipe(file: &File) -> Option<Vec<u8>> {
+    let (mut out, into) = std::io::pipe().unwrap();
+    let mut sent = Vec::new();
+    loop {
+        match nix::sys::sendfile::sendfile(&into, file, None, 1 << 16) {
+            Ok(0) => return Some(sent),
+            Ok(n) => {
+                let at = sent.len();
+                sent.resize(at + n, 0);
+                out.read_exact(&mut sent[at..]).unwrap();
+            }
+            Err(nix::errno::Errno::EINVAL) if sent.is_empty() => return None,
+            Err(errno) => panic!("sendfile: {errno}"),
+        }
     }
 }
 

@@ -332,12 +332,21 @@ static void stop_growing(struct tcmi_freeze *freeze)
 }
 
 /*
- * Stopped by job control it waits in get_signal() already, and our work is before
- * it on the way to user mode.
+ * Stopped by job control, or by the caller as its tracer, it waits in the kernel
+ * already, and our work is before it on the way to user mode. Another tracer could
+ * let it go on in the middle of a call.
  */
 static bool is_stopped(struct task_struct *task)
 {
-	return READ_ONCE(task->__state) & __TASK_STOPPED;
+	unsigned int state = READ_ONCE(task->__state);
+	bool stopped;
+
+	rcu_read_lock();
+	stopped = state & __TASK_STOPPED ||
+		  (state & __TASK_TRACED &&
+		   same_thread_group(rcu_dereference(task->parent), current));
+	rcu_read_unlock();
+	return stopped;
 }
 
 static bool is_settled(struct tcmi_freeze *freeze)

@@ -28,6 +28,10 @@ struct tcmi_version {
 #define TCMI_FREEZE_TIMEOUT_MS_DEFAULT 1000
 #define TCMI_FREEZE_TIMEOUT_MS_MAX 60000
 
+/*
+ * A thread that job control has stopped, or the caller by ptrace, is frozen as it is;
+ * let go on, it stops for us.
+ */
 struct tcmi_freeze_args {
 	__s32 pid;
 	__u32 flags;

@@ -11,7 +11,8 @@ use crate::kernels::{Kernel, plain_module};
 use crate::wire::{MODULE_ORDER, MODULES, VICTIMS};
 
 /// Loaded by PID 1 in this order, with what they need.
-const NEEDED: &[&str] = &["virtio_pci", "virtio_net", "fuse", "tls", "virtio_rng"];
+const NEEDED: &[&str] =
+    &["virtio_pci", "virtio_net", "fuse", "tls", "gcm", "ctr", "ghash_generic", "virtio_rng"];
 /// Loaded on demand.
 const TCMI_MODULE: &str = "lib/modules/tcmi.ko";
 /// Into `bin`.
@@ -19,8 +20,15 @@ const PROGRAMS: &[&str] = &["tcmid", "tcmi"];
 /// Of busybox, into `bin`; its shell finds the others by itself.
 const APPLETS: &[&str] = &["sh", "echo"];
 /// Tests that were built to run in a machine, into `tests`.
-const TESTS: &[&str] =
-    &["kmod-load", "kmod-freezer", "kmod-ctlfs", "freezers", "ctlfs-server", "ctlfs-conformance"];
+const TESTS: &[&str] = &[
+    "kmod-load",
+    "kmod-freezer",
+    "kmod-send",
+    "kmod-ctlfs",
+    "freezers",
+    "ctlfs-server",
+    "ctlfs-conformance",
+];
 
 const DIRECTORY: u32 = 0o040755;
 const PROGRAM: u32 = 0o100755;

@@ -69,6 +69,10 @@ impl<A: Aead> Sealer<A> {
     pub fn new(aead: A, iv: [u8; 12], seq: u64) -> Self {
         Self { aead, iv, seq }
     }
+    /// The number of the next record.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
     /// The plaintext stands at `buf[5..5 + n]`; afterwards `buf[..n + 22]` is the record.
     /// `buf` has room for it and `n` is at most [`PLAIN_MAX_BYTES`], or this panics.
     pub fn seal(&mut self, buf: &mut [u8], n: usize) -> Result<usize, RecordError> {

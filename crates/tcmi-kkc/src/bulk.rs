@@ -2,19 +2,21 @@
 //! written at once; what one receive brings is opened where it lies and given out as slices.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::net::Shutdown;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use serde::Serialize;
 use tcmi_call::record::{
-    self, HEADER_BYTES, OVERHEAD_BYTES, Opener, PLAIN_MAX_BYTES, RECORD_MAX_BYTES, RecordError,
-    Sealer,
+    self, DirectionKeys, HEADER_BYTES, OVERHEAD_BYTES, Opener, PLAIN_MAX_BYTES, RECORD_MAX_BYTES,
+    RecordError, Sealer,
 };
 
 use crate::aead::{self, RingAead};
 use crate::codec::{self, CodecError, Frame};
+use crate::ktls;
 use crate::limits::{
     AES_GCM_RECORDS_MAX, BULK_IDLE_TIMEOUT, BULK_MESSAGE_BYTES_MAX, BULK_RECEIVE_BYTES,
     BULK_RECORDS_AT_ONCE,
@@ -68,7 +70,8 @@ pub(crate) fn open(stream: Stream) -> (BulkWriter, BulkReader) {
     let fd = Arc::new(fd);
     let writer = BulkWriter {
         fd: fd.clone(),
-        sealer: aead::sealer(kind, &tx),
+        protection: Protection::Here { sealer: aead::sealer(kind, &tx), keys: tx },
+        kind,
         buf: vec![0; BULK_RECORDS_AT_ONCE * RECORD_MAX_BYTES],
         sealed: 0,
         open: 0,
@@ -98,15 +101,26 @@ fn records_left(kind: StreamKind, seq: u64) -> u64 {
     }
 }
 
+/// Who makes records of what is sent.
+enum Protection {
+    Here {
+        sealer: Sealer<RingAead>,
+        keys: DirectionKeys,
+    },
+    /// kTLS: plaintext is written to the socket.
+    Kernel,
+}
+
 /// The sending half. Bytes are sent when the buffer is full, or by [`BulkWriter::flush`].
 pub struct BulkWriter {
     fd: Arc<OwnedFd>,
-    sealer: Sealer<RingAead>,
+    protection: Protection,
     buf: Vec<u8>,
     /// Finished records stand in `buf[..sealed]`.
     sealed: usize,
     /// Plaintext of the record that begins there.
     open: usize,
+    kind: StreamKind,
     records_left: u64,
     idle: Duration,
     broken: bool,
@@ -186,6 +200,44 @@ impl BulkWriter {
         rustix::net::shutdown(&self.fd, Shutdown::Write).map_err(|e| io::Error::from(e).into())
     }
 
+    /// From here on the kernel protects what is sent, so that a part of it can be sent by
+    /// [`BulkWriter::send_with`]. The peer sees no difference. False: this kernel cannot, and
+    /// nothing has changed.
+    pub fn hand_to_kernel(&mut self) -> Result<bool, BulkError> {
+        self.flush()?;
+        let Protection::Here { sealer, keys } = &self.protection else { return Ok(true) };
+        if self.kind != StreamKind::Bulk {
+            return Ok(false);
+        }
+        match ktls::protect_sent(&self.fd, keys, sealer.seq()) {
+            Ok(()) => {
+                set_socket_timeout(&self.fd, Timeout::Send, Some(self.idle))
+                    .map_err(io::Error::from)?;
+                self.protection = Protection::Kernel;
+                Ok(true)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the kernel does not protect this stream");
+                Ok(false)
+            }
+        }
+    }
+
+    /// After [`BulkWriter::hand_to_kernel`]: `send` sends plaintext on the socket, in its turn
+    /// after what was written, and tells how many bytes.
+    pub fn send_with(
+        &mut self,
+        send: impl FnOnce(BorrowedFd<'_>) -> io::Result<u64>,
+    ) -> Result<u64, BulkError> {
+        assert!(matches!(self.protection, Protection::Kernel), "the kernel has the keys");
+        self.flush()?;
+        let n = send(self.fd.as_fd()).inspect_err(|_| self.broken = true)?;
+        // At most so many records; the kernel may make others than we would.
+        let records = n.div_ceil(PLAIN_MAX_BYTES as u64) + 1;
+        self.records_left = self.records_left.saturating_sub(records);
+        Ok(n)
+    }
+
     fn make_room(&mut self) -> Result<(), BulkError> {
         match self.sealed + RECORD_MAX_BYTES > self.buf.len() {
             true => self.send(),
@@ -203,7 +255,16 @@ impl BulkWriter {
         }
         self.records_left -= 1;
         let n = std::mem::take(&mut self.open);
-        self.sealed += self.sealer.seal(&mut self.buf[self.sealed..], n)?;
+        let record = &mut self.buf[self.sealed..];
+        match &mut self.protection {
+            Protection::Here { sealer, .. } => self.sealed += sealer.seal(record, n)?,
+            Protection::Kernel => {
+                let plain = &record[HEADER_BYTES..][..n];
+                send_all(self.fd.as_fd(), plain, self.idle).inspect_err(|_| self.broken = true)?;
+                // What was written behind it stays where it is until its turn.
+                self.sealed += RECORD_MAX_BYTES;
+            }
+        }
         Ok(())
     }
 
@@ -213,6 +274,9 @@ impl BulkWriter {
         }
         debug_assert_eq!(self.open, 0, "a partial record would be overwritten");
         let n = std::mem::take(&mut self.sealed);
+        if let Protection::Kernel = self.protection {
+            return Ok(());
+        }
         send_all(self.fd.as_fd(), &self.buf[..n], self.idle).inspect_err(|_| self.broken = true)?;
         Ok(())
     }
@@ -351,13 +415,13 @@ impl BulkReader {
 const _: () = assert!(BULK_RECEIVE_BYTES >= 2 * (record::BODY_MAX_BYTES + OVERHEAD_BYTES));
 
 impl AsFd for BulkWriter {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
 impl AsFd for BulkReader {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }

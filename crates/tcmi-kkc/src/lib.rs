@@ -14,6 +14,7 @@ pub mod codec;
 mod control;
 mod endpoint;
 mod identity;
+mod ktls;
 pub mod limits;
 mod message;
 mod pins;
@@ -30,6 +31,7 @@ pub use endpoint::{
     Options, SendError, StreamError,
 };
 pub use identity::{IDENTITY_FILE, Identity, IdentityError, PeerKey, PeerKeyError};
+pub use ktls::kernel_protects;
 pub use message::{Control, Fate, GuestControl, PROTOCOL_VERSION, StreamKind, decode_control};
 pub use session::{
     Dial, DownReason, Hello, Moment, NameError, Role, Session, SessionEvent, SessionOptions,

@@ -7,6 +7,7 @@
 use crate::error::{Error, Result};
 use crate::fault::{self, Point};
 use crate::messages as msg;
+use crate::module;
 use std::ops::Range;
 use tcmi_ckpt::image::Vma;
 use tcmi_ckpt::rebuild::Pages;
@@ -17,18 +18,20 @@ const RUN_BYTES_MAX: u64 = 4 << 20;
 /// Stands where a run's address would. No run has length 0.
 const ABORT: u64 = u64::MAX;
 
-/// Sends the pages of a frozen process. `sent` is told how many bytes are on their way.
+/// Pages of a frozen process that are to be sent.
+pub struct Outgoing<'a> {
+    pub pid: i32,
+    pub vmas: &'a [Vma],
+    pub runs: &'a [Range<u64>],
+    /// Sends what it can.
+    pub module: Option<module::Sending>,
+}
+
+/// Sends them. `sent` is told how many bytes are on their way.
 ///
 /// Err, but for a failure of the stream: the receiver waits for our Failed.
-pub fn send(
-    w: &mut BulkWriter,
-    pid: i32,
-    vmas: &[Vma],
-    runs: &[Range<u64>],
-    half: Point,
-    sent: &dyn Fn(u64),
-) -> Result<()> {
-    match send_runs(w, pid, vmas, runs, half, sent) {
+pub fn send(w: &mut BulkWriter, pages: &Outgoing, half: Point, sent: &dyn Fn(u64)) -> Result<()> {
+    match send_runs(w, pages, half, sent) {
         Err(e @ Error::Stream(_)) => Err(e),
         done => {
             header(w, if done.is_ok() { 0 } else { ABORT }, 0)?;
@@ -38,25 +41,21 @@ pub fn send(
     }
 }
 
-fn send_runs(
-    w: &mut BulkWriter,
-    pid: i32,
-    vmas: &[Vma],
-    runs: &[Range<u64>],
-    half: Point,
-    sent: &dyn Fn(u64),
-) -> Result<()> {
-    let forced = Pages::open(pid, vmas)?;
+fn send_runs(w: &mut BulkWriter, pages: &Outgoing, half: Point, sent: &dyn Fn(u64)) -> Result<()> {
+    let forced = Pages::open(pages.pid, pages.vmas)?;
     let mut total = 0;
-    for run in runs {
+    for run in pages.runs {
         let mut at = run.start;
         while at < run.end {
             let len = (run.end - at).min(RUN_BYTES_MAX);
             header(w, at, len)?;
-            send_run(w, pid, &forced, at, len, &mut |n| {
+            let mut told = |n| {
                 total += n;
                 sent(total);
-            })?;
+            };
+            let module = pages.module.as_ref().filter(|_| len >= module::RUN_BYTES_MIN);
+            let done = module.map_or(Ok(0), |m| send_by_module(w, m, at, len, &mut told))?;
+            send_run(w, pages.pid, &forced, at + done, len - done, &mut told)?;
             at += len;
             fault::pass(half)?;
         }
@@ -67,6 +66,27 @@ fn send_runs(
 fn header(w: &mut BulkWriter, addr: u64, len: u64) -> Result<()> {
     w.write(&addr.to_le_bytes())?;
     Ok(w.write(&len.to_le_bytes())?)
+}
+
+/// The bytes at the start of a run that went this way.
+fn send_by_module(
+    w: &mut BulkWriter,
+    module: &module::Sending,
+    addr: u64,
+    len: u64,
+    sent: &mut dyn FnMut(u64),
+) -> Result<u64> {
+    let mut done = 0;
+    while done < len {
+        match module.send(addr + done..addr + len, w)? {
+            0 => break,
+            n => {
+                done += n;
+                sent(n);
+            }
+        }
+    }
+    Ok(done)
 }
 
 fn send_run(
@@ -233,6 +253,10 @@ mod tests {
         std::process::id() as i32
     }
 
+    fn of_me<'a>(vmas: &'a [Vma], runs: &'a [Range<u64>]) -> Outgoing<'a> {
+        Outgoing { pid: me(), vmas, runs, module: None }
+    }
+
     /// `n` pages of this process, and a hole of as many behind them.
     fn some_pages(n: u64) -> (u64, [Vma; 1]) {
         let len = (n * PAGE_BYTES) as usize;
@@ -254,7 +278,7 @@ mod tests {
         let run = start..vmas[0].end + 2 * PAGE_BYTES;
         let ((mut w, _keep), (_w, mut r)) = pair();
         let sender = std::thread::spawn(move || {
-            let e = send(&mut w, me(), &vmas, &[run], HALF, &|_| {}).unwrap_err();
+            let e = send(&mut w, &of_me(&vmas, &[run]), HALF, &|_| {}).unwrap_err();
             let failed = msg::Failed { errno: 5, text: e.to_string() };
             msg::send(&mut w, &failed).unwrap();
             msg::send(&mut w, &msg::Thawed {}).unwrap();
@@ -277,8 +301,8 @@ mod tests {
         let runs = [start..vmas[0].end, vmas[0].end..vmas[0].end + PAGE_BYTES];
         let ((mut w, _keep), (_w, mut r)) = pair();
         let wide = [Vma { end: vmas[0].end + PAGE_BYTES, prot: libc::PROT_NONE, ..vmas[0] }];
-        send(&mut w, me(), &vmas, &runs[..1], HALF, &|_| {}).unwrap();
-        let e = send(&mut w, me(), &wide, &runs[1..], HALF, &|_| {}).unwrap_err();
+        send(&mut w, &of_me(&vmas, &runs[..1]), HALF, &|_| {}).unwrap();
+        let e = send(&mut w, &of_me(&wide, &runs[1..]), HALF, &|_| {}).unwrap_err();
         msg::send(&mut w, &msg::Failed { errno: e.errno(), text: "hole".into() }).unwrap();
         let into = Pages::open(me(), &vmas).unwrap();
         let got = Incoming::new(&mut r).receive(&into, HALF, &|_| {}).unwrap();

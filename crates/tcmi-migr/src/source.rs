@@ -4,7 +4,8 @@ use crate::error::{Error, Result};
 use crate::fault::{self, Point};
 use crate::files::HomeFiles;
 use crate::messages as msg;
-use crate::pages;
+use crate::module::{self, Sending};
+use crate::pages::{self, Outgoing};
 use std::ops::Range;
 use std::time::Instant;
 use tcmi_call::abi::{ProcArea, ThreadArea};
@@ -132,6 +133,8 @@ pub fn xfeatures(xstate: &[u8]) -> u64 {
 pub struct Channel<'a> {
     pub w: &'a mut BulkWriter,
     pub r: &'a mut BulkReader,
+    /// The kernel module may send pages.
+    pub module: bool,
     /// A new stream for calls, parked or dialed now.
     pub take_stream: &'a mut dyn FnMut() -> Result<Stream>,
 }
@@ -162,6 +165,8 @@ pub struct Times {
     pub transfer: u64,
     pub resume: u64,
     pub bytes: u64,
+    /// Those of `bytes` that the kernel module sent.
+    pub bytes_by_module: u64,
 }
 
 /// Moves a process out, up to COMMIT.
@@ -217,9 +222,9 @@ fn move_out(
     };
     let mut installed = None;
     match transfer(&mut frozen, &attached, prepared, &mut installed, c, watch) {
-        Ok(Transfer { image, bytes, since }) => {
+        Ok(Transfer { image, bytes, by_module, since }) => {
             let installed = installed.ok_or(Error::Unsteady("no streams"))?;
-            let times = Times { freeze, bytes, ..Times::default() };
+            let times = Times { freeze, bytes, bytes_by_module: by_module, ..Times::default() };
             Ok(Sent { frozen, attached, image, installed, times, since })
         }
         Err(e) => {
@@ -406,6 +411,7 @@ fn freeze_with_room(a: &Attached, threads: usize) -> Result<Frozen> {
 struct Transfer {
     image: ProcessImage,
     bytes: u64,
+    by_module: u64,
     since: Instant,
 }
 
@@ -440,13 +446,18 @@ fn transfer(
         send_files(&files, c)?;
     }
     let sent = |n| watch.memory(n, total);
-    pages::send(c.w, f.pid, &image.mm.vmas, &runs, Point::HomePagesHalfSent, &sent)
-        .map_err(|e| reason_of(c, e))?;
+    let may = c.module && runs.iter().any(|r| r.end - r.start >= module::RUN_BYTES_MIN);
+    let module = if may { Sending::prepare(f.pid, c.w)? } else { None };
+    let all = Outgoing { pid: f.pid, vmas: &image.mm.vmas, runs: &runs, module };
+    pages::send(c.w, &all, Point::HomePagesHalfSent, &sent).map_err(|e| reason_of(c, e))?;
+    let by_module = all.module.as_ref().map_or(0, Sending::sent);
+    // Before its threads are to run again.
+    drop(all);
     fault::pass(Point::HomePagesSent)?;
     // While the peer restores.
     *installed = Some(Installed::install(f, a, streams)?);
     fault::pass(Point::HomeStreamsInstalled)?;
-    Ok(Transfer { image, bytes: total, since })
+    Ok(Transfer { image, bytes: total, by_module, since })
 }
 
 /// Puts a held original back as it was and lets it run.

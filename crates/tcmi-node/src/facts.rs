@@ -27,7 +27,7 @@ pub enum Ctlfs {
 }
 
 /// One a line in `node/features`, and in the greeting of a link.
-pub fn features(ctlfs: Ctlfs) -> io::Result<Vec<String>> {
+pub fn features(ctlfs: Ctlfs, module_sends: bool) -> io::Result<Vec<String>> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut features = vec![
         format!("arch={}", std::env::consts::ARCH),
@@ -37,6 +37,7 @@ pub fn features(ctlfs: Ctlfs) -> io::Result<Vec<String>> {
             Ctlfs::Fuse => "ctlfs=fuse".to_owned(),
             Ctlfs::Kernel => "ctlfs=kernel".to_owned(),
         },
+        if module_sends { "pages=kernel" } else { "pages=userspace" }.to_owned(),
     ];
     features.extend(cpu_features(&fs::read_to_string("/proc/cpuinfo")?));
     Ok(features)
@@ -73,7 +74,7 @@ mod tests {
 
     #[test]
     fn this_machine_has_features_that_a_greeting_may_carry() {
-        let features = features(Ctlfs::Kernel).unwrap();
+        let features = features(Ctlfs::Kernel, true).unwrap();
         let hello = tcmi_kkc::Hello { name: "x".into(), features };
         assert_eq!(hello.check(), Ok(()));
         load().unwrap();

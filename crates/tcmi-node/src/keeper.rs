@@ -52,12 +52,12 @@ struct Wire {
 }
 
 /// Moves `task` out over `bulk`, then keeps it until it is home or gone. `done` is told once
-/// the guest runs, or that it does not.
-pub fn keep(task: &Arc<Task>, link: &Link, bulk: Stream, done: Done) {
+/// the guest runs, or that it does not. `module`: the kernel module may send its pages.
+pub fn keep(task: &Arc<Task>, link: &Link, bulk: Stream, module: bool, done: Done) {
     let (w, r) = bulk.into_bulk();
     let mut wire = Wire { w, r };
     let node = link.peer_name().to_owned();
-    let shadow = match go_out(task, link, &mut wire) {
+    let shadow = match go_out(task, link, &mut wire, module) {
         Ok(s) => s,
         Err(e) => {
             let error = explain_error(task, &node, e);
@@ -86,10 +86,10 @@ struct Kept {
     installed: Installed,
 }
 
-fn go_out(task: &Arc<Task>, link: &Link, wire: &mut Wire) -> Result<Kept> {
+fn go_out(task: &Arc<Task>, link: &Link, wire: &mut Wire, module: bool) -> Result<Kept> {
     let mut take = || Ok(link.take_stream(StreamKind::Call, STREAM_TIMEOUT)?);
     // The channel owns the stream's halves only for the time of the move.
-    let mut channel = Channel { w: &mut wire.w, r: &mut wire.r, take_stream: &mut take };
+    let mut channel = Channel { w: &mut wire.w, r: &mut wire.r, module, take_stream: &mut take };
     let watch: &Task = task;
     let mut sent = source::emigrate(task.pid.raw(), task.migration, 1, &mut channel, watch)?;
     let armed = match arm_original(&mut sent) {

@@ -102,12 +102,13 @@ fn run(args: Args) -> anyhow::Result<()> {
     let ctlfs = prepare_mount_point(&config)?;
     let module = claim_module(&config);
     let ctlfs_by = if module.is_some() { Ctlfs::Kernel } else { Ctlfs::Fuse };
-    let features = facts::features(ctlfs_by)?;
+    let module_sends = module.is_some() && tcmi_kkc::kernel_protects();
+    let features = facts::features(ctlfs_by, module_sends)?;
     let tree = Arc::new(Tree::default());
     let (peers, events) = start_links(&config, &state, &features, &tree)?;
     let root = config.pen_root.clone().unwrap_or_else(|| config.state.join("root"));
     let (place, first) = (state.path().to_owned(), first_migration()?);
-    let engine = Engine::new(place, root, features.clone(), first, Arc::clone(&tree));
+    let engine = Engine::new(place, root, features.clone(), module_sends, first, Arc::clone(&tree));
     let tasks: Arc<dyn Tasks> = Arc::new(engine.context("cannot start")?);
     let (follower, follows) = (Arc::clone(&peers), Arc::clone(&tasks));
     thread::Builder::new()

@@ -177,6 +177,7 @@ impl Inner {
         line("freeze-us", self.out.freeze);
         line("transfer-us", self.out.transfer);
         line("resume-us", self.out.resume);
+        line("bytes-by-module", self.out.bytes_by_module);
         text.push_str(&self.calls);
         text
     }

@@ -38,6 +38,7 @@ struct Shared {
     next_migration: AtomicU64,
     doorbell: Doorbell,
     ending: AtomicBool,
+    module_sends: bool,
     tree: Arc<Tree>,
 }
 
@@ -49,11 +50,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// `first_migration` differs from run to run, so that no id is used twice.
+    /// `module_sends`: pages go by the kernel module. `first_migration` differs from run to run, so that no id is used twice.
     pub fn new(
         state: PathBuf,
         root: PathBuf,
         features: Vec<String>,
+        module_sends: bool,
         first_migration: u64,
         tree: Arc<Tree>,
     ) -> std::io::Result<Self> {
@@ -65,6 +67,7 @@ impl Engine {
             next_migration: AtomicU64::new(first_migration),
             doorbell: Doorbell::start()?,
             ending: AtomicBool::new(false),
+            module_sends,
             tree,
         };
         Ok(Self { shared: Arc::new(shared), guests, features })
@@ -106,7 +109,7 @@ impl Shared {
     /// The life of one move, in its own thread.
     fn run(&self, task: &Arc<Task>, link: &Link, done: Done) {
         match self.offer(task, link) {
-            Ok(bulk) => keeper::keep(task, link, bulk, done),
+            Ok(bulk) => keeper::keep(task, link, bulk, self.module_sends, done),
             Err(error) => {
                 task.failed(&error.to_string());
                 task.release();

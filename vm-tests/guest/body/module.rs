@@ -2,9 +2,11 @@
 
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use tcmi_tests::{Victim, VictimKind};
 
 use super::moves;
+use super::pair::Pair;
 use crate::port::Port;
 use crate::system::{CommandLine, TCMI_MODULE};
 
@@ -25,7 +27,9 @@ pub fn load(_: &Port) -> Result<()> {
 pub fn freezers(port: &Port) -> Result<()> {
     passes("freezers", &[], &[])?;
     port.progress("both freezers hold")?;
-    passes("kmod-freezer", &[], &[])
+    passes("kmod-freezer", &[], &[])?;
+    port.progress("what only the module's does")?;
+    passes("kmod-send", &[], &[])
 }
 
 /// The tests of the FUSE server as they are: once against it, once against the kernel's tree.
@@ -43,17 +47,41 @@ pub fn ctlfs(port: &Port) -> Result<()> {
 /// Each node takes the module where it is, and says so to the other.
 pub fn pair(port: &Port, words: &CommandLine) -> Result<()> {
     moves::with_pair(port, |pair| {
-        let says = |module| if module { "ctlfs=kernel" } else { "ctlfs=fuse" };
-        let has = |text: &str, line: &str| text.lines().any(|l| l == line);
+        let says = |module| match module {
+            true => ["ctlfs=kernel", "pages=kernel"],
+            false => ["ctlfs=fuse", "pages=userspace"],
+        };
         for (text, module) in [
             (pair.home.read("node/features")?, words.home_module),
             (pair.desk.read("pen/nodes/home/features")?, words.home_module),
             (pair.desk.read("node/features")?, words.desk_module),
             (pair.home.read("ccn/nodes/desk/features")?, words.desk_module),
         ] {
-            ensure!(has(&text, says(module)), "not {}: {text}", says(module));
+            for line in says(module) {
+                ensure!(text.lines().any(|l| l == line), "not {line}: {text}");
+            }
         }
         port.progress("served as it should be")?;
+        memory(pair, words.home_module)?;
+        port.progress("memory arrived")?;
         moves::everything_well(port, pair)
     })
+}
+
+/// Sent by the module where home has it, and the same either way.
+fn memory(pair: &Pair, by_module: bool) -> Result<()> {
+    const BYTES: u64 = 16 << 20;
+    let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
+    let pid = victim.pid();
+    for _ in 0..3 {
+        pair.migrate(pid)?;
+        let stats = pair.home.read(&format!("ccn/mig/migproc/{pid}/stats"))?;
+        let bytes = stats.lines().find_map(|l| l.strip_prefix("bytes-by-module "));
+        let bytes: u64 = bytes.context("bytes in stats")?.parse()?;
+        ensure!((bytes >= BYTES) == by_module, "the module sent {bytes} bytes");
+        victim.check().context("away")?;
+        pair.bring_home(pid)?;
+        victim.check().context("home again")?;
+    }
+    victim.end(7)
 }

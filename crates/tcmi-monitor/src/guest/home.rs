@@ -10,7 +10,8 @@ use tcmi_kkc::codec::Frame;
 use tcmi_migr::destination::{GuestFiles, Held};
 use tcmi_migr::fault::{self, Point};
 use tcmi_migr::messages::{self as msg, Message};
-use tcmi_migr::{Error, Result, pages};
+use tcmi_migr::pages::{self, Outgoing};
+use tcmi_migr::{Error, Result};
 use tcmi_shadow::MappedFiles;
 use tcmi_sys::maps::Mapping;
 
@@ -113,8 +114,9 @@ impl Life {
         let (image, runs) = held.capture(&name, &mut files, &self.image.mm)?;
         let image = ProcessImage { files: self.files.refs.clone(), ..image };
         msg::send(&mut self.w, &msg::Image { image: image.clone() })?;
-        let (host, vmas) = (self.guest.host_pid, &image.mm.vmas);
-        pages::send(&mut self.w, host, vmas, &runs, Point::NodePagesHalfSent, &|_| {})?;
+        let (pid, vmas) = (self.guest.host_pid, &image.mm.vmas);
+        let all = Outgoing { pid, vmas, runs: &runs, module: None };
+        pages::send(&mut self.w, &all, Point::NodePagesHalfSent, &|_| {})?;
         fault::pass(Point::NodeImageSent)?;
         Ok(self.r.recv_message()?)
     }

@@ -81,6 +81,27 @@ fn stopped_by_job_control() -> Outcome {
     shared.moves()
 }
 
+fn held_by_its_tracer() -> Outcome {
+    let shared = Shared::new()?;
+    let victim = spinning(&shared)?;
+    let text = |e: tcmi_ckpt::Error| e.to_string();
+    for _ in 0..20 {
+        let held = tcmi_ckpt::freeze::freeze(victim.pid).map_err(text)?;
+        let frozen = freeze(victim.pid, Extent::Process)?;
+        let captured = capture(&frozen)?;
+        for thread in &held.threads {
+            let seen = captured.threads.iter().find(|t| t.tid == thread.tid);
+            let seen = seen.ok_or_else(|| format!("{} is missing", thread.tid))?;
+            ensure(seen.regs.rip == thread.regs.rip, || format!("{:x}", seen.regs.rip))?;
+        }
+        held.thaw().map_err(text)?;
+        shared.stands_still()?;
+        thaw(frozen)?;
+        shared.moves()?;
+    }
+    Ok(())
+}
+
 fn a_freeze_is_one_session_s() -> Outcome {
     let shared = Shared::new()?;
     let victim = spinning(&shared)?;
@@ -255,6 +276,7 @@ fn main() -> ExitCode {
     const CASES: &[Case] = &[
         ("forking-tree", forking_tree),
         ("stopped-by-job-control", stopped_by_job_control),
+        ("held-by-its-tracer", held_by_its_tracer),
         ("one-session", a_freeze_is_one_session_s),
         ("what-may-not-be-frozen", what_may_not_be_frozen),
         ("vfork-parent", a_vfork_parent_is_busy),

@@ -110,7 +110,8 @@ impl Machine {
         let mut line = String::new();
         answers.read_line(&mut line)?;
         for command in [&json!({ "execute": "qmp_capabilities" }), command] {
-            writeln!(&stream, "{command}")?;
+            // In one piece: one that quits does not wait for the end of the line.
+            (&stream).write_all(format!("{command}\n").as_bytes())?;
             loop {
                 line.clear();
                 ensure!(answers.read_line(&mut line)? > 0, "QEMU is gone before it answered");

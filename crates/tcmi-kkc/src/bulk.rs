@@ -70,7 +70,8 @@ pub(crate) fn open(stream: Stream) -> (BulkWriter, BulkReader) {
     let fd = Arc::new(fd);
     let writer = BulkWriter {
         fd: fd.clone(),
-        protection: Protection::Here { sealer: aead::sealer(kind, &tx), keys: tx },
+        sealer: Some(aead::sealer(kind, &tx)),
+        keys: tx,
         kind,
         buf: vec![0; BULK_RECORDS_AT_ONCE * RECORD_MAX_BYTES],
         sealed: 0,
@@ -101,20 +102,12 @@ fn records_left(kind: StreamKind, seq: u64) -> u64 {
     }
 }
 
-/// Who makes records of what is sent.
-enum Protection {
-    Here {
-        sealer: Sealer<RingAead>,
-        keys: DirectionKeys,
-    },
-    /// kTLS: plaintext is written to the socket.
-    Kernel,
-}
-
 /// The sending half. Bytes are sent when the buffer is full, or by [`BulkWriter::flush`].
 pub struct BulkWriter {
     fd: Arc<OwnedFd>,
-    protection: Protection,
+    /// None: plaintext is written, and the kernel makes records of it (kTLS).
+    sealer: Option<Sealer<RingAead>>,
+    keys: DirectionKeys,
     buf: Vec<u8>,
     /// Finished records stand in `buf[..sealed]`.
     sealed: usize,
@@ -205,15 +198,15 @@ impl BulkWriter {
     /// nothing has changed.
     pub fn hand_to_kernel(&mut self) -> Result<bool, BulkError> {
         self.flush()?;
-        let Protection::Here { sealer, keys } = &self.protection else { return Ok(true) };
+        let Some(sealer) = &self.sealer else { return Ok(true) };
         if self.kind != StreamKind::Bulk {
             return Ok(false);
         }
-        match ktls::protect_sent(&self.fd, keys, sealer.seq()) {
+        match ktls::protect_sent(&self.fd, &self.keys, sealer.seq()) {
             Ok(()) => {
                 set_socket_timeout(&self.fd, Timeout::Send, Some(self.idle))
                     .map_err(io::Error::from)?;
-                self.protection = Protection::Kernel;
+                self.sealer = None;
                 Ok(true)
             }
             Err(error) => {
@@ -229,7 +222,7 @@ impl BulkWriter {
         &mut self,
         send: impl FnOnce(BorrowedFd<'_>) -> io::Result<u64>,
     ) -> Result<u64, BulkError> {
-        assert!(matches!(self.protection, Protection::Kernel), "the kernel has the keys");
+        assert!(self.sealer.is_none(), "the kernel has the keys");
         self.flush()?;
         let n = send(self.fd.as_fd()).inspect_err(|_| self.broken = true)?;
         // At most so many records; the kernel may make others than we would.
@@ -256,9 +249,9 @@ impl BulkWriter {
         self.records_left -= 1;
         let n = std::mem::take(&mut self.open);
         let record = &mut self.buf[self.sealed..];
-        match &mut self.protection {
-            Protection::Here { sealer, .. } => self.sealed += sealer.seal(record, n)?,
-            Protection::Kernel => {
+        match &mut self.sealer {
+            Some(sealer) => self.sealed += sealer.seal(record, n)?,
+            None => {
                 let plain = &record[HEADER_BYTES..][..n];
                 send_all(self.fd.as_fd(), plain, self.idle).inspect_err(|_| self.broken = true)?;
                 // What was written behind it stays where it is until its turn.
@@ -274,7 +267,7 @@ impl BulkWriter {
         }
         debug_assert_eq!(self.open, 0, "a partial record would be overwritten");
         let n = std::mem::take(&mut self.sealed);
-        if let Protection::Kernel = self.protection {
+        if self.sealer.is_none() {
             return Ok(());
         }
         send_all(self.fd.as_fd(), &self.buf[..n], self.idle).inspect_err(|_| self.broken = true)?;

@@ -73,7 +73,7 @@ pub fn node_dies(port: &Port) -> Result<()> {
     let pair = Pair::new()?;
     port.progress("connected")?;
     port.please(Order::QuitDesk)?;
-    survive(port, pair.home, &EARLY)?.stop()
+    survive(port, pair.home, &EARLY, By::Silence)?.stop()
 }
 
 pub fn node_dies_late(port: &Port) -> Result<()> {
@@ -81,23 +81,40 @@ pub fn node_dies_late(port: &Port) -> Result<()> {
     port.progress("connected")?;
     dies_with_a_guest(port, &pair).inspect_err(|_| pair.show_home())?;
     port.progress("the end of a guest is told")?;
-    survive(port, pair.home, &LATE)?.stop()
+    survive(port, pair.home, &LATE, By::User)?.stop()
 }
 
 /// One home and, for each fault, a new desk that dies there.
-fn survive(port: &Port, mut home: Node, faults: &[&str]) -> Result<Node> {
-    for fault in faults {
+fn survive(port: &Port, mut home: Node, faults: &[&str], by: By) -> Result<Node> {
+    for (number, fault) in faults.iter().enumerate() {
+        // The name is the last one's for as long as home waits for it.
+        if home.read("ccn/nodes/desk/state").is_ok() {
+            drop_desk(&home)?;
+        }
         port.please(Order::BootDesk)?;
         let armed = format!("{fault}:stop");
         let pair = Pair::with(home, &[("TCMI_FAULT", &armed)]).with_context(|| armed.clone())?;
-        dies_on_the_way_out(port, &pair).inspect_err(|_| pair.show_home()).context(armed)?;
+        // Once home finds out by itself, which takes its time.
+        let found = if number == 0 { by } else { By::User };
+        dies_on_the_way_out(port, &pair, found).inspect_err(|_| pair.show_home()).context(armed)?;
         port.progress(&format!("{fault} is survived"))?;
         home = pair.home;
     }
     Ok(home)
 }
 
-fn dies_on_the_way_out(port: &Port, pair: &Pair) -> Result<()> {
+/// How home learns that a node is gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Silence,
+    User,
+}
+
+fn drop_desk(home: &Node) -> Result<()> {
+    home.echo("ccn/nodes/desk/kill", "1")
+}
+
+fn dies_on_the_way_out(port: &Port, pair: &Pair, found: By) -> Result<()> {
     let scratch = Scratch::new("dies")?;
     let mut victim = counter(&scratch)?;
     let pid = victim.pid();
@@ -105,6 +122,9 @@ fn dies_on_the_way_out(port: &Port, pair: &Pair) -> Result<()> {
         let moving = scope.spawn(|| pair.try_migrate(pid));
         wait_until("the desk halts", TIMEOUT, || Ok(pair.is_halted()?.then_some(())))?;
         port.please(Order::QuitDesk)?;
+        if found == By::User {
+            drop_desk(&pair.home)?;
+        }
         anyhow::Ok(moving.join().expect("a write does not panic"))
     })?;
     ensure!(answer.is_err(), "a move to a node that died succeeds");

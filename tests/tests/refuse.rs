@@ -8,6 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tcmi_tests::node::Node;
 use tcmi_tests::{Launch, Pair, Root, Victim, VictimKind, wait_until};
 
@@ -138,6 +140,46 @@ fn a_desk_that_died_is_unreachable_and_the_process_stays() -> Result<()> {
     ensure!(matches!(errno, Some(libc::EHOSTUNREACH | libc::ETIMEDOUT)), "errno {errno:?}");
     victim.check()?;
     victim.end(7)
+}
+
+/// The monitor of a desk whose fault point stopped it.
+fn halted_child(of: &Node) -> Result<Option<Pid>> {
+    for task in std::fs::read_dir(format!("/proc/{}/task", of.pid()))? {
+        let children = std::fs::read_to_string(task?.path().join("children"))?;
+        for child in children.split_whitespace() {
+            let stat = std::fs::read_to_string(format!("/proc/{child}/stat"))?;
+            if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
+                return Ok(Some(Pid::from_raw(child.parse()?)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+#[test]
+fn a_node_that_its_user_drops_in_a_move_is_not_waited_for() -> Result<()> {
+    for point in ["NodeBeginReceived", "NodePagesReceived", "NodeCommitReceived"] {
+        let desk = Launch::new("desk", Root::Bare).env("TCMI_FAULT", &format!("{point}:stop"));
+        let pair = Pair::launch(Launch::new("home", Root::Normal), desk)?;
+        let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
+        let pid = victim.pid();
+        thread::scope(|scope| {
+            let moving = scope.spawn(|| pair.try_migrate(pid));
+            let halted = wait_until("the desk halts", SOON, || halted_child(&pair.desk))?;
+            pair.home.echo("ccn/nodes/desk/kill", "1")?;
+            let ended =
+                wait_until("the end of the move", SOON, || Ok(moving.is_finished().then_some(())));
+            nix::sys::signal::kill(halted, Signal::SIGKILL)?;
+            ended?;
+            let errno = moving.join().expect("no panic").err().and_then(|e| e.raw_os_error());
+            ensure!(errno == Some(libc::EHOSTUNREACH), "{point}: errno {errno:?}");
+            Ok(())
+        })?;
+        victim.check()?;
+        victim.end(7)?;
+        pair.stop()?;
+    }
+    Ok(())
 }
 
 /// Writes a control file as another user; gives the errno of open or write.

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
@@ -11,6 +12,7 @@ use tcmi_vm_tests::wire::{DONE, Order, Said};
 pub struct Port {
     writes: File,
     reads: RefCell<BufReader<File>>,
+    opened: Instant,
 }
 
 impl Port {
@@ -21,7 +23,7 @@ impl Port {
         cfmakeraw(&mut settings);
         tcsetattr(&port, SetArg::TCSANOW, &settings)?;
         let reads = RefCell::new(BufReader::new(port.try_clone()?));
-        Ok(Self { writes: port, reads })
+        Ok(Self { writes: port, reads, opened: Instant::now() })
     }
 
     pub fn say(&self, said: &Said) -> Result<()> {
@@ -31,7 +33,7 @@ impl Port {
     }
 
     pub fn progress(&self, text: &str) -> Result<()> {
-        println!("case: {text}");
+        println!("case: {text} (at {:.1} s)", self.opened.elapsed().as_secs_f32());
         self.say(&Said::Progress(text.to_owned()))
     }
 

@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 use crate::kernels::Kernel;
 
-/// What dkms makes of our dkms.conf: its make line, in a copy of the sources.
-const BUILD: &str = r#"set -e; . ./dkms.conf; ${MAKE[0]}; echo "${BUILT_MODULE_NAME[0]}""#;
+/// What dkms makes of our dkms.conf: its make line, in a copy of the sources; with all warnings
+/// and sparse.
+const BUILD: &str = r#"set -e; . ./dkms.conf; ${MAKE[0]} W=1 C=2; echo "${BUILT_MODULE_NAME[0]}""#;
 
 /// `directory` is ours alone; the module is somewhere in it.
 pub fn build(kernel: &Kernel, directory: &Path) -> Result<PathBuf> {

@@ -16,6 +16,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/bin/lz4", "lz4"),
     ("/usr/bin/pahole", "pahole"),
     ("/usr/bin/strip", "binutils"),
+    ("/usr/bin/sparse", "sparse"),
 ];
 
 pub fn apt(program: &str, arguments: &[&str]) -> Result<String> {

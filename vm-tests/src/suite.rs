@@ -149,7 +149,13 @@ pub fn run(options: &Options) -> Result<usize> {
     });
     let failed = failed.into_inner().expect("no worker panics");
     let passed = total - failed.len();
-    println!("\n{passed} passed, {} failed, in {} s", failed.len(), started.elapsed().as_secs());
+    let word = if failed.is_empty() { "ok" } else { "FAILED" };
+    let seconds = started.elapsed().as_secs();
+    // As test programs say it.
+    println!(
+        "\ntest result: {word}. {passed} passed; {} failed; 0 ignored; finished in {seconds} s",
+        failed.len()
+    );
     Ok(failed.len())
 }
 

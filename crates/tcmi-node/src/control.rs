@@ -71,6 +71,9 @@ pub trait Tasks: Send + Sync + 'static {
     /// Everything that this link's other end has of ours, or we of it. Ok: all are home.
     fn migrate_all_home(&self, node: LinkId, side: Side, reply: Done);
 
+    /// Moves out over this link that have not ended fail: their processes run at home.
+    fn give_up_moves(&self, node: LinkId);
+
     /// Lines for people: may it move, what stays home and why.
     fn explain(
         &self,
@@ -273,6 +276,9 @@ impl Node {
         let (id, _) = self.peer(place).ok_or_else(|| gone(place))?;
         let link = self.peers.link(place.entry.role, id).ok_or_else(|| gone(place))?;
         link.close("dropped by its operator");
+        if place.entry.role == Role::Ccn {
+            self.tasks.give_up_moves(id);
+        }
         Ok(())
     }
 

@@ -54,10 +54,16 @@ struct Wire {
 /// Moves `task` out over `bulk`, then keeps it until it is home or gone. `done` is told once
 /// the guest runs, or that it does not. `module`: the kernel module may send its pages.
 pub fn keep(task: &Arc<Task>, link: &Link, bulk: Stream, module: bool, done: Done) {
+    match bulk.as_fd().try_clone_to_owned() {
+        Ok(socket) => task.set_way_out(Some(socket)),
+        Err(error) => tracing::warn!(pid = %task.pid, %error, "this move cannot be given up"),
+    }
     let (w, r) = bulk.into_bulk();
     let mut wire = Wire { w, r };
     let node = link.peer_name().to_owned();
-    let shadow = match go_out(task, link, &mut wire, module) {
+    let moved = go_out(task, link, &mut wire, module);
+    task.set_way_out(None);
+    let shadow = match moved {
         Ok(s) => s,
         Err(e) => {
             let error = explain_error(task, &node, e);

@@ -2,9 +2,11 @@
 //! share.
 
 use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{Shutdown, shutdown};
 use parking_lot::Mutex;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
@@ -31,6 +33,8 @@ pub struct Task {
     pub migration: u64,
     pub bell: Arc<Bell>,
     inner: Mutex<Inner>,
+    /// The socket of a move out that has not ended.
+    way_out: Mutex<Option<OwnedFd>>,
 }
 
 struct Inner {
@@ -61,6 +65,7 @@ impl Task {
             node,
             migration,
             bell: Arc::new(Bell::new()?),
+            way_out: Mutex::default(),
             inner: Mutex::new(Inner {
                 state: State::Running,
                 remote_pid: 0,
@@ -83,6 +88,18 @@ impl Task {
     /// Its thread has nothing more to do with the process.
     pub fn release(&self) {
         self.inner.lock().held = false;
+    }
+
+    /// None: the move has ended.
+    pub fn set_way_out(&self, socket: Option<OwnedFd>) {
+        *self.way_out.lock() = socket;
+    }
+    /// A move out that has not ended fails.
+    pub fn give_up(&self) {
+        if let Some(socket) = &*self.way_out.lock() {
+            // It fails only if the peer closed it before.
+            shutdown(socket.as_raw_fd(), Shutdown::Both).ok();
+        }
     }
 
     pub fn state(&self) -> State {

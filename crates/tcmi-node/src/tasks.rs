@@ -268,6 +268,10 @@ impl Tasks for Engine {
         }
     }
 
+    fn give_up_moves(&self, node: LinkId) {
+        self.shared.home.lock().values().filter(|t| t.node == node).for_each(|t| t.give_up());
+    }
+
     fn link_down(&self, link: LinkId, reason: &str) {
         self.shared.links.lock().remove(&link);
         // Guests go on over their own streams; a move in progress notices by its own.

@@ -56,6 +56,7 @@ impl Tasks for Pretender {
             last_error: String::new(),
         }]
     }
+    fn give_up_moves(&self, _: LinkId) {}
     fn link_up(&self, _: Link) {}
     fn link_down(&self, _: LinkId, _: &str) {}
     fn message(&self, _: LinkId, _: Message) {}

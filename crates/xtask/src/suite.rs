@@ -10,6 +10,7 @@ use crate::{packages, tool};
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 const UNIT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+const MACHINES_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 const END_TO_END_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// End-to-end test binaries, cheapest first: what is broken shows early.
@@ -169,6 +170,13 @@ pub fn run(fuzz_seconds: u32, only: Option<&str>) -> Result<ExitCode> {
             command.args(only);
             command
         });
+    }
+    if only.is_none() {
+        suite.tests(
+            "machines with Debian's kernels",
+            tool::cargo().args(["run", "--package", "xtask", "--", "vm-test"]),
+            MACHINES_TIMEOUT,
+        );
     }
     let Totals { passed, failed, skipped } = suite.totals;
     println!();

@@ -64,7 +64,12 @@ pub fn pair(port: &Port, words: &CommandLine) -> Result<()> {
         port.progress("served as it should be")?;
         memory(pair, words.home_module)?;
         port.progress("memory arrived")?;
-        moves::everything_well(port, pair)
+        // The rest is the same code with a module on one side as on both.
+        if words.home_module && words.desk_module {
+            moves::everything_well(port, pair)
+        } else {
+            moves::shell_loop(port, pair)
+        }
     })
 }
 

@@ -110,14 +110,14 @@ fn prepare(options: &Options) -> Result<Bench> {
     Ok(Bench { kernels: all, logs })
 }
 
-/// How many machines may run at once: two a core, and what memory there is.
+/// How many machines may run at once: three a core, as many only wait, and what memory there is.
 fn room() -> Result<usize> {
     let cores = thread::available_parallelism()?.get();
     let text = fs::read_to_string("/proc/meminfo")?;
     let free = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
     let free: u64 =
         free.and_then(|l| l.split_whitespace().next()).context("MemAvailable")?.parse()?;
-    Ok((cores * 2).min((free / MACHINE_KIB) as usize).max(2))
+    Ok((cores * 3).min((free / MACHINE_KIB) as usize).max(2))
 }
 
 /// Runs what was chosen; the number of runs that failed.

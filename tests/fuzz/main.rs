@@ -1,5 +1,5 @@
 //! `fuzz SECONDS [TARGET...]`: every decoder under mutated input for that long,
-//! two at a time. Needs no instrumented build: an input whose outcome was not
+//! three at a time. Needs no instrumented build: an input whose outcome was not
 //! seen before is kept and mutated further.
 //!
 //! What fails is written to tests/fuzz/corpus/TARGET and is tried first from then on.
@@ -23,7 +23,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::time::{ClockId, clock_gettime};
 use targets::{TARGETS, Target};
 
-const AT_ONCE: usize = 2;
+const AT_ONCE: usize = 3;
 /// A decoder that computes longer for one input is at fault: input is at most 64 KiB.
 const INPUT_TIME_MAX: Duration = Duration::from_secs(1);
 const INPUT_BYTES_MAX: usize = 64 * 1024;

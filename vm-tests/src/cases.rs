@@ -32,10 +32,12 @@ pub struct Case {
     /// One run with each.
     pub loads: &'static [Loads],
     pub timeout: Duration,
+    /// Measures rather than tests: run by its name alone, and what it says is shown.
+    pub measures: bool,
 }
 
 const fn case(name: &'static str, machines: Machines, seconds: u64) -> Case {
-    Case { name, machines, loads: &[NONE], timeout: Duration::from_secs(seconds) }
+    Case { name, machines, loads: &[NONE], timeout: Duration::from_secs(seconds), measures: false }
 }
 
 const fn with_module(case: Case, loads: &'static [Loads]) -> Case {
@@ -60,6 +62,7 @@ pub const CASES: &[Case] = &[
     // It loads the module itself.
     case("module-load", Machines::One, 240),
     case("boot", Machines::One, 120),
+    Case { measures: true, ..case("module-cost", Machines::One, 600) },
 ];
 
 impl Case {

@@ -22,6 +22,7 @@ const APPLETS: &[&str] = &["sh", "echo"];
 /// Tests that were built to run in a machine, into `tests`.
 const TESTS: &[&str] = &[
     "kmod-load",
+    "kmod-bench",
     "kmod-freezer",
     "kmod-send",
     "kmod-ctlfs",

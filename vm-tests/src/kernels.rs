@@ -12,8 +12,10 @@ use crate::packages::apt;
 pub struct Kernel {
     /// As `uname -r` in the machine says.
     pub release: String,
-    /// What the packages hold, from their `/` on.
-    pub root: PathBuf,
+    /// What to build modules against.
+    pub headers: PathBuf,
+    /// What the packages hold, from their `/` on. None: it has everything built in.
+    root: Option<PathBuf>,
     /// The kernel as ELF, which QEMU enters without a boot loader.
     pub elf: PathBuf,
 }
@@ -41,20 +43,27 @@ impl Kernel {
         let modules = root.join("lib/modules");
         let release = only_entry(&modules)?;
         let elf = root.join("vmlinux");
-        Ok(Self { release, root, elf })
+        let headers = root.join(format!("usr/src/linux-headers-{release}"));
+        Ok(Self { release, headers, root: Some(root), elf })
     }
 
-    pub fn headers(&self) -> PathBuf {
-        self.root.join(format!("usr/src/linux-headers-{}", self.release))
+    /// Built in its source tree, with all that a machine needs in it (`debug.config`).
+    pub fn of_tree(tree: &Path) -> Result<Self> {
+        let tree = tree.canonicalize().with_context(|| tree.display().to_string())?;
+        let release = fs::read_to_string(tree.join("include/config/kernel.release"))
+            .with_context(|| format!("{}: is a kernel built there?", tree.display()))?;
+        let elf = tree.join("vmlinux");
+        Ok(Self { release: release.trim().to_owned(), headers: tree, root: None, elf })
     }
 
     /// Paths of the modules to load for these, in this order.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
         let mut paths: Vec<PathBuf> = Vec::new();
+        let Some(root) = &self.root else { return Ok(paths) };
         for name in names {
             let out = Command::new("/sbin/modprobe")
                 .arg("-d")
-                .arg(&self.root)
+                .arg(root)
                 .args(["-S", &self.release, "--show-depends", name])
                 .output()?;
             let said = String::from_utf8_lossy(&out.stderr);

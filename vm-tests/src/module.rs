@@ -25,7 +25,7 @@ pub fn build(kernel: &Kernel, directory: &Path) -> Result<PathBuf> {
     let copy = directory.join("usr/src").join(format!("tcmi-{}", env!("CARGO_PKG_VERSION")));
     let out = Command::new("bash")
         .args(["-c", BUILD])
-        .env("kernel_source_dir", kernel.headers())
+        .env("kernel_source_dir", &kernel.headers)
         .current_dir(&copy)
         .output()
         .with_context(|| format!("{}: is dkms.conf of this version?", copy.display()))?;

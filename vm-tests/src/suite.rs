@@ -31,6 +31,8 @@ pub struct Options {
     pub kernel: Option<String>,
     /// Only this case.
     pub case: Option<String>,
+    /// A kernel's build tree, to be taken for Debian's of `kernel`.
+    pub tree: Option<PathBuf>,
     /// Where kernels and logs are kept.
     pub directory: PathBuf,
     /// Where cargo put our programs.
@@ -77,7 +79,7 @@ fn marked(series: &str, module: bool) -> String {
 }
 
 fn chosen(options: &Options) -> Result<Vec<Run>> {
-    let named = |c: &&Case| options.case.as_ref().is_none_or(|name| name == c.name);
+    let named = |c: &&Case| options.case.as_ref().map_or(!c.measures, |name| name == c.name);
     let wanted = |series: &str| options.kernel.as_ref().is_none_or(|k| k == series);
     let mut runs: Vec<Run> = Vec::new();
     for case in CASES.iter().filter(named) {
@@ -97,7 +99,13 @@ fn prepare(options: &Options) -> Result<Bench> {
     let _fetching = kernels::lock(&directory)?;
     let mut all = HashMap::new();
     for series in SERIES {
-        let kernel = Kernel::fetch(series, &directory)?;
+        if options.kernel.as_ref().is_some_and(|k| k != series) {
+            continue;
+        }
+        let kernel = match &options.tree {
+            Some(tree) => Kernel::of_tree(tree)?,
+            None => Kernel::fetch(series, &directory)?,
+        };
         let root = options.directory.join(format!("initramfs-{series}"));
         let module = module::build(&kernel, &options.directory.join(format!("module-{series}")))?;
         let programs = &options.programs;
@@ -123,6 +131,7 @@ fn room() -> Result<usize> {
 /// Runs what was chosen; the number of runs that failed.
 pub fn run(options: &Options) -> Result<usize> {
     let runs = chosen(options)?;
+    ensure!(options.tree.is_none() || options.kernel.is_some(), "a tree stands for one kernel");
     let bench = prepare(options)?;
     let (total, started) = (runs.len(), Instant::now());
     let waiting = Mutex::new(VecDeque::from(runs));
@@ -227,7 +236,12 @@ impl<'a> Stage<'a> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.hears.recv_timeout(left) {
-                Ok((_, Some(Said::Progress(text)))) => last = text,
+                Ok((_, Some(Said::Progress(text)))) => {
+                    if self.run.case.measures {
+                        println!("        {}: {text}", self.run.name());
+                    }
+                    last = text;
+                }
                 Ok((role, Some(Said::Passed(said)))) => {
                     ensure!(said == self.token, "{role} passes with {said:?}");
                     if role == Role::Home {

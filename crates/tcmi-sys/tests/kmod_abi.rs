@@ -51,6 +51,15 @@ fn checks() -> Vec<Check> {
         length = "length",
         reserved = "reserved"
     ));
+    all.extend(layout!(
+        SendArgs,
+        "tcmi_send_args",
+        pid = "pid",
+        socket = "socket",
+        address = "address",
+        length = "length",
+        sent = "sent"
+    ));
     all.extend(layout!(WatchArgs, "tcmi_watch_args", pid = "pid", reserved = "reserved"));
     all.extend(layout!(ServeArgs, "tcmi_ctl_serve_args", reserved = "reserved"));
     all.extend(layout!(

@@ -42,6 +42,9 @@ enum Task {
         /// Only the case with this name
         #[arg(long)]
         case: Option<String>,
+        /// With --kernel: a build tree of that series, for Debian's (vm-tests/debug.config)
+        #[arg(long, requires = "kernel")]
+        tree: Option<PathBuf>,
         /// Look inside one machine
         #[arg(long)]
         shell: bool,
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run().map(|()| ExitCode::SUCCESS),
         Task::Test { fuzz_seconds, only } => suite::run(fuzz_seconds, only.as_deref()),
         Task::Bench { bulk_mib } => bench::run(bulk_mib),
-        Task::VmTest { kernel, case, shell } => vm::run(kernel, case, shell),
+        Task::VmTest { kernel, case, tree, shell } => vm::run(kernel, case, tree, shell),
         Task::Man { directory } => papers::man(&directory).map(|()| ExitCode::SUCCESS),
         Task::Completions { directory } => {
             papers::completions(&directory).map(|()| ExitCode::SUCCESS)

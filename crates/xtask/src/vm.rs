@@ -1,7 +1,7 @@
 //! `cargo xtask vm-test`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -41,7 +41,12 @@ fn build_test((package, test, name): Test, programs: &Path) -> Result<()> {
     Ok(())
 }
 
-pub fn run(kernel: Option<String>, case: Option<String>, shell: bool) -> Result<ExitCode> {
+pub fn run(
+    kernel: Option<String>,
+    case: Option<String>,
+    tree: Option<PathBuf>,
+    shell: bool,
+) -> Result<ExitCode> {
     let status = tool::cargo()
         .args(["build", "--release"])
         .args(PACKAGES.map(|p| format!("--package={p}")))
@@ -53,7 +58,7 @@ pub fn run(kernel: Option<String>, case: Option<String>, shell: bool) -> Result<
     }
     let target = programs.ancestors().nth(2).context("a target directory")?;
     let options =
-        Options { kernel, case, directory: target.join("vm"), programs: programs.clone() };
+        Options { kernel, case, tree, directory: target.join("vm"), programs: programs.clone() };
     if shell {
         return tcmi_vm_tests::shell(&options).map(|()| ExitCode::SUCCESS);
     }

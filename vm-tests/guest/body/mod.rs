@@ -30,6 +30,7 @@ pub fn run(words: &CommandLine, port: &Port) -> Result<()> {
         "module-load" => module::load,
         "module-freezers" => module::freezers,
         "module-ctlfs" => module::ctlfs,
+        "module-cost" => module::cost,
         other => bail!("no case {other:?}"),
     };
     body(port)

@@ -24,6 +24,14 @@ pub fn load(_: &Port) -> Result<()> {
     passes("kmod-load", &[TCMI_MODULE], &[])
 }
 
+pub fn cost(port: &Port) -> Result<()> {
+    let out = Command::new("/tests/kmod-bench").arg(TCMI_MODULE).output()?;
+    let text = String::from_utf8(out.stdout)?;
+    text.lines().try_for_each(|line| port.progress(line))?;
+    ensure!(out.status.success(), "kmod-bench: {}", out.status);
+    Ok(())
+}
+
 pub fn freezers(port: &Port) -> Result<()> {
     passes("freezers", &[], &[])?;
     port.progress("both freezers hold")?;

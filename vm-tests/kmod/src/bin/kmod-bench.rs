@@ -10,6 +10,10 @@ use tcmi_kmod_tests::{Outcome, Shared, Victim, ensure, pause_for_ever, system, w
 use tcmi_sys::kmod::{Extent, Session};
 
 const ROUNDS: usize = 15;
+/// What a round measures, in this order; the third without the module again.
+const WITH: usize = 0;
+const WITHOUT: usize = 1;
+const AGAIN: usize = 2;
 
 fn load(file: &File) -> Outcome {
     // SAFETY: an open file and a NUL-terminated string.
@@ -67,22 +71,37 @@ fn times() -> Result<Vec<Duration>, String> {
     WORKS.iter().map(time).collect()
 }
 
-/// In turns, so that what else the machine does hits both.
+fn middle(mut ratios: Vec<f64>) -> f64 {
+    ratios.sort_by(f64::total_cmp);
+    ratios[ratios.len() / 2]
+}
+
+/// In turns, so that what else the machine does hits both. Any load or unload of a module slows
+/// down what comes after it for a while; so the time without it is taken after an unload.
 fn idle(module: &File) -> Outcome {
-    let mut ratios = vec![Vec::with_capacity(ROUNDS); WORKS.len()];
+    let mut rounds = Vec::with_capacity(ROUNDS);
     for _ in 0..ROUNDS {
-        let without = times()?;
         load(module)?;
         let with = times()?;
         wait_until("unload", || unload().is_ok())?;
-        for (ratios, (with, without)) in ratios.iter_mut().zip(with.iter().zip(without)) {
-            ratios.push(with.as_secs_f64() / without.as_secs_f64());
-        }
+        let without = times()?;
+        rounds.push([with, without, times()?]);
     }
-    for ((name, _), ratios) in WORKS.iter().zip(&mut ratios) {
-        ratios.sort_by(f64::total_cmp);
-        let ratio = ratios[ROUNDS / 2];
-        println!("{name}: with the module in {ratio:.3} of the time without");
+    for (at, (name, _)) in WORKS.iter().enumerate() {
+        let ratio =
+            |of: fn(&(Vec<Duration>, Vec<Duration>, Vec<Duration>)) -> [&Vec<Duration>; 2]| {
+                let ratios = rounds.iter().map(|r| {
+                    let [one, other] = of(r);
+                    one[at].as_secs_f64() / other[at].as_secs_f64()
+                });
+                middle(ratios.collect())
+            };
+        let cost = ratio(|(with, without, _)| [with, without]);
+        let noise = ratio(|(_, without, again)| [again, without]);
+        println!(
+            "{name}: with the module in {cost:.3} of the time without; without it a second time \
+             in {noise:.3}"
+        );
     }
     Ok(())
 }

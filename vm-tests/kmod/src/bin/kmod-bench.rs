@@ -88,16 +88,12 @@ fn idle(module: &File) -> Outcome {
         rounds.push([with, without, times()?]);
     }
     for (at, (name, _)) in WORKS.iter().enumerate() {
-        let ratio =
-            |of: fn(&(Vec<Duration>, Vec<Duration>, Vec<Duration>)) -> [&Vec<Duration>; 2]| {
-                let ratios = rounds.iter().map(|r| {
-                    let [one, other] = of(r);
-                    one[at].as_secs_f64() / other[at].as_secs_f64()
-                });
-                middle(ratios.collect())
-            };
-        let cost = ratio(|(with, without, _)| [with, without]);
-        let noise = ratio(|(_, without, again)| [again, without]);
+        let ratio = |one: usize| {
+            let seconds = |times: &Vec<Duration>| times[at].as_secs_f64();
+            let ratios = rounds.iter().map(|r: &[_; 3]| seconds(&r[one]) / seconds(&r[WITHOUT]));
+            middle(ratios.collect())
+        };
+        let (cost, noise) = (ratio(WITH), ratio(AGAIN));
         println!(
             "{name}: with the module in {cost:.3} of the time without; without it a second time \
              in {noise:.3}"

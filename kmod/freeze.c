@@ -5,7 +5,7 @@
  * Each thread gets a task_work that waits in the thread itself, in get_signal():
  * no signal, no tracer, nothing that a parent could see, and SIGKILL still works.
  * A queued work cannot be taken back from outside, so it owns a reference to its
- * hold and to the module until it has run.
+ * hold and to the module until it has run, or is disarmed().
  */
 
 #include <linux/hashtable.h>
@@ -47,6 +47,7 @@ struct tcmi_freeze {
 };
 
 struct tcmi_hold {
+	/* First: disarmed() has it freed as the hold. */
 	struct callback_head work;
 	/* The list's, and the work's until it has run. */
 	refcount_t refs;
@@ -183,7 +184,8 @@ static int ask_thread(struct tcmi_freeze *freeze, struct task_struct *task)
 	/* A ring runs task_works in the middle of a call, and has threads in the kernel. */
 	if (task->flags & TCMI_PF_WORKER || task->io_uring)
 		return -EOPNOTSUPP;
-	hold = kzalloc(sizeof(*hold), GFP_ATOMIC | __GFP_NOWARN);
+	/* A stopped thread keeps them all, however often it is frozen. */
+	hold = kzalloc(sizeof(*hold), GFP_ATOMIC | __GFP_NOWARN | __GFP_ACCOUNT);
 	if (!hold)
 		return -ENOMEM;
 	init_task_work(&hold->work, hold_thread);
@@ -472,6 +474,68 @@ struct tcmi_freeze *tcmi_freeze(struct tcmi_freeze_args *args)
 	return freeze;
 }
 
+/* EAGAIN: it may be about to end, or to execve. */
+static int under_siglock(struct task_struct *task, tcmi_look_t look, void *arg)
+{
+	struct sighand_struct *sighand;
+	unsigned long flags;
+	int err = -EAGAIN;
+
+	rcu_read_lock();
+	sighand = rcu_dereference(task->sighand);
+	if (sighand) {
+		spin_lock_irqsave(&sighand->siglock, flags);
+		/* It may end, or get another by execve, before the lock is ours. */
+		if (sighand == rcu_access_pointer(task->sighand))
+			err = look(task, sighand, arg);
+		spin_unlock_irqrestore(&sighand->siglock, flags);
+	} else {
+		err = -ESRCH;
+	}
+	rcu_read_unlock();
+	return err;
+}
+
+static int disarm_stopped(struct task_struct *task, struct sighand_struct *sighand, void *arg)
+{
+	struct tcmi_hold *hold = arg;
+
+	if (READ_ONCE(hold->state) != HOLD_QUEUED ||
+	    !(READ_ONCE(task->__state) & (__TASK_STOPPED | __TASK_TRACED)))
+		return -EBUSY;
+	hold->work.func = (void *)kfree;
+	return 0;
+}
+
+/*
+ * A work that waits in a stopped thread could keep the module for ever. What has
+ * stopped a thread ends under its siglock, so while that is ours nobody runs the
+ * work, and it can become one that needs no module.
+ */
+static bool disarmed(struct tcmi_hold *hold)
+{
+	BUILD_BUG_ON(offsetof(struct tcmi_hold, work));
+	/* There the kernel checks what type of function it calls. */
+	if (IS_ENABLED(CONFIG_CFI_CLANG))
+		return false;
+	return !under_siglock(hold->task, disarm_stopped, hold);
+}
+
+/* Lets go of a hold that the list had. */
+static void let_go(struct tcmi_hold *hold)
+{
+	struct tcmi_freeze *freeze = hold->freeze;
+	struct task_struct *task = hold->task;
+
+	if (disarmed(hold)) {
+		put_freeze(freeze);
+		put_task_struct(task);
+		module_put(THIS_MODULE);
+	} else {
+		put_hold(hold);
+	}
+}
+
 void tcmi_thaw(struct tcmi_freeze *freeze)
 {
 	struct tcmi_hold *hold, *next;
@@ -488,7 +552,7 @@ void tcmi_thaw(struct tcmi_freeze *freeze)
 	spin_unlock(&holds_lock);
 	wake_up_all(&freeze->thawing);
 	list_for_each_entry_safe(hold, next, &holds, list)
-		put_hold(hold);
+		let_go(hold);
 	put_freeze(freeze);
 }
 
@@ -520,38 +584,37 @@ static bool is_at_rest(struct tcmi_hold *hold)
 	return !smp_load_acquire(&hold->task->on_cpu);
 }
 
-/* EAGAIN: it is on its way to rest. */
-static int try_to_look(struct tcmi_hold *hold, tcmi_look_t look, void *arg)
-{
-	struct task_struct *task = hold->task;
-	struct sighand_struct *sighand;
-	unsigned long flags;
-	int err = -EAGAIN;
+struct look {
+	struct tcmi_hold *hold;
+	tcmi_look_t at;
+	void *arg;
+};
 
-	if (READ_ONCE(hold->state) == HOLD_ENDED || task->flags & PF_EXITING)
+/* EAGAIN: it is on its way to rest. */
+static int look_at_rest(struct task_struct *task, struct sighand_struct *sighand, void *arg)
+{
+	struct look *look = arg;
+
+	return is_at_rest(look->hold) ? look->at(task, sighand, look->arg) : -EAGAIN;
+}
+
+static int try_to_look(struct look *look)
+{
+	struct task_struct *task = look->hold->task;
+
+	if (READ_ONCE(look->hold->state) == HOLD_ENDED || task->flags & PF_EXITING)
 		return -ESRCH;
-	rcu_read_lock();
-	sighand = rcu_dereference(task->sighand);
-	if (sighand) {
-		spin_lock_irqsave(&sighand->siglock, flags);
-		/* It may end, or get another by execve, before the lock is ours. */
-		if (sighand == rcu_access_pointer(task->sighand) && is_at_rest(hold))
-			err = look(task, sighand, arg);
-		spin_unlock_irqrestore(&sighand->siglock, flags);
-	} else {
-		err = -ESRCH;
-	}
-	rcu_read_unlock();
-	return err;
+	return under_siglock(task, look_at_rest, look);
 }
 
 int tcmi_look_at(struct tcmi_hold *hold, tcmi_look_t look, void *arg)
 {
+	struct look how = { .hold = hold, .at = look, .arg = arg };
 	int err;
 
 	do {
 		mutex_lock(&hold->looked_at);
-		err = try_to_look(hold, look, arg);
+		err = try_to_look(&how);
 		mutex_unlock(&hold->looked_at);
 		if (err == -EAGAIN && signal_pending(current))
 			return -EINTR;

@@ -15,7 +15,7 @@ use tcmi_tests::wait_until;
 use tcmi_vm_tests::wire::{DESK_ADDRESS, HOME_ADDRESS, MODULE_ORDER, MODULES, Role, VICTIMS};
 
 pub const TCMI_MODULE: &str = "/lib/modules/tcmi.ko";
-const UNLOAD_TIMEOUT: Duration = Duration::from_secs(20);
+const UNLOAD_TIMEOUT: Duration = Duration::from_secs(60);
 const BUSYBOX: &str = "/bin/busybox";
 
 /// What the host wrote on the kernel's command line.

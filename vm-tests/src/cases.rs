@@ -1,7 +1,5 @@
 //! What can be run, and on which kernels. The bodies are in the guest program.
 
-use std::time::Duration;
-
 /// Kernel series, as Debian's meta packages name them.
 pub const SERIES: [&str; 2] = ["6.1", "6.12"];
 
@@ -31,13 +29,12 @@ pub struct Case {
     pub machines: Machines,
     /// One run with each.
     pub loads: &'static [Loads],
-    pub timeout: Duration,
     /// Measures rather than tests: run by its name alone, and what it says is shown.
     pub measures: bool,
 }
 
-const fn case(name: &'static str, machines: Machines, seconds: u64) -> Case {
-    Case { name, machines, loads: &[NONE], timeout: Duration::from_secs(seconds), measures: false }
+const fn case(name: &'static str, machines: Machines) -> Case {
+    Case { name, machines, loads: &[NONE], measures: false }
 }
 
 const fn with_module(case: Case, loads: &'static [Loads]) -> Case {
@@ -46,23 +43,23 @@ const fn with_module(case: Case, loads: &'static [Loads]) -> Case {
 
 /// The longest first, so that none is left over at the end.
 pub const CASES: &[Case] = &[
-    case("victims", Machines::Mixed, 480),
-    case("node-dies", Machines::Alike, 420),
-    case("node-dies-late", Machines::Alike, 420),
-    case("link-cut", Machines::Alike, 240),
-    case("emigrate", Machines::Mixed, 240),
-    case("threads", Machines::Mixed, 240),
-    with_module(case("module-pair", Machines::Alike, 300), &[BOTH]),
+    case("victims", Machines::Mixed),
+    case("node-dies", Machines::Alike),
+    case("node-dies-late", Machines::Alike),
+    case("link-cut", Machines::Alike),
+    case("emigrate", Machines::Mixed),
+    case("threads", Machines::Mixed),
+    with_module(case("module-pair", Machines::Alike), &[BOTH]),
     with_module(
-        case("module-one-sided", Machines::Mixed, 300),
+        case("module-one-sided", Machines::Mixed),
         &[Loads { home: true, desk: false }, Loads { home: false, desk: true }],
     ),
-    with_module(case("module-freezers", Machines::One, 240), &[BOTH]),
-    with_module(case("module-ctlfs", Machines::One, 240), &[BOTH]),
+    with_module(case("module-freezers", Machines::One), &[BOTH]),
+    with_module(case("module-ctlfs", Machines::One), &[BOTH]),
     // It loads the module itself.
-    case("module-load", Machines::One, 240),
-    case("boot", Machines::One, 120),
-    Case { measures: true, ..case("module-cost", Machines::One, 600) },
+    case("module-load", Machines::One),
+    case("boot", Machines::One),
+    Case { measures: true, ..case("module-cost", Machines::One) },
 ];
 
 impl Case {

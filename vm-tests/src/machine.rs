@@ -18,7 +18,7 @@ use crate::kernels::Kernel;
 use crate::wire::{Role, Said};
 
 const MEMORY_MIB: u32 = 640;
-const START_TIMEOUT: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 tsc=reliable no_timer_check \
     mitigations=off nokaslr rcupdate.rcu_expedited=1 cryptomgr.notests random.trust_cpu=on \
     rcupdate.rcu_cpu_stall_timeout=120";

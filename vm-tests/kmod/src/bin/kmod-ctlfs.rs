@@ -166,7 +166,7 @@ fn directories_come_and_go() -> Outcome {
 fn pids_are_the_writer_s() -> Outcome {
     let _mount = Mount::new()?;
     let session = serving()?;
-    let inside = Victim::start(|| {
+    let mut outside = Victim::start(|| {
         // SAFETY: plain calls; the children only write and exit.
         unsafe {
             libc::unshare(libc::CLONE_NEWPID);
@@ -176,8 +176,8 @@ fn pids_are_the_writer_s() -> Outcome {
                 drop(fs::write(at("pen/mig/migrate-home"), "1"));
                 pause_for_ever();
             }
+            libc::wait(std::ptr::null_mut());
         }
-        pause_for_ever();
     })?;
     let own = request(&session)?;
     ensure(own.target == own.tid && own.target > 1, || format!("{own:?}"))?;
@@ -192,8 +192,8 @@ fn pids_are_the_writer_s() -> Outcome {
     session.answer(guest.id, Ok(b"")).map_err(text)?;
     // SAFETY: the pid of our grandchild, which waits for ever.
     system("kill", unsafe { libc::kill(own.tid, libc::SIGKILL) }.into())?;
-    drop(inside);
-    Ok(())
+    // It has the session open as well, and serves as long as it is there.
+    outside.wait().map(drop)
 }
 
 fn a_non_blocking_write_says_so() -> Outcome {

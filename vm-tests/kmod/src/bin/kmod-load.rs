@@ -50,6 +50,20 @@ fn freeze_and_unload(module: &Path, victim: &Victim) -> Outcome {
     wait_until("unload", || unload().is_ok())
 }
 
+/// What was frozen stopped is unloaded from under at once, and goes on all the same.
+fn unload_under_stopped(module: &Path, victim: &Victim) -> Outcome {
+    load(module)?;
+    victim.kill(libc::SIGSTOP)?;
+    wait_until("stop", || victim.has_stopped())?;
+    let session = Session::open().map_err(|e| e.to_string())?;
+    let frozen =
+        session.freeze(victim.pid, Extent::Process, 5000).map_err(|(_, e)| e.to_string())?;
+    drop(frozen.thaw().map_err(|e| e.to_string())?);
+    unload()?;
+    victim.kill(libc::SIGCONT)?;
+    wait_until("go on", || victim.state() == Some('S'))
+}
+
 fn rounds(module: &Path) -> Outcome {
     let victim = Victim::start(|| {
         for _ in 0..16 {
@@ -67,6 +81,7 @@ fn rounds(module: &Path) -> Outcome {
     let before = slab_kib()?;
     for _ in 0..ROUNDS {
         freeze_and_unload(module, &victim)?;
+        unload_under_stopped(module, &victim)?;
     }
     let after = slab_kib()?;
     ensure(after < before + GROWTH_KIB_MAX, || format!("slab from {before} to {after} KiB"))?;

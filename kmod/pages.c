@@ -13,7 +13,7 @@
 
 #include "tcmi.h"
 
-#define BATCH_PAGES 64
+#define BATCH_PAGES 32
 
 /* A part of what is to be sent, at most a batch, and room for it. */
 struct batch {

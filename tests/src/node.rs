@@ -109,6 +109,23 @@ impl Node {
         &self.launch.environment
     }
 
+    /// The daemon, or a monitor of its, where a fault point has stopped one.
+    pub fn halted(&self) -> Result<Option<Pid>> {
+        let mut pids = vec![self.pid().to_string()];
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let children = fs::read_to_string(task?.path().join("children"))?;
+            pids.extend(children.split_whitespace().map(str::to_owned));
+        }
+        for pid in pids {
+            // What ended meanwhile has no stat.
+            let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+            if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
+                return Ok(Some(Pid::from_raw(pid.parse()?)));
+            }
+        }
+        Ok(None)
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

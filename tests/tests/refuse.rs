@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use tcmi_tests::node::Node;
 use tcmi_tests::{Launch, Pair, Root, Victim, VictimKind, wait_until};
 
@@ -142,20 +141,6 @@ fn a_desk_that_died_is_unreachable_and_the_process_stays() -> Result<()> {
     victim.end(7)
 }
 
-/// The monitor of a desk whose fault point stopped it.
-fn halted_child(of: &Node) -> Result<Option<Pid>> {
-    for task in std::fs::read_dir(format!("/proc/{}/task", of.pid()))? {
-        let children = std::fs::read_to_string(task?.path().join("children"))?;
-        for child in children.split_whitespace() {
-            let stat = std::fs::read_to_string(format!("/proc/{child}/stat"))?;
-            if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
-                return Ok(Some(Pid::from_raw(child.parse()?)));
-            }
-        }
-    }
-    Ok(None)
-}
-
 #[test]
 fn a_node_that_its_user_drops_in_a_move_is_not_waited_for() -> Result<()> {
     for point in ["NodeBeginReceived", "NodePagesReceived", "NodeCommitReceived"] {
@@ -165,7 +150,7 @@ fn a_node_that_its_user_drops_in_a_move_is_not_waited_for() -> Result<()> {
         let pid = victim.pid();
         thread::scope(|scope| {
             let moving = scope.spawn(|| pair.try_migrate(pid));
-            let halted = wait_until("the desk halts", SOON, || halted_child(&pair.desk))?;
+            let halted = wait_until("the desk halts", SOON, || pair.desk.halted())?;
             pair.home.echo("ccn/nodes/desk/kill", "1")?;
             let ended =
                 wait_until("the end of the move", SOON, || Ok(moving.is_finished().then_some(())));

@@ -1,7 +1,6 @@
 //! The desk's machine as the home's machine uses it: one order a line, one answer a line, over
 //! a TCP connection beside the one under test.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Mutex;
@@ -104,20 +103,8 @@ fn obey(node: &mut Option<Node>, order: Order) -> Result<String> {
         Order::Start { .. } | Order::Stop => unreachable!("see above"),
         Order::Read(file) => Ok(node.read(&file)?),
         Order::Write(file, value) => node.echo(&file, &value).map(|()| String::new()),
-        Order::IsHalted => Ok(is_halted()?.to_string()),
+        Order::IsHalted => Ok(node.halted()?.is_some().to_string()),
         Order::Log => Ok(node.log()),
         Order::Threads => crate::system::threads(),
     }
-}
-
-/// Whether any process of this machine is stopped.
-fn is_halted() -> Result<bool> {
-    for entry in fs::read_dir("/proc")? {
-        // What is no process, or ended meanwhile, has no stat.
-        let Ok(stat) = fs::read_to_string(entry?.path().join("stat")) else { continue };
-        if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

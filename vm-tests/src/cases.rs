@@ -11,6 +11,8 @@ pub enum Machines {
     Alike,
     /// A home and a desk with two kernels, either way.
     Mixed,
+    /// A home and a desk with these.
+    These(&'static str, &'static str),
 }
 
 /// Which machine loads the kernel module.
@@ -44,8 +46,8 @@ const fn with_module(case: Case, loads: &'static [Loads]) -> Case {
 /// The longest first, so that none is left over at the end.
 pub const CASES: &[Case] = &[
     case("victims", Machines::Mixed),
-    case("node-dies", Machines::Alike),
-    case("node-dies-late", Machines::Alike),
+    case("node-dies", Machines::These("6.1", "6.12")),
+    case("node-dies-late", Machines::These("6.12", "6.1")),
     case("link-cut", Machines::Alike),
     case("emigrate", Machines::Mixed),
     case("threads", Machines::Mixed),
@@ -68,6 +70,7 @@ impl Case {
         match self.machines {
             Machines::One => SERIES.map(|s| (s, None)).to_vec(),
             Machines::Alike => SERIES.map(|s| (s, Some(s))).to_vec(),
+            Machines::These(home, desk) => vec![(home, Some(desk))],
             Machines::Mixed => {
                 let pairs = SERIES.iter().flat_map(|h| SERIES.map(|d| (*h, Some(d))));
                 pairs.filter(|(home, desk)| *desk != Some(*home)).collect()

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::packages::apt;
 
+const MEMORY_MIB: u32 = 640;
+
 pub struct Kernel {
     /// As `uname -r` in the machine says.
     pub release: String,
@@ -16,8 +18,10 @@ pub struct Kernel {
     pub headers: PathBuf,
     /// What the packages hold, from their `/` on. None: it has everything built in.
     root: Option<PathBuf>,
-    /// The kernel as ELF, which QEMU enters without a boot loader.
-    pub elf: PathBuf,
+    /// What QEMU boots: an ELF, which it enters without unpacking it, or a bzImage.
+    pub image: PathBuf,
+    /// That a machine needs.
+    pub memory_mib: u32,
 }
 
 /// The package that depends on the newest of a series. Bookworm's own series has no number.
@@ -42,9 +46,9 @@ impl Kernel {
         }
         let modules = root.join("lib/modules");
         let release = only_entry(&modules)?;
-        let elf = root.join("vmlinux");
+        let image = root.join("vmlinux");
         let headers = root.join(format!("usr/src/linux-headers-{release}"));
-        Ok(Self { release, headers, root: Some(root), elf })
+        Ok(Self { release, headers, root: Some(root), image, memory_mib: MEMORY_MIB })
     }
 
     /// Built in its source tree, with all that a machine needs in it (`debug.config`).
@@ -52,8 +56,10 @@ impl Kernel {
         let tree = tree.canonicalize().with_context(|| tree.display().to_string())?;
         let release = fs::read_to_string(tree.join("include/config/kernel.release"))
             .with_context(|| format!("{}: is a kernel built there?", tree.display()))?;
-        let elf = tree.join("vmlinux");
-        Ok(Self { release: release.trim().to_owned(), headers: tree, root: None, elf })
+        let release = release.trim().to_owned();
+        // With KASAN the ELF's entry touches what is not mapped yet.
+        let image = tree.join("arch/x86/boot/bzImage");
+        Ok(Self { release, headers: tree, root: None, image, memory_mib: 3 * MEMORY_MIB })
     }
 
     /// Paths of the modules to load for these, in this order.

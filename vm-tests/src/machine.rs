@@ -17,7 +17,6 @@ use tcmi_tests::wait_until;
 use crate::kernels::Kernel;
 use crate::wire::{Role, Said};
 
-const MEMORY_MIB: u32 = 640;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 tsc=reliable no_timer_check \
     mitigations=off nokaslr rcupdate.rcu_expedited=1 cryptomgr.notests random.trust_cpu=on \
@@ -180,9 +179,9 @@ pub fn qemu(plan: &Plan) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args(["-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max", "-M", "pc"])
-        .args(["-smp", "2", "-m", &MEMORY_MIB.to_string()])
+        .args(["-smp", "2", "-m", &plan.kernel.memory_mib.to_string()])
         .args(["-nodefaults", "-no-reboot", "-kernel"])
-        .arg(&plan.kernel.elf)
+        .arg(&plan.kernel.image)
         .arg("-initrd")
         .arg(plan.initramfs)
         .args(["-append", &format!("{COMMAND_LINE} {} {}", clock_rate(), plan.words)])

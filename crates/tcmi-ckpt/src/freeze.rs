@@ -1,9 +1,11 @@
 //! All threads of a process, held.
 
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tcmi_core::limits::FREEZE_RESCAN_ATTEMPTS_MAX;
+use tcmi_sys::kmod;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, UserRegs, Waited};
 use tcmi_sys::{proc, signal};
 
@@ -74,16 +76,52 @@ pub struct Frozen {
 const TRACED_MAX: Duration = Duration::from_millis(200);
 const TRACED_STEP: Duration = Duration::from_millis(1);
 
-/// Seizes the threads of `pid` that are not known yet.
+/// Seizes the threads of `pid` that are not known yet. Err: none of them.
 pub fn seize_new(pid: i32, known: impl Fn(i32) -> bool) -> Result<Vec<Running>> {
     let mut new = Vec::new();
-    for tid in proc::tids(pid)? {
-        if known(tid) {
-            continue;
+    match scan(pid, known, &mut BTreeSet::new(), &mut new) {
+        Ok(_) => Ok(new),
+        Err(e) => {
+            release(new);
+            Err(e)
         }
-        new.extend(seize(pid, tid)?);
     }
-    Ok(new)
+}
+
+/// Seizes what it finds, also on Err. `ended` are threads found before that could not be.
+///
+/// Ok(true): none but these were missed.
+fn scan(
+    pid: i32,
+    known: impl Fn(i32) -> bool,
+    ended: &mut BTreeSet<i32>,
+    new: &mut Vec<Running>,
+) -> Result<bool> {
+    let listed = proc::tids(pid)?;
+    let mut complete = true;
+    for &tid in listed.iter().filter(|tid| !known(**tid)) {
+        match seize(pid, tid)? {
+            Some(t) => new.push(t),
+            // It may have begun another behind the listing's back.
+            None => complete &= !ended.insert(tid),
+        }
+    }
+    // The kernel ends a listing at a thread that goes meanwhile.
+    let is_there = |tid: &i32| Path::new(&format!("/proc/{pid}/task/{tid}")).exists();
+    Ok(complete && listed.iter().filter(|tid| ended.contains(tid)).all(is_there))
+}
+
+/// Lets go of threads that were not stopped yet.
+fn release(held: Vec<Running>) {
+    for t in held {
+        // One that cannot be stopped is about to end.
+        if t.interrupt().is_ok()
+            && let Ok(Some((mut t, _))) = settle(t)
+            && let Ok(s) = t.take()
+        {
+            s.detach(0).ok();
+        }
+    }
 }
 
 /// None: it has ended, or is about to.
@@ -114,15 +152,26 @@ fn is_exiting(pid: i32, tid: i32) -> bool {
 ///
 /// Ok: every thread is held and nothing of the process runs. Err: it runs on.
 pub fn freeze(pid: i32) -> Result<Frozen> {
-    freeze_held(pid, Vec::new(), &[])
+    hold(pid, Vec::new(), &[], None)
+}
+
+/// As [`freeze`], for a process that the kernel module holds: it has not run in between.
+pub fn freeze_pinned(pid: i32, pin: kmod::Frozen) -> Result<Frozen> {
+    hold(pid, Vec::new(), &[], Some(pin))
 }
 
 /// As [`freeze`], for a process of which some threads are seized already; those in `except`
 /// are left alone.
 pub fn freeze_held(pid: i32, held: Vec<Running>, except: &[i32]) -> Result<Frozen> {
+    hold(pid, held, except, None)
+}
+
+fn hold(pid: i32, held: Vec<Running>, except: &[i32], pin: Option<kmod::Frozen>) -> Result<Frozen> {
     let mut stopped = BTreeMap::new();
     let mut group_stop = None;
-    let all = stop_all(pid, held, except, &mut stopped, &mut group_stop);
+    let mut held = held;
+    let all = stop_all(pid, &mut held, except, pin, &mut stopped, &mut group_stop);
+    release(held);
     let leader = stopped.remove(&pid);
     let led = leader.is_some();
     let alone = stopped.is_empty();
@@ -138,27 +187,33 @@ pub fn freeze_held(pid: i32, held: Vec<Running>, except: &[i32]) -> Result<Froze
     Err(why)
 }
 
-/// Until no thread appears any more. What was stopped is in `stopped`, also on Err.
+/// Until no thread appears any more. Also on Err, what was stopped is in `stopped`, and in `held`
+/// what was not yet.
 fn stop_all(
     pid: i32,
-    mut held: Vec<Running>,
+    held: &mut Vec<Running>,
     except: &[i32],
+    mut pin: Option<kmod::Frozen>,
     stopped: &mut BTreeMap<i32, Thread>,
     group_stop: &mut Option<i32>,
 ) -> Result<()> {
+    let mut ended = BTreeSet::new();
     for _ in 0..FREEZE_RESCAN_ATTEMPTS_MAX {
         // Seize before reading more of /proc: from then on the pid cannot be reused unseen.
         let seized: Vec<i32> = held.iter().map(Running::tid).collect();
-        held.extend(seize_new(pid, |t| {
-            stopped.contains_key(&t) || seized.contains(&t) || except.contains(&t)
-        })?);
-        if held.is_empty() {
+        let known = |t| stopped.contains_key(&t) || seized.contains(&t) || except.contains(&t);
+        let complete = scan(pid, known, &mut ended, held)?;
+        if complete && held.is_empty() {
             return Ok(());
         }
-        for t in &held {
+        for t in held.iter() {
             t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
         }
-        for t in std::mem::take(&mut held) {
+        // Told to stop, they do so before they are back in the program.
+        if let Some(pin) = pin.take() {
+            pin.thaw()?;
+        }
+        while let Some(t) = held.pop() {
             if let Some((t, group)) = settle(t)? {
                 *group_stop = group_stop.or(group);
                 stopped.insert(t.tid, t);
@@ -168,8 +223,8 @@ fn stop_all(
     Err(Error::ThreadStorm)
 }
 
-/// Waits for the stop of a thread that was interrupted, letting signals that come first be delivered: their
-/// handler's frame is then part of the state, and no instruction of it has run.
+/// Waits for the stop of a thread that was interrupted, letting signals that come first be
+/// delivered: their handler's frame is then part of the state, and no instruction of it has run.
 pub fn settle(mut t: Running) -> Result<Option<(Thread, Option<i32>)>> {
     loop {
         let (s, stop) = match t.wait() {

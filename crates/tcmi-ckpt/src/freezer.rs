@@ -1,7 +1,5 @@
-//! Two ways to hold a process and look at it.
-//!
-//! A migration takes ptrace all the same: to put the agent in, registers have to be written,
-//! which the module's freezer does not do.
+//! Ways to hold a process and look at it. What is to be changed in it, as a migration does,
+//! takes a tracer in the end: only that writes registers.
 
 use crate::error::{Error, Result};
 use crate::freeze::{self, Frozen};
@@ -17,6 +15,8 @@ pub trait Freezer {
 /// A process that runs on when this is dropped, or its holder dies.
 pub trait Held {
     fn look(&self) -> Result<Look>;
+    /// Makes the calling OS thread its tracer; nothing of it runs in between. Err: it runs on.
+    fn trace(self: Box<Self>) -> Result<Frozen>;
     /// Err: of something that could not be put right; it runs on as far as it can.
     fn thaw(self: Box<Self>) -> Result<()>;
 }
@@ -72,6 +72,10 @@ impl Held for Traced {
         })
     }
 
+    fn trace(mut self: Box<Self>) -> Result<Frozen> {
+        self.0.take().ok_or(Error::Ended)
+    }
+
     fn thaw(mut self: Box<Self>) -> Result<()> {
         self.0.take().map_or(Ok(()), Frozen::thaw)
     }
@@ -120,6 +124,10 @@ impl Held for Parked {
             pending: process.pending,
             threads: captured.threads.into_iter().map(look).collect(),
         })
+    }
+
+    fn trace(self: Box<Self>) -> Result<Frozen> {
+        freeze::freeze_pinned(self.pid, self.frozen)
     }
 
     fn thaw(self: Box<Self>) -> Result<()> {

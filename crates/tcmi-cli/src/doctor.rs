@@ -20,7 +20,8 @@ const KERNEL_MIN: (u32, u32) = (5, 14);
 /// SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV.
 const KERNEL_KILLABLE: (u32, u32) = (5, 19);
 const NAMESPACES: [&str; 6] = ["user", "pid", "mnt", "net", "ipc", "time"];
-const GAIN: &str = "control files in the kernel, which answer at once when the daemon is gone";
+const GAIN: &str = "with it processes are frozen at one instant, their pages go from kernel to \
+    kernel, and control files answer at once when the daemon is gone";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -60,14 +61,7 @@ fn needed(what: &'static str, there: bool, lacking: &str) -> Finding {
 pub fn examine(ctlfs: &Path) -> Report {
     let node = Node::open(ctlfs);
     let mut findings = vec![daemon(&node), control(&node), module()];
-    findings.extend([
-        found("module gives", Health::Good, GAIN),
-        kernel(),
-        seccomp(),
-        namespaces(),
-        user_namespaces(),
-        pagemap_scan(),
-    ]);
+    findings.extend([kernel(), seccomp(), namespaces(), user_namespaces(), pagemap_scan()]);
     Report { findings, is_served: node.is_ok() }
 }
 
@@ -102,7 +96,7 @@ fn module() -> Finding {
         Err(e) if Path::new(DEVICE).exists() => {
             return found("module", Health::Lacking, format!("loaded; {e}"));
         }
-        Err(_) => return found("module", Health::Lacking, "not loaded; optional"),
+        Err(_) => return found("module", Health::Lacking, format!("not loaded; {GAIN}")),
     };
     match session.version() {
         Ok(v) if (v.abi, v.ctl_hash) == (abi::TCMI_ABI, ctable::hash()) => {

@@ -10,7 +10,7 @@ pub mod error;
 pub mod fault;
 pub mod files;
 pub mod messages;
-mod module;
+pub mod module;
 pub mod pages;
 pub mod source;
 

@@ -1,11 +1,11 @@
-//! Pages that the kernel module sends, from a held process's memory into the move's own socket.
-//!
-//! The kernel makes the same records of them as we would, so the receiver knows no difference.
+//! What the kernel module does in a move out: it freezes the process, and sends pages from its
+//! memory into the move's own socket, in the same records as we would make of them.
 
 use crate::error::Result;
 use std::cell::Cell;
 use std::io;
 use std::ops::Range;
+use tcmi_ckpt::freezer::{Freezer, Held, Module, Ptrace};
 use tcmi_kkc::BulkWriter;
 use tcmi_sys::kmod::{Extent, Frozen, Session};
 
@@ -13,6 +13,32 @@ use tcmi_sys::kmod::{Extent, Frozen, Session};
 pub const RUN_BYTES_MIN: u64 = 64 << 10;
 /// Its threads are stopped already.
 const FREEZE_TIMEOUT_MS: u32 = 100;
+
+/// Where there is a module.
+#[derive(Clone, Copy, Debug)]
+pub struct ByModule {
+    /// The kernel has the ciphers for it.
+    pub sends: bool,
+}
+
+pub fn freezer(by: Option<ByModule>) -> &'static dyn Freezer {
+    if by.is_some() { &ModuleFirst } else { &Ptrace }
+}
+
+/// Ptrace where the module cannot.
+struct ModuleFirst;
+
+impl Freezer for ModuleFirst {
+    fn freeze(&self, pid: i32) -> tcmi_ckpt::Result<Box<dyn Held>> {
+        match Module.freeze(pid) {
+            Err(error) if !error.is_gone() => {
+                tracing::debug!(pid, %error, "not frozen by the kernel module");
+                Ptrace.freeze(pid)
+            }
+            done => done,
+        }
+    }
+}
 
 /// A held process, with the stream's records in the kernel's hands.
 pub struct Sending {

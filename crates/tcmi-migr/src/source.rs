@@ -4,14 +4,15 @@ use crate::error::{Error, Result};
 use crate::fault::{self, Point};
 use crate::files::HomeFiles;
 use crate::messages as msg;
-use crate::module::{self, Sending};
+use crate::module::{self, ByModule, Sending, freezer};
 use crate::pages::{self, Outgoing};
 use std::ops::Range;
 use std::time::Instant;
 use tcmi_call::abi::{ProcArea, ThreadArea};
 use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Space};
-use tcmi_ckpt::freeze::{Frozen, freeze};
+use tcmi_ckpt::freeze::Frozen;
+use tcmi_ckpt::freezer::Freezer;
 use tcmi_ckpt::image::{FileRef, ProcessImage};
 use tcmi_ckpt::layout::gap;
 use tcmi_ckpt::rebuild;
@@ -50,8 +51,8 @@ pub const THREAD_AREA_BYTES: u64 =
 
 impl Attached {
     /// Puts the agent into a process and lets it run on.
-    pub fn attach(pid: i32) -> Result<Self> {
-        let mut frozen = freeze(pid)?;
+    pub fn attach(pid: i32, by: &dyn Freezer) -> Result<Self> {
+        let mut frozen = by.freeze(pid)?.trace()?;
         let made = Self::inject(&mut frozen);
         frozen.thaw()?;
         made
@@ -89,8 +90,9 @@ impl Attached {
         Ok(())
     }
     /// Takes the agent out of the running process. A process that is gone needs nothing.
-    pub fn remove(&self) {
-        let done = freeze(self.pid).map_err(Error::from).and_then(|mut f| {
+    pub fn remove(&self, by: &dyn Freezer) {
+        let held = by.freeze(self.pid).and_then(|held| held.trace());
+        let done = held.map_err(Error::from).and_then(|mut f| {
             let unmapped = self.unmap(&mut f);
             f.thaw()?;
             unmapped
@@ -133,8 +135,7 @@ pub fn xfeatures(xstate: &[u8]) -> u64 {
 pub struct Channel<'a> {
     pub w: &'a mut BulkWriter,
     pub r: &'a mut BulkReader,
-    /// The kernel module may send pages.
-    pub module: bool,
+    pub module: Option<ByModule>,
     /// A new stream for calls, parked or dialed now.
     pub take_stream: &'a mut dyn FnMut() -> Result<Stream>,
 }
@@ -191,8 +192,8 @@ fn of_its_end(pid: i32, e: Error) -> Error {
     }
 }
 
-/// Whether a process has ended. Also while it ends: a dying process gives its memory up before it is a zombie, and what we
-/// miss then is missing for no other reason.
+/// Whether a process has ended, or is about to: a dying one gives its memory up before it is a
+/// zombie, and what we miss then is missing for no other reason.
 pub fn has_ended(pid: i32) -> bool {
     tcmi_sys::proc::status(pid).map_or(true, |s| matches!(s.state, 'Z' | 'X') || !s.has_memory)
 }
@@ -204,19 +205,20 @@ fn move_out(
     c: &mut Channel,
     watch: &dyn Watch,
 ) -> Result<Sent> {
-    let attached = Attached::attach(pid)?;
+    let by = freezer(c.module);
+    let attached = Attached::attach(pid, by)?;
     let held = fault::pass(Point::HomeAttached)
         .and_then(|()| prepare(&attached, migration, epoch, c, watch))
         .and_then(|prepared| {
             watch.enter(State::Freezing);
             let started = Instant::now();
-            let frozen = freeze_with_room(&attached, prepared.streams.len() - 1)?;
+            let frozen = freeze_with_room(&attached, by, prepared.streams.len() - 1)?;
             Ok((prepared, frozen, micros(started)))
         });
     let (prepared, mut frozen, freeze) = match held {
         Ok(held) => held,
         Err(e) => {
-            attached.remove();
+            attached.remove(by);
             return Err(tell(c, e));
         }
     };
@@ -393,9 +395,9 @@ fn address_space(a: &Attached, s: &Space) -> Result<tcmi_ckpt::image::AddressSpa
     })
 }
 
-fn freeze_with_room(a: &Attached, threads: usize) -> Result<Frozen> {
+fn freeze_with_room(a: &Attached, by: &dyn Freezer, threads: usize) -> Result<Frozen> {
     for _ in 0..ATTEMPTS_MAX {
-        let f = freeze(a.pid)?;
+        let f = by.freeze(a.pid)?.trace()?;
         let is_the_same = a.is_in(f.pid);
         if is_the_same && f.threads.len() <= threads {
             return Ok(f);
@@ -446,7 +448,8 @@ fn transfer(
         send_files(&files, c)?;
     }
     let sent = |n| watch.memory(n, total);
-    let may = c.module && runs.iter().any(|r| r.end - r.start >= module::RUN_BYTES_MIN);
+    let may = c.module.is_some_and(|m| m.sends)
+        && runs.iter().any(|r| r.end - r.start >= module::RUN_BYTES_MIN);
     let module = if may { Sending::prepare(f.pid, c.w)? } else { None };
     let all = Outgoing { pid: f.pid, vmas: &image.mm.vmas, runs: &runs, module };
     pages::send(c.w, &all, Point::HomePagesHalfSent, &sent).map_err(|e| reason_of(c, e))?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 
 use tcmi_kkc::PROTOCOL_VERSION;
+use tcmi_migr::module::ByModule;
 
 /// Processor features that programs use, by the start of their names in /proc/cpuinfo.
 const CPU_FEATURE_PREFIXES: [&str; 19] = [
@@ -19,25 +20,15 @@ pub fn version(checkpoint: u32) -> String {
     format!("tcmid {program}\nprotocol {PROTOCOL_VERSION}\ncheckpoint {checkpoint}\n")
 }
 
-/// What serves the control filesystem.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ctlfs {
-    Fuse,
-    Kernel,
-}
-
 /// One a line in `node/features`, and in the greeting of a link.
-pub fn features(ctlfs: Ctlfs, module_sends: bool) -> io::Result<Vec<String>> {
+pub fn features(module: Option<ByModule>) -> io::Result<Vec<String>> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut features = vec![
         format!("arch={}", std::env::consts::ARCH),
         format!("kernel={}", release.trim()),
-        "freezer=ptrace".to_owned(),
-        match ctlfs {
-            Ctlfs::Fuse => "ctlfs=fuse".to_owned(),
-            Ctlfs::Kernel => "ctlfs=kernel".to_owned(),
-        },
-        if module_sends { "pages=kernel" } else { "pages=userspace" }.to_owned(),
+        if module.is_some() { "freezer=module" } else { "freezer=ptrace" }.to_owned(),
+        if module.is_some() { "ctlfs=kernel" } else { "ctlfs=fuse" }.to_owned(),
+        if module.is_some_and(|m| m.sends) { "pages=kernel" } else { "pages=userspace" }.to_owned(),
     ];
     features.extend(cpu_features(&fs::read_to_string("/proc/cpuinfo")?));
     Ok(features)
@@ -74,7 +65,7 @@ mod tests {
 
     #[test]
     fn this_machine_has_features_that_a_greeting_may_carry() {
-        let features = features(Ctlfs::Kernel, true).unwrap();
+        let features = features(Some(ByModule { sends: true })).unwrap();
         let hello = tcmi_kkc::Hello { name: "x".into(), features };
         assert_eq!(hello.check(), Ok(()));
         load().unwrap();

@@ -16,6 +16,7 @@ use tcmi_core::limits::PHASE_TIMEOUT_MS;
 use tcmi_kkc::{BulkReader, BulkWriter, Link, Stream, StreamKind};
 use tcmi_migr::fault::{self, Point};
 use tcmi_migr::messages::{self as msg, Message};
+use tcmi_migr::module::ByModule;
 use tcmi_migr::pages::Incoming;
 use tcmi_migr::source::{self, Attached, Channel, Emigrated, Installed, Sent};
 use tcmi_migr::{Error, Result};
@@ -52,8 +53,8 @@ struct Wire {
 }
 
 /// Moves `task` out over `bulk`, then keeps it until it is home or gone. `done` is told once
-/// the guest runs, or that it does not. `module`: the kernel module may send its pages.
-pub fn keep(task: &Arc<Task>, link: &Link, bulk: Stream, module: bool, done: Done) {
+/// the guest runs, or that it does not.
+pub fn keep(task: &Arc<Task>, link: &Link, bulk: Stream, module: Option<ByModule>, done: Done) {
     match bulk.as_fd().try_clone_to_owned() {
         Ok(socket) => task.set_way_out(Some(socket)),
         Err(error) => tracing::warn!(pid = %task.pid, %error, "this move cannot be given up"),
@@ -92,7 +93,12 @@ struct Kept {
     installed: Installed,
 }
 
-fn go_out(task: &Arc<Task>, link: &Link, wire: &mut Wire, module: bool) -> Result<Kept> {
+fn go_out(
+    task: &Arc<Task>,
+    link: &Link,
+    wire: &mut Wire,
+    module: Option<ByModule>,
+) -> Result<Kept> {
     let mut take = || Ok(link.take_stream(StreamKind::Call, STREAM_TIMEOUT)?);
     // The channel owns the stream's halves only for the time of the move.
     let mut channel = Channel { w: &mut wire.w, r: &mut wire.r, module, take_stream: &mut take };

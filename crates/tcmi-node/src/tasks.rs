@@ -15,6 +15,7 @@ use tcmi_core::lifecycle::State;
 use tcmi_core::limits::PHASE_TIMEOUT_MS;
 use tcmi_ctlfs::Caller;
 use tcmi_kkc::{Control, GuestControl, Link, LinkId, StreamKind};
+use tcmi_migr::module::ByModule;
 
 use crate::control::{Done, Side, TaskView, Tasks};
 use crate::doorbell::Doorbell;
@@ -38,7 +39,7 @@ struct Shared {
     next_migration: AtomicU64,
     doorbell: Doorbell,
     ending: AtomicBool,
-    module_sends: bool,
+    module: Option<ByModule>,
     tree: Arc<Tree>,
 }
 
@@ -50,12 +51,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// `module_sends`: pages go by the kernel module. `first_migration` differs from run to run, so that no id is used twice.
+    /// `first_migration` differs from run to run, so that no id is used twice.
     pub fn new(
         state: PathBuf,
         root: PathBuf,
         features: Vec<String>,
-        module_sends: bool,
+        module: Option<ByModule>,
         first_migration: u64,
         tree: Arc<Tree>,
     ) -> std::io::Result<Self> {
@@ -67,7 +68,7 @@ impl Engine {
             next_migration: AtomicU64::new(first_migration),
             doorbell: Doorbell::start()?,
             ending: AtomicBool::new(false),
-            module_sends,
+            module,
             tree,
         };
         Ok(Self { shared: Arc::new(shared), guests, features })
@@ -109,7 +110,7 @@ impl Shared {
     /// The life of one move, in its own thread.
     fn run(&self, task: &Arc<Task>, link: &Link, done: Done) {
         match self.offer(task, link) {
-            Ok(bulk) => keeper::keep(task, link, bulk, self.module_sends, done),
+            Ok(bulk) => keeper::keep(task, link, bulk, self.module, done),
             Err(error) => {
                 task.failed(&error.to_string());
                 task.release();

@@ -56,8 +56,8 @@ pub fn ctlfs(port: &Port) -> Result<()> {
 pub fn pair(port: &Port, words: &CommandLine) -> Result<()> {
     moves::with_pair(port, |pair| {
         let says = |module| match module {
-            true => ["ctlfs=kernel", "pages=kernel"],
-            false => ["ctlfs=fuse", "pages=userspace"],
+            true => ["freezer=module", "ctlfs=kernel", "pages=kernel"],
+            false => ["freezer=ptrace", "ctlfs=fuse", "pages=userspace"],
         };
         for (text, module) in [
             (pair.home.read("node/features")?, words.home_module),

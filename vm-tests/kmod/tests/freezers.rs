@@ -4,6 +4,7 @@
 use std::arch::asm;
 use std::path::Path;
 use std::process::ExitCode;
+use tcmi_ckpt::Error;
 use tcmi_ckpt::freezer::{Freezer, Held, Look, Module, Ptrace};
 use tcmi_kmod_tests::{
     Outcome, SPINNING_THREADS, Shared, Victim, ensure, passes, pause_for_ever, spinning, system,
@@ -279,6 +280,44 @@ fn pending_signals_are_told(freezer: &dyn Freezer) -> Outcome {
     thaw(held)
 }
 
+/// Counts, begins the next thread like it, and ends.
+fn chain(mine: Shared) {
+    mine.count(1);
+    std::thread::spawn(move || chain(mine));
+}
+
+/// Never the same threads twice. Ptrace takes them one by one, and may give up; but nothing of
+/// what it holds runs, not even on the way from the module to a tracer.
+fn thread_storm(freezer: &dyn Freezer) -> Outcome {
+    let shared = Shared::new()?;
+    let mine = shared.clone();
+    let victim = Victim::start(move || {
+        for _ in 0..4 {
+            let mine = mine.clone();
+            std::thread::spawn(move || chain(mine));
+        }
+        pause_for_ever();
+    })?;
+    for _ in 0..20 {
+        shared.moves()?;
+        match freezer.freeze(victim.pid) {
+            Ok(held) => {
+                let before = shared.sum();
+                let frozen = held.trace().map_err(|e| e.to_string())?;
+                let stood = shared.stands_still();
+                let same = shared.sum() == before;
+                frozen.thaw().map_err(|e| e.to_string())?;
+                stood?;
+                ensure(same, || "ran on the way to its tracer".to_owned())?;
+            }
+            // Of ptrace alone.
+            Err(Error::ThreadStorm) => {}
+            Err(e) => return Err(e.to_string()),
+        }
+    }
+    shared.moves()
+}
+
 type Case = fn(&dyn Freezer) -> Outcome;
 
 const CASES: &[(&str, Case)] = &[
@@ -287,6 +326,7 @@ const CASES: &[(&str, Case)] = &[
     ("death-of-the-freezer-thaws", death_of_the_freezer_thaws),
     ("killed-while-frozen", killed_while_frozen),
     ("forking-loop", forking_loop),
+    ("thread-storm", thread_storm),
     ("vector-registers", values_in_vector_registers),
     ("in-read", in_read),
     ("in-poll", in_poll),

@@ -58,6 +58,7 @@ pub const CASES: &[Case] = &[
     ),
     with_module(case("module-freezers", Machines::One), &[BOTH]),
     with_module(case("module-ctlfs", Machines::One), &[BOTH]),
+    with_module(case("module-fuzz", Machines::One), &[BOTH]),
     // It loads the module itself.
     case("module-load", Machines::One),
     case("boot", Machines::One),

@@ -26,6 +26,7 @@ const TESTS: &[&str] = &[
     "kmod-freezer",
     "kmod-send",
     "kmod-ctlfs",
+    "kmod-fuzz",
     "freezers",
     "ctlfs-server",
     "ctlfs-conformance",

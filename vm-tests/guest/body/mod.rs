@@ -19,6 +19,9 @@ pub fn run(words: &CommandLine, port: &Port) -> Result<()> {
     if let "module-pair" | "module-one-sided" = words.case.as_str() {
         return module::pair(port, words);
     }
+    if words.case == "module-fuzz" {
+        return module::fuzz(&words.token);
+    }
     let body: fn(&Port) -> Result<()> = match words.case.as_str() {
         "boot" => boot,
         "emigrate" => moves::emigrate,

@@ -24,6 +24,14 @@ pub fn load(_: &Port) -> Result<()> {
     passes("kmod-load", &[TCMI_MODULE], &[])
 }
 
+/// Another run each time: the token is its seed.
+pub fn fuzz(token: &str) -> Result<()> {
+    const SECONDS: &str = "15";
+    let seed = u64::from_str_radix(token, 16)?.to_string();
+    println!("seed {seed}");
+    passes("kmod-fuzz", &[SECONDS, &seed, TCMI_MODULE], &[])
+}
+
 pub fn cost(port: &Port) -> Result<()> {
     let out = Command::new("/tests/kmod-bench").arg(TCMI_MODULE).output()?;
     let text = String::from_utf8(out.stdout)?;

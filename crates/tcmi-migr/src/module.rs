@@ -1,24 +1,34 @@
-//! What the kernel module does in a move out: it freezes the process, and sends pages from its
-//! memory into the move's own socket, in the same records as we would make of them.
+//! What the kernel module does in a move: it freezes the process at home, and either way sends
+//! pages from its memory into the move's own socket, in the same records as we would make of
+//! them.
 
 use crate::error::Result;
 use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use tcmi_ckpt::freezer::{Freezer, Held, Module, Ptrace};
+use tcmi_core::limits::FREEZE_TIMEOUT_MS;
 use tcmi_kkc::BulkWriter;
 use tcmi_sys::kmod::{Extent, Frozen, Session};
 
 /// Shorter runs cost less to copy than to ask for.
 pub const RUN_BYTES_MIN: u64 = 64 << 10;
-/// Its threads are stopped already.
-const FREEZE_TIMEOUT_MS: u32 = 100;
-
 /// Where there is a module.
 #[derive(Clone, Copy, Debug)]
 pub struct ByModule {
     /// The kernel has the ciphers for it.
     pub sends: bool,
+}
+
+impl ByModule {
+    /// To send with.
+    pub fn session(self) -> Option<Session> {
+        if !self.sends {
+            return None;
+        }
+        let opened = Session::open();
+        opened.inspect_err(|error| tracing::warn!(%error, "the kernel module is gone")).ok()
+    }
 }
 
 pub fn freezer(by: Option<ByModule>) -> &'static dyn Freezer {
@@ -48,19 +58,34 @@ pub struct Sending {
 }
 
 impl Sending {
-    /// Of a process that the calling OS thread traces and has stopped. None: all of it goes our
-    /// own way, as the kernel cannot.
-    pub fn prepare(pid: i32, w: &mut BulkWriter) -> Result<Option<Self>> {
-        let frozen = Session::open()
-            .and_then(|s| s.freeze(pid, Extent::Process, FREEZE_TIMEOUT_MS).map_err(|(_, e)| e));
-        match frozen {
-            Ok(frozen) if w.hand_to_kernel()? => Ok(Some(Self { pid, frozen, sent: Cell::new(0) })),
-            Ok(_) => Ok(None),
-            Err(error) => {
+    /// Of a process that the calling OS thread traces and has stopped, but for threads that may
+    /// be frozen. None: all of it goes our own way, as the kernel cannot. Takes the session only
+    /// if it can.
+    pub fn prepare(
+        session: &mut Option<Session>,
+        pid: i32,
+        w: &mut BulkWriter,
+    ) -> Result<Option<Self>> {
+        let Some(unused) = session.take() else { return Ok(None) };
+        match unused.freeze(pid, Extent::Process, FREEZE_TIMEOUT_MS) {
+            Ok(frozen) => {
+                let sending = Self { pid, frozen, sent: Cell::new(0) };
+                if w.hand_to_kernel()? {
+                    return Ok(Some(sending));
+                }
+                *session = sending.end();
+            }
+            Err((unused, error)) => {
                 tracing::warn!(pid, %error, "the kernel module does not send its pages");
-                Ok(None)
+                *session = Some(unused);
             }
         }
+        Ok(None)
+    }
+
+    /// Lets go of the process, as far as no tracer has stopped it; gives the session back.
+    pub fn end(self) -> Option<Session> {
+        self.frozen.thaw().inspect_err(|error| tracing::warn!(%error, "thaw by the module")).ok()
     }
 
     /// Sends the start of `memory`; 0 where the kernel cannot read it.

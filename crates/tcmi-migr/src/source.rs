@@ -448,9 +448,9 @@ fn transfer(
         send_files(&files, c)?;
     }
     let sent = |n| watch.memory(n, total);
-    let may = c.module.is_some_and(|m| m.sends)
-        && runs.iter().any(|r| r.end - r.start >= module::RUN_BYTES_MIN);
-    let module = if may { Sending::prepare(f.pid, c.w)? } else { None };
+    let worth = runs.iter().any(|r| r.end - r.start >= module::RUN_BYTES_MIN);
+    let mut session = c.module.filter(|_| worth).and_then(ByModule::session);
+    let module = Sending::prepare(&mut session, f.pid, c.w)?;
     let all = Outgoing { pid: f.pid, vmas: &image.mm.vmas, runs: &runs, module };
     pages::send(c.w, &all, Point::HomePagesHalfSent, &sent).map_err(|e| reason_of(c, e))?;
     let by_module = all.module.as_ref().map_or(0, Sending::sent);

@@ -20,6 +20,7 @@ use tcmi_shadow::{
     CallStream, Calls, Events, GuestThread, Hooks, News, SignalStream, Steward, StreamError,
 };
 use tcmi_sys::Errno;
+use tcmi_sys::kmod::Session;
 use tcmi_sys::ptrace;
 
 use crate::ipc::{self, ToDaemon, ToMonitor};
@@ -67,8 +68,9 @@ fn tell(daemon: &OwnedFd, what: &ToDaemon) {
 fn live(daemon: &OwnedFd) -> Result<String> {
     let (start, fds) =
         ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(Error::io("the daemon's socket"))?;
-    let (ToMonitor::Start { bulk, root }, Ok([socket, cache])) =
-        (start, <[OwnedFd; 2]>::try_from(fds))
+    let mut fds = fds.into_iter();
+    let (ToMonitor::Start { bulk, root }, Some(socket), Some(cache)) =
+        (start, fds.next(), fds.next())
     else {
         return Err(Errno::new("the daemon's first message", libc::EPROTO).into());
     };
@@ -85,6 +87,7 @@ fn live(daemon: &OwnedFd) -> Result<String> {
         }
     };
     let mut life = Life::begin(daemon, built, w, r)?;
+    life.module = fds.next().map(Session::from);
     let ended = life.serve(daemon);
     life.kill();
     ended
@@ -173,6 +176,8 @@ struct Life {
     events: Arc<Events>,
     shadow: Arc<Tidings>,
     pidfd: OwnedFd,
+    /// To send it home with.
+    module: Option<Session>,
     w: BulkWriter,
     r: BulkReader,
     /// Home's keeper still answers.
@@ -247,6 +252,7 @@ impl Life {
             events,
             shadow,
             pidfd,
+            module: None,
             w,
             r,
             keeper: true,

@@ -50,6 +50,8 @@ impl StreamKeys {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToMonitor {
     /// With the bulk stream's socket and the file cache's directory.
+    /// With the bulk stream's socket, the cache, and where the module may send pages a session
+    /// of it.
     Start {
         bulk: StreamKeys,
         root: String,

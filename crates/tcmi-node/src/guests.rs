@@ -19,6 +19,7 @@ use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_core::limits::PHASE_TIMEOUT_MS;
 use tcmi_kkc::{Control, Link, LinkId};
+use tcmi_migr::module::ByModule;
 use tcmi_migr::source::Times;
 use tcmi_monitor::ipc::{self, StreamKeys, ToDaemon, ToMonitor};
 
@@ -51,15 +52,21 @@ pub struct Guests {
     /// Of the file cache and of the roots.
     state: PathBuf,
     root: PathBuf,
+    module: Option<ByModule>,
     all: Mutex<HashMap<Key, Arc<Guest>>>,
     tree: Arc<Tree>,
 }
 
 impl Guests {
-    pub fn new(state: PathBuf, root: PathBuf, tree: Arc<Tree>) -> io::Result<Self> {
+    pub fn new(
+        state: PathBuf,
+        root: PathBuf,
+        module: Option<ByModule>,
+        tree: Arc<Tree>,
+    ) -> io::Result<Self> {
         std::fs::create_dir_all(state.join("cache"))?;
         std::fs::create_dir_all(&root)?;
-        Ok(Self { state, root, all: Mutex::default(), tree })
+        Ok(Self { state, root, module, all: Mutex::default(), tree })
     }
 
     /// Starts a monitor for what is offered, and answers.
@@ -94,8 +101,12 @@ impl Guests {
             bulk: StreamKeys::of(&bulk),
             root: self.root.to_string_lossy().into_owned(),
         };
-        let fds = [bulk.fd.as_raw_fd(), cache.as_raw_fd()];
+        let mut fds = vec![bulk.fd.as_raw_fd(), cache.as_raw_fd()];
+        let session = self.module.and_then(ByModule::session);
+        fds.extend(session.as_ref().map(|s| s.as_fd().as_raw_fd()));
         ipc::send(guest.socket.as_fd(), &start, &fds)?;
+        // From here on it is the monitor's, and ends with it.
+        drop(session);
         drop(bulk);
         if self.all.lock().insert(key, guest.clone()).is_some() {
             tracing::warn!(pid = offer.pid, "a former guest of this pid is still ending");

@@ -60,7 +60,7 @@ impl Engine {
         first_migration: u64,
         tree: Arc<Tree>,
     ) -> std::io::Result<Self> {
-        let guests = Arc::new(Guests::new(state, root, Arc::clone(&tree))?);
+        let guests = Arc::new(Guests::new(state, root, module, Arc::clone(&tree))?);
         let shared = Shared {
             home: Mutex::default(),
             links: Mutex::default(),

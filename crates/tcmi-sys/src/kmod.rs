@@ -6,7 +6,7 @@ use crate::signal::KernelAction;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 pub mod abi;
@@ -194,6 +194,13 @@ impl Session {
         bytes.extend(data);
         let written = (&self.file).write(&bytes);
         written.map(drop).map_err(|e| Errno::from_io("write /dev/tcmi", &e))
+    }
+}
+
+/// One that another process opened, and has closed since.
+impl From<OwnedFd> for Session {
+    fn from(fd: OwnedFd) -> Self {
+        Self { file: fd.into() }
     }
 }
 

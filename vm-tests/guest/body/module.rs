@@ -8,6 +8,7 @@ use tcmi_tests::{Victim, VictimKind};
 use super::moves;
 use super::pair::Pair;
 use crate::port::Port;
+use crate::remote::Order;
 use crate::system::{CommandLine, TCMI_MODULE};
 
 /// A program of `tests` in the initramfs; what it says goes to the console.
@@ -78,7 +79,7 @@ pub fn pair(port: &Port, words: &CommandLine) -> Result<()> {
             }
         }
         port.progress("served as it should be")?;
-        memory(pair, words.home_module)?;
+        memory(pair, words)?;
         port.progress("memory arrived")?;
         // The rest is the same code with a module on one side as on both.
         if words.home_module && words.desk_module {
@@ -89,8 +90,8 @@ pub fn pair(port: &Port, words: &CommandLine) -> Result<()> {
     })
 }
 
-/// Sent by the module where home has it, and the same either way.
-fn memory(pair: &Pair, by_module: bool) -> Result<()> {
+/// Sent by the module of who sends, where there is one, and the same either way.
+fn memory(pair: &Pair, words: &CommandLine) -> Result<()> {
     const BYTES: u64 = 16 << 20;
     let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
     let pid = victim.pid();
@@ -99,10 +100,14 @@ fn memory(pair: &Pair, by_module: bool) -> Result<()> {
         let stats = pair.home.read(&format!("ccn/mig/migproc/{pid}/stats"))?;
         let bytes = stats.lines().find_map(|l| l.strip_prefix("bytes-by-module "));
         let bytes: u64 = bytes.context("bytes in stats")?.parse()?;
-        ensure!((bytes >= BYTES) == by_module, "the module sent {bytes} bytes");
+        ensure!((bytes >= BYTES) == words.home_module, "the module sent {bytes} bytes");
         victim.check().context("away")?;
         pair.bring_home(pid)?;
         victim.check().context("home again")?;
     }
+    let log = pair.desk.order(&Order::Log)?;
+    let home_by_module = log.matches("pages sent home by the module").count();
+    let expected = if words.desk_module { 3 } else { 0 };
+    ensure!(home_by_module == expected, "{home_by_module} of 3 times home by the module:\n{log}");
     victim.end(7)
 }

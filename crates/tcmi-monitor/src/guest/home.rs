@@ -10,6 +10,7 @@ use tcmi_kkc::codec::Frame;
 use tcmi_migr::destination::{GuestFiles, Held};
 use tcmi_migr::fault::{self, Point};
 use tcmi_migr::messages::{self as msg, Message};
+use tcmi_migr::module::Sending;
 use tcmi_migr::pages::{self, Outgoing};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::MappedFiles;
@@ -115,8 +116,14 @@ impl Life {
         let image = ProcessImage { files: self.files.refs.clone(), ..image };
         msg::send(&mut self.w, &msg::Image { image: image.clone() })?;
         let (pid, vmas) = (self.guest.host_pid, &image.mm.vmas);
-        let all = Outgoing { pid, vmas, runs: &runs, module: None };
-        pages::send(&mut self.w, &all, Point::NodePagesHalfSent, &|_| {})?;
+        let module = Sending::prepare(&mut self.module, pid, &mut self.w)?;
+        let all = Outgoing { pid, vmas, runs: &runs, module };
+        let sent = pages::send(&mut self.w, &all, Point::NodePagesHalfSent, &|_| {});
+        if let Some(module) = all.module {
+            tracing::info!(pid, bytes = module.sent(), "pages sent home by the module");
+            self.module = module.end();
+        }
+        sent?;
         fault::pass(Point::NodeImageSent)?;
         Ok(self.r.recv_message()?)
     }

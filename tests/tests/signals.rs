@@ -147,9 +147,7 @@ fn stop_and_continue_hold_the_guest_and_are_seen_at_home() -> Result<()> {
     wait_for_job(pid, WaitPidFlag::WUNTRACED, |s| {
         matches!(s, WaitStatus::Stopped(_, Signal::SIGSTOP))
     })?;
-    wait_until("stopped at home", SOON, || {
-        Ok(matches!(main_thread_state(pid)?, 'T' | 't').then_some(()))
-    })?;
+    is_stopped_at_home(pid)?;
     victim.say("report")?;
     ensure!(victim.next_line(Duration::from_secs(1)).is_err(), "a stopped guest answered");
     victim.signal(Signal::SIGCONT)?;
@@ -158,6 +156,41 @@ fn stop_and_continue_hold_the_guest_and_are_seen_at_home() -> Result<()> {
     pair.bring_home(pid)?;
     victim.check()?;
     victim.end(7)
+}
+
+fn is_stopped_at_home(pid: u32) -> Result<()> {
+    wait_until("stopped at home", SOON, || {
+        Ok(matches!(main_thread_state(pid)?, 'T' | 't').then_some(()))
+    })
+}
+
+#[test]
+fn a_stopped_process_moves_and_stays_stopped() -> Result<()> {
+    let pair = Pair::new()?;
+    for kind in ["receiver", "threads"] {
+        let mut victim = Victim::spawn(&VictimKind::plain(kind))?;
+        let pid = victim.pid();
+        victim.signal(Signal::SIGSTOP)?;
+        wait_for_job(pid, WaitPidFlag::WUNTRACED, |s| {
+            matches!(s, WaitStatus::Stopped(_, Signal::SIGSTOP))
+        })?;
+        victim.say("check")?;
+        for _ in 0..2 {
+            pair.migrate(pid)?;
+            is_stopped_at_home(pid)?;
+            pair.bring_home(pid)?;
+            is_stopped_at_home(pid)?;
+        }
+        pair.migrate(pid)?;
+        ensure!(victim.next_line(Duration::from_secs(1)).is_err(), "a stopped guest answered");
+        victim.signal(Signal::SIGCONT)?;
+        wait_for_job(pid, WaitPidFlag::WCONTINUED, |s| matches!(s, WaitStatus::Continued(_)))?;
+        victim.expect("OK", SOON)?;
+        pair.bring_home(pid)?;
+        victim.check()?;
+        victim.end(7)?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -345,30 +345,35 @@ impl Newborn {
         Ok(Some((take_descriptor(host, listener)?, listener)))
     }
 
-    /// Gives all threads their registers and lets them run; the steward starts in its loop.
-    ///
-    /// Ok: the guest runs and is not traced.
-    pub fn run(mut self, image: &ProcessImage, area: u64) -> Result<Guest> {
-        let tids = std::mem::take(&mut self.tids);
-        for (t, tid) in self.frozen.threads.iter_mut().zip(&tids) {
-            rebuild::set_registers(t, rebuild::thread_of(image, *tid)?)?;
-        }
+    /// Lets the steward begin its loop, while the guest's own threads are held. Its tid on this
+    /// node.
+    pub fn run_steward(&mut self, image: &ProcessImage, area: u64) -> Result<i32> {
         let (mut steward, _) = self.steward.take().ok_or(Error::Ended)?;
         let mut regs = steward.regs;
         regs.rip = image.mm.reserved.0 + self.agent.blob.steward;
         regs.rdi = area;
         regs.orig_rax = u64::MAX;
-        let host_steward = steward.tid;
         let s = steward.take()?;
         s.set_sigmask(signal::ALL)?;
         s.set_regs(&regs)?;
         s.detach(0)?;
+        Ok(steward.tid)
+    }
+
+    /// Gives the other threads their registers and lets them run. The steward does, and does
+    /// nothing: of a stopped process it stops, too.
+    ///
+    /// Ok: the guest runs and is not traced.
+    pub fn run(mut self, image: &ProcessImage, steward: i32) -> Result<Guest> {
+        let tids = std::mem::take(&mut self.tids);
+        for (t, tid) in self.frozen.threads.iter_mut().zip(&tids) {
+            rebuild::set_registers(t, rebuild::thread_of(image, *tid)?)?;
+        }
         let host_tids = self.frozen.threads.iter().map(|t| t.tid).collect::<Vec<_>>();
         let guest = Guest {
             host_pid: self.frozen.pid,
-            steward: host_steward,
+            steward,
             threads: host_tids.into_iter().zip(tids).collect(),
-            builder: (self.agent.base, self.agent.len),
         };
         if image.stopped_by != 0 {
             // Before it runs: the stop is there when the first thread is let go.
@@ -392,8 +397,6 @@ pub struct Guest {
     pub steward: i32,
     /// (tid on this node, tid at home)
     pub threads: Vec<(i32, i32)>,
-    /// Region of the agent that built it, to be unmapped by the steward.
-    pub builder: (u64, u64),
 }
 
 fn kill(host: i32) {

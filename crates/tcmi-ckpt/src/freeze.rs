@@ -207,7 +207,7 @@ fn stop_all(
             return Ok(());
         }
         for t in held.iter() {
-            t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
+            t.interrupt()?;
         }
         // Told to stop, they do so before they are back in the program.
         if let Some(pin) = pin.take() {

@@ -173,7 +173,8 @@ fn main() {
     let before = count(host);
     assert!(before.iter().zip(&at_home).all(|(b, h)| b <= h), "{before:?} {at_home:?}");
     let area_at = mm.reserved.0 + blob.code_bytes() as u64;
-    n.run(&c.image, area_at).expect("run");
+    let steward = n.run_steward(&c.image, area_at).expect("run the steward");
+    n.run(&c.image, steward).expect("run");
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while !count(host).iter().zip(&before).all(|(now, then)| now > then) {
         assert!(std::time::Instant::now() < deadline, "{:?} {before:?}", count(host));

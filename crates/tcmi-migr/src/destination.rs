@@ -296,17 +296,21 @@ impl Built {
         let home = self.newborn.tids().iter().copied();
         self.newborn.frozen.threads.iter().map(|t| t.tid).zip(home).collect()
     }
+    /// Lets the steward run, for what is left to be done inside. Its tid on this node.
+    pub fn run_steward(&mut self) -> Result<i32> {
+        Ok(self.newborn.run_steward(&self.image, self.area_at)?)
+    }
     /// Lets the guest run. Home has said Commit.
-    pub fn run(self) -> Result<(Guest, ProcessImage, GuestFiles)> {
+    pub fn run(self, steward: i32) -> Result<(Guest, ProcessImage, GuestFiles)> {
         // The guest must not see its clock go back: its offset was measured when the move began.
         wait_for_clocks(&self.image.clocks, clock_offsets());
-        let guest = self.newborn.run(&self.image, self.area_at)?;
+        let guest = self.newborn.run(&self.image, steward)?;
         Ok((guest, self.image, self.files))
     }
     pub fn kill(self) {
         self.newborn.kill();
     }
-    /// The agent that built the guest, to be unmapped once the steward runs: (start, bytes).
+    /// The agent that built the guest, for the steward to unmap: (start, bytes).
     pub fn builder(&self) -> (u64, u64) {
         (self.newborn.agent.base, self.newborn.agent.len)
     }

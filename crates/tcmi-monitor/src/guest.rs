@@ -228,16 +228,15 @@ impl Life {
                 return Err(e);
             }
         };
-        let listener_there = built.listener_there;
-        let builder = built.builder();
         tell(daemon, &ToDaemon::Runs { remote_pid: host });
-        let (guest, image, files) = built.run()?;
-        let close = op(libc::SYS_close, [listener_there as u64, 0]);
-        let unmap = op(libc::SYS_munmap, [builder.0, builder.1]);
+        let helper = built.run_steward()?;
+        let close = op(libc::SYS_close, [built.listener_there as u64, 0]);
+        let unmap = op(libc::SYS_munmap, built.builder().into());
         if steward.run(&mut [close, unmap], &[]).is_err() {
             kill(host);
             return Err(tcmi_ckpt::Error::Ended.into());
         }
+        let (guest, image, files) = built.run(helper)?;
         // Who asked for the move may look at this node as soon as home has the answer.
         let unwanted = until_listed(daemon);
         if let Err(e) = msg::send(&mut w, &msg::Running { remote_pid: guest.host_pid }) {

@@ -122,7 +122,7 @@ pub fn arm(
         actions: agent_actions(&places.agent, image),
         reserved,
         places,
-        job: Job::Runs,
+        job: if image.stopped_by == 0 { Job::Runs } else { Job::Stopped },
         passing: 0,
         missed: Vec::new(),
     };
@@ -373,7 +373,7 @@ impl Shadow {
         Ok(())
     }
 
-    /// Lets every thread pass its gate.
+    /// Lets every thread pass its gate; those of a stopped process stop behind it.
     fn pass_gates(&mut self, f: &mut Frozen) -> Result<()> {
         for t in &mut f.threads {
             let gate = self.at_entry(t, self.places.agent.blob.gate)?;
@@ -381,6 +381,15 @@ impl Shadow {
             self.running.insert(t.tid, t.take()?.cont(0)?);
         }
         self.passing = self.running.len() as u32;
+        if f.group_stop.is_none() {
+            return Ok(());
+        }
+        // A tracer's word makes a thread run on in spite of job control; told to stop, it finds
+        // itself stopped still, if it is.
+        self.wait_serving()?;
+        for t in self.running.values() {
+            t.interrupt()?;
+        }
         Ok(())
     }
 
@@ -496,7 +505,7 @@ impl Shadow {
     pub fn cancel_calls(&mut self) -> Result<()> {
         for tid in self.running.keys().copied().collect::<Vec<_>>() {
             let Some(t) = self.running.remove(&tid) else { continue };
-            t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
+            t.interrupt()?;
             let Some((mut t, group)) = settle(t)? else { continue };
             self.missed.extend(self.job.at_stop(group));
             self.cancel(&t)?;

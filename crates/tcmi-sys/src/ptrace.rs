@@ -79,9 +79,12 @@ impl Running {
     pub fn tid(&self) -> pid_t {
         self.tid
     }
-    /// Asks for a stop; the stop is seen by [`Running::wait`].
+    /// Asks for a stop; that, or that the thread is gone, is seen by [`Running::wait`].
     pub fn interrupt(&self) -> Result<()> {
-        request("ptrace interrupt", libc::PTRACE_INTERRUPT, self.tid, 0, 0).map(drop)
+        match request("ptrace interrupt", libc::PTRACE_INTERRUPT, self.tid, 0, 0) {
+            Err(e) if !e.is_gone() => Err(e),
+            _ => Ok(()),
+        }
     }
     /// Blocks until the thread stops or ends.
     ///

@@ -74,7 +74,7 @@ impl Life {
         // Told before home takes calls back: a cancelled call's restart code is acted upon only
         // by a thread that is on its way to a stop.
         for t in &held {
-            t.interrupt().or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })?;
+            t.interrupt()?;
         }
         let quiet = self.until_quiet();
         let frozen = freeze_held(host, held, &[steward])?;

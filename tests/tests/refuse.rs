@@ -239,6 +239,12 @@ fn explain_says_why_a_process_cannot_move() -> Result<()> {
     pair.home.echo("ccn/mig/explain", &format!("{} desk", victim.pid()))?;
     let movable = pair.home.read("ccn/mig/explain")?;
     ensure!(!movable.is_empty(), "explain of a movable process says nothing");
+    pair.migrate(victim.pid())?;
+    pair.home.echo("ccn/mig/explain", &format!("{}", victim.pid()))?;
+    let away = pair.home.read("ccn/mig/explain")?;
+    ensure!(away.contains("may move: no\nstopped by: it is away"), "explain of one away: {away}");
+    ensure!(!away.contains("descriptors"), "explain tells of the shadow: {away}");
+    pair.bring_home(victim.pid())?;
     let traced = Traced::start()?;
     expect_errno(&pair.home, EMIGRATE, format!("{} desk\n", traced.0.id()), libc::EOPNOTSUPP)?;
     pair.home.echo("ccn/mig/explain", &format!("{} desk", traced.0.id()))?;

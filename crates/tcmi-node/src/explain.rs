@@ -95,8 +95,7 @@ impl Examined {
 
     /// Lines for people.
     pub fn text(&self, node: Option<(&str, Vec<String>)>) -> String {
-        let s = &self.status;
-        let mut text = format!("process {} ({}), {} threads\n", self.pid, s.name, s.threads);
+        let mut text = self.title();
         let lacking = node.as_ref().map_or(&[][..], |(_, l)| l);
         let whereto = node.as_ref().map_or(String::new(), |(n, _)| format!(" to {n}"));
         let stops: Vec<&String> = self.obstacles.iter().chain(lacking).collect();
@@ -106,7 +105,7 @@ impl Examined {
             text += &format!("may move{whereto}: no\n");
             stops.iter().for_each(|o| text += &format!("stopped by: {o}\n"));
         }
-        text += &format!("memory to send: at most {} KiB\n", s.rss / 1024);
+        text += &format!("memory to send: at most {} KiB\n", self.status.rss / 1024);
         text +=
             "stays home: its pid, parent, children, session, terminal, credentials, cwd, umask\n";
         for (kind, numbers) in self.descriptors() {
@@ -115,6 +114,15 @@ impl Examined {
         }
         text += "not yet as a guest: fork, new threads, exec (they fail with ENOSYS there)\n";
         text
+    }
+
+    pub fn text_of_away(&self) -> String {
+        self.title() + "may move: no\nstopped by: it is away; it has to come home first\n"
+    }
+
+    fn title(&self) -> String {
+        let Status { name, threads, .. } = &self.status;
+        format!("process {} ({name}), {threads} threads\n", self.pid)
     }
 
     fn descriptors(&self) -> BTreeMap<&'static str, Vec<i32>> {

@@ -221,11 +221,11 @@ impl Tasks for Engine {
         let examined = examine(pid, caller.uid, away)?;
         let link = node.and_then(|id| self.link(id));
         let lacking = link.as_ref().map(|l| explain::lacking(&self.features, l.peer_features()));
-        let mut text = examined.text(link.as_ref().map(Link::peer_name).zip(lacking));
-        if away {
-            text += "is away already\n";
-        }
-        Ok(text)
+        // What is here of one that is away is its shadow, with descriptors of ours.
+        Ok(match away {
+            true => examined.text_of_away(),
+            false => examined.text(link.as_ref().map(Link::peer_name).zip(lacking)),
+        })
     }
 
     fn list(&self, side: Side) -> Vec<TaskView> {

@@ -27,6 +27,9 @@ const END_TO_END: &[&str] = &[
     "roundtrips",
 ];
 
+/// Begins a line that tells what passed only at its second try.
+const FLAKY: &str = "FLAKY: ";
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Totals {
     passed: u64,
@@ -61,7 +64,7 @@ impl Totals {
 
 struct Suite {
     totals: Totals,
-    /// What passed at the second try only.
+    /// What passed at the second try only, as a line tells it.
     flaky: Vec<String>,
     started: Instant,
 }
@@ -92,13 +95,18 @@ impl Suite {
     fn tests(&mut self, what: &str, command: &mut Command, timeout: Duration) {
         self.title(what);
         let counted = Mutex::new(Totals::default());
+        let flaky = Mutex::new(Vec::new());
         let outcome = tool::watch(command, timeout, |line| {
             println!("{line}");
+            if let Some(what) = line.strip_prefix(FLAKY) {
+                flaky.lock().expect("no counter panics").push(what.to_owned());
+            }
             if let Some(totals) = Totals::of_line(line) {
                 counted.lock().expect("no counter panics").add(totals);
             }
         });
         let mut counted = counted.into_inner().expect("no counter panics");
+        self.flaky.extend(flaky.into_inner().expect("no counter panics"));
         let well = matches!(&outcome, Ok(status) if status.success());
         if let Err(e) = outcome {
             println!("{e:#}");
@@ -121,7 +129,7 @@ impl Suite {
         self.totals = before;
         self.tests(&format!("{what}, second try"), &mut command(), END_TO_END_TIMEOUT);
         if self.totals.failed == before.failed {
-            self.flaky.push(what.to_owned());
+            self.flaky.push(format!("{what} passed only at the second try"));
         }
     }
 }
@@ -181,7 +189,7 @@ pub fn run(fuzz_seconds: u32, only: Option<&str>) -> Result<ExitCode> {
     let Totals { passed, failed, skipped } = suite.totals;
     println!();
     for what in &suite.flaky {
-        println!("FLAKY: {what} passed only at the second try");
+        println!("{FLAKY}{what}");
     }
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     // A run in which nothing was tested has shown nothing.

@@ -111,6 +111,33 @@ pub fn descendants(pid: u32) -> Result<Vec<u32>> {
     Ok(found)
 }
 
+/// Of all threads of `pid`.
+pub fn children(pid: u32) -> Result<Vec<u32>> {
+    let mut all = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread that ended meanwhile has none.
+        let text = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+        for child in text.split_whitespace() {
+            all.push(child.parse()?);
+        }
+    }
+    Ok(all)
+}
+
+/// Live processes that were started with `variable` in their environment, or are forks of such.
+pub fn with_variable(variable: &str) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        // A zombie has none, and what ended since the listing neither.
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if environment.split(|b| *b == 0).any(|word| word == variable.as_bytes()) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
 /// User and system time of a process, in milliseconds; None once it is gone.
 pub fn cpu_ms(pid: u32) -> Option<u64> {
     // USER_HZ is 100 for every process on x86-64.

@@ -15,6 +15,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::account;
 use crate::bare::{self, BareRoot};
 use crate::scratch::Scratch;
 use crate::wait::wait_until;
@@ -111,16 +112,11 @@ impl Node {
 
     /// The daemon, or a monitor of its, where a fault point has stopped one.
     pub fn halted(&self) -> Result<Option<Pid>> {
-        let mut pids = vec![self.pid().to_string()];
-        for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-            let children = fs::read_to_string(task?.path().join("children"))?;
-            pids.extend(children.split_whitespace().map(str::to_owned));
-        }
-        for pid in pids {
+        for pid in account::children(self.pid())?.into_iter().chain([self.pid()]) {
             // What ended meanwhile has no stat.
             let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
             if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
-                return Ok(Some(Pid::from_raw(pid.parse()?)));
+                return Ok(Some(Pid::from_raw(pid as i32)));
             }
         }
         Ok(None)

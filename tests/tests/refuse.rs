@@ -5,10 +5,12 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use tcmi_tests::account::{children, with_variable};
 use tcmi_tests::node::Node;
 use tcmi_tests::{Launch, Pair, Root, Victim, VictimKind, wait_until};
 
@@ -165,6 +167,45 @@ fn a_node_that_its_user_drops_in_a_move_is_not_waited_for() -> Result<()> {
         pair.stop()?;
     }
     Ok(())
+}
+
+/// At another moment each time: the processes that it is about to have end with it.
+#[test]
+fn a_monitor_killed_while_it_makes_a_guest_leaves_nothing() -> Result<()> {
+    const TIMES: u32 = 100;
+    const STEP: Duration = Duration::from_micros(30);
+    let mark = format!("TCMI_TEST_MARK=bears-{}", std::process::id());
+    let (name, value) = mark.split_once('=').context("a variable")?;
+    let desk = Launch::new("desk", Root::Bare).env(name, value);
+    let pair = Pair::launch(Launch::new("home", Root::Normal), desk)?;
+    let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
+    let pid = victim.pid();
+    for n in 0..TIMES {
+        thread::scope(|scope| {
+            let moving = scope.spawn(|| pair.try_migrate(pid));
+            let bears = |monitor: &u32| children(*monitor).is_ok_and(|c| !c.is_empty());
+            let deadline = Instant::now() + SOON;
+            let monitor = loop {
+                if let Some(monitor) = children(pair.desk.pid())?.into_iter().find(bears) {
+                    break monitor;
+                }
+                ensure!(!moving.is_finished(), "the move ended: {:?}", moving.join());
+                ensure!(Instant::now() < deadline, "no monitor makes a guest");
+            };
+            let until = Instant::now() + STEP * n;
+            while Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            nix::sys::signal::kill(Pid::from_raw(monitor as i32), Signal::SIGKILL)?;
+            ensure!(moving.join().expect("no panic").is_err(), "the kill came too late");
+            Ok(())
+        })?;
+    }
+    victim.check()?;
+    victim.end(7)?;
+    pair.stop()?;
+    wait_until("nothing of the desk", SOON, || Ok(with_variable(&mark)?.is_empty().then_some(())))
+        .with_context(|| format!("left: {:?}", with_variable(&mark)))
 }
 
 /// Writes a control file as another user; gives the errno of open or write.

@@ -1,7 +1,8 @@
 //! Where a guest lives: an empty root, and namespaces of its own.
 
 use std::ffi::CString;
-use std::io::{Read, Write};
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 use tcmi_migr::messages::Begin;
@@ -24,11 +25,13 @@ pub fn bear(root: &str, begin: &Begin) -> Result<i32> {
     }
     let offsets = destination::clock_offsets();
     let (mut ours, theirs) = UnixStream::pair().map_err(Error::io("socketpair"))?;
+    let (mut tied, ties) = std::io::pipe().map_err(Error::io("pipe"))?;
     // SAFETY: this process has one thread.
     let midwife = unsafe { namespace::fork_as(None, Parent::Me) }?;
     if midwife == 0 {
+        drop((ours, tied));
         let bare = (!privileged).then_some(root);
-        let code = match deliver(theirs, bare, begin.pid, offsets) {
+        let code = match deliver(theirs, &ties, bare, begin.pid, offsets) {
             Ok(()) => 0,
             Err(e) => {
                 tracing::error!(error = %e, "making the guest's namespaces");
@@ -38,8 +41,8 @@ pub fn bear(root: &str, begin: &Begin) -> Result<i32> {
         // SAFETY: ends the child at once.
         unsafe { libc::_exit(code) };
     }
-    drop(theirs);
-    let born = attend(&mut ours, midwife, privileged, begin);
+    drop((theirs, ties));
+    let born = attend(&mut ours, &mut tied, midwife, privileged, begin);
     let mut status = 0;
     // SAFETY: our own child.
     if unsafe { libc::waitpid(midwife, &mut status, 0) } < 0 {
@@ -54,7 +57,13 @@ fn is_root() -> bool {
 }
 
 /// Our side: maps the ids, which can be done only from outside, and learns the guest's pid.
-fn attend(ours: &mut UnixStream, midwife: i32, privileged: bool, begin: &Begin) -> Result<i32> {
+fn attend(
+    ours: &mut UnixStream,
+    tied: &mut PipeReader,
+    midwife: i32,
+    privileged: bool,
+    begin: &Begin,
+) -> Result<i32> {
     let io = || Error::io("make the guest's namespaces");
     let mut entered = [0];
     ours.read_exact(&mut entered).map_err(io())?;
@@ -65,12 +74,15 @@ fn attend(ours: &mut UnixStream, midwife: i32, privileged: bool, begin: &Begin) 
     ours.write_all(&[1]).map_err(io())?;
     let mut pid = [0; 4];
     ours.read_exact(&mut pid).map_err(io())?;
+    // Both of them end with us from here on.
+    tied.read_exact(&mut [0; 2]).map_err(io())?;
     Ok(i32::from_le_bytes(pid))
 }
 
 /// The child's side.
 fn deliver(
     mut parent: UnixStream,
+    ties: &PipeWriter,
     bare: Option<&str>,
     pid: i32,
     offsets: (i64, i64),
@@ -91,13 +103,14 @@ fn deliver(
             | libc::CLONE_NEWTIME,
     )?;
     namespace::set_clock_offsets(offsets.0, offsets.1)?;
-    wait_as(None)?;
-    let guest = wait_as(Some(pid))?;
+    wait_as(None, ties)?;
+    let guest = wait_as(Some(pid), ties)?;
     parent.write_all(&guest.to_le_bytes()).map_err(io())
 }
 
-/// A sibling that waits, and ends with the parent.
-fn wait_as(pid: Option<i32>) -> Result<i32> {
+/// A sibling that waits, and ends with the parent. It says in `ties` when it is to be told of the
+/// parent's end; a parent that ended before does not read that.
+fn wait_as(pid: Option<i32>, ties: &PipeWriter) -> Result<i32> {
     // SAFETY: one thread; the child only closes what it inherited and waits.
     let child = unsafe { namespace::fork_as(pid, Parent::Mine) }?;
     if child == 0 {
@@ -105,6 +118,11 @@ fn wait_as(pid: Option<i32>) -> Result<i32> {
         // descriptors: the mapped files are among them.
         unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            // Rust's programs ignore SIGPIPE.
+            if libc::write(ties.as_raw_fd(), [1u8].as_ptr().cast(), 1) < 0 {
+                libc::_exit(1);
+            }
+            libc::close(ties.as_raw_fd());
             if pid.is_none() {
                 libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
             }

@@ -20,8 +20,8 @@ const KERNEL_MIN: (u32, u32) = (5, 14);
 /// SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV.
 const KERNEL_KILLABLE: (u32, u32) = (5, 19);
 const NAMESPACES: [&str; 6] = ["user", "pid", "mnt", "net", "ipc", "time"];
-const GAIN: &str = "with it processes are frozen at one instant, their pages go from kernel to \
-    kernel, and control files answer at once when the daemon is gone";
+const GAIN: &str = "with it processes are frozen at one instant, the kernel sends \
+    their pages, and control files answer at once when the daemon is gone";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,5 +1,5 @@
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use anyhow::{Context, Result, ensure};
 
@@ -111,13 +111,26 @@ pub fn descendants(pid: u32) -> Result<Vec<u32>> {
     Ok(found)
 }
 
+/// Of a process or thread that ended since it was listed there is nothing.
+fn unless_gone(read: io::Result<Vec<u8>>) -> Result<Vec<u8>> {
+    match read {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(Vec::new()),
+        read => Ok(read?),
+    }
+}
+
+/// 'T' of one that is stopped, and so on; None once it is gone.
+pub fn state(pid: u32) -> Option<char> {
+    stat(pid).map(|s| s.state)
+}
+
 /// Of all threads of `pid`.
 pub fn children(pid: u32) -> Result<Vec<u32>> {
     let mut all = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread that ended meanwhile has none.
-        let text = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
-        for child in text.split_whitespace() {
+        let text = unless_gone(fs::read(task?.path().join("children")))?;
+        for child in String::from_utf8(text)?.split_whitespace() {
             all.push(child.parse()?);
         }
     }
@@ -129,8 +142,12 @@ pub fn with_variable(variable: &str) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
-        // A zombie has none, and what ended since the listing neither.
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        // Not ours, and perhaps not even root's to read.
+        if pid == 1 {
+            continue;
+        }
+        // That of a zombie is empty.
+        let environment = unless_gone(fs::read(format!("/proc/{pid}/environ")))?;
         if environment.split(|b| *b == 0).any(|word| word == variable.as_bytes()) {
             found.push(pid);
         }

@@ -113,9 +113,7 @@ impl Node {
     /// The daemon, or a monitor of its, where a fault point has stopped one.
     pub fn halted(&self) -> Result<Option<Pid>> {
         for pid in account::children(self.pid())?.into_iter().chain([self.pid()]) {
-            // What ended meanwhile has no stat.
-            let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-            if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
+            if account::state(pid) == Some('T') {
                 return Ok(Some(Pid::from_raw(pid as i32)));
             }
         }

@@ -203,6 +203,7 @@ fn a_monitor_killed_while_it_makes_a_guest_leaves_nothing() -> Result<()> {
     }
     victim.check()?;
     victim.end(7)?;
+    ensure!(with_variable(&mark)?.contains(&pair.desk.pid()), "the mark is not seen");
     pair.stop()?;
     wait_until("nothing of the desk", SOON, || Ok(with_variable(&mark)?.is_empty().then_some(())))
         .with_context(|| format!("left: {:?}", with_variable(&mark)))

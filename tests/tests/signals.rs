@@ -11,7 +11,7 @@ use nix::pty::openpty;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, setsid, write};
-use tcmi_tests::{Pair, Scratch, Victim, VictimKind, wait_until};
+use tcmi_tests::{Pair, Scratch, Victim, VictimKind, account, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
 const EACH: usize = 200;
@@ -46,13 +46,6 @@ fn send_to_thread(pid: u32, tid: u32, signal: i32) -> Result<()> {
     let sent = unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
     ensure!(sent == 0, "tgkill: {}", std::io::Error::last_os_error());
     Ok(())
-}
-
-/// 'T' once every thread of the process is stopped.
-fn main_thread_state(pid: u32) -> Result<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after = stat.rfind(')').context("a name in stat")? + 2;
-    stat[after..].chars().next().context("a state in stat")
 }
 
 /// Its handler answers before it is back in read(2), which a signal in between would not end.
@@ -137,17 +130,28 @@ fn wait_for_job(pid: u32, flag: WaitPidFlag, is: impl Fn(&WaitStatus) -> bool) -
     })
 }
 
+/// Its parent is told so.
+fn stop(victim: &Victim) -> Result<()> {
+    victim.signal(Signal::SIGSTOP)?;
+    wait_for_job(victim.pid(), WaitPidFlag::WUNTRACED, |s| {
+        matches!(s, WaitStatus::Stopped(_, Signal::SIGSTOP))
+    })
+}
+
+fn until_stopped_at_home(pid: u32) -> Result<()> {
+    wait_until("stopped at home", SOON, || {
+        Ok(matches!(account::state(pid), Some('T' | 't')).then_some(()))
+    })
+}
+
 #[test]
 fn stop_and_continue_hold_the_guest_and_are_seen_at_home() -> Result<()> {
     let pair = Pair::new()?;
     let mut victim = Victim::spawn(&VictimKind::plain("receiver"))?;
     let pid = victim.pid();
     pair.migrate(pid)?;
-    victim.signal(Signal::SIGSTOP)?;
-    wait_for_job(pid, WaitPidFlag::WUNTRACED, |s| {
-        matches!(s, WaitStatus::Stopped(_, Signal::SIGSTOP))
-    })?;
-    is_stopped_at_home(pid)?;
+    stop(&victim)?;
+    until_stopped_at_home(pid)?;
     victim.say("report")?;
     ensure!(victim.next_line(Duration::from_secs(1)).is_err(), "a stopped guest answered");
     victim.signal(Signal::SIGCONT)?;
@@ -158,28 +162,19 @@ fn stop_and_continue_hold_the_guest_and_are_seen_at_home() -> Result<()> {
     victim.end(7)
 }
 
-fn is_stopped_at_home(pid: u32) -> Result<()> {
-    wait_until("stopped at home", SOON, || {
-        Ok(matches!(main_thread_state(pid)?, 'T' | 't').then_some(()))
-    })
-}
-
 #[test]
 fn a_stopped_process_moves_and_stays_stopped() -> Result<()> {
     let pair = Pair::new()?;
     for kind in ["receiver", "threads"] {
         let mut victim = Victim::spawn(&VictimKind::plain(kind))?;
         let pid = victim.pid();
-        victim.signal(Signal::SIGSTOP)?;
-        wait_for_job(pid, WaitPidFlag::WUNTRACED, |s| {
-            matches!(s, WaitStatus::Stopped(_, Signal::SIGSTOP))
-        })?;
+        stop(&victim)?;
         victim.say("check")?;
         for _ in 0..2 {
             pair.migrate(pid)?;
-            is_stopped_at_home(pid)?;
+            until_stopped_at_home(pid)?;
             pair.bring_home(pid)?;
-            is_stopped_at_home(pid)?;
+            until_stopped_at_home(pid)?;
         }
         pair.migrate(pid)?;
         ensure!(victim.next_line(Duration::from_secs(1)).is_err(), "a stopped guest answered");

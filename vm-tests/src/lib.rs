@@ -10,4 +10,4 @@ mod packages;
 mod suite;
 pub mod wire;
 
-pub use suite::{Options, run, shell};
+pub use suite::{FLAKY, Options, run, shell};

@@ -20,11 +20,13 @@ use crate::module;
 use crate::packages;
 use crate::wire::{DONE, Order, Role, Said};
 
+/// Begins a line that tells what passed only at its second try.
+pub const FLAKY: &str = "FLAKY: ";
 /// For machines that are many times slower than they are on a quiet host.
 const CASE_TIMEOUT: Duration = Duration::from_secs(600);
 const OFF_TIMEOUT: Duration = Duration::from_secs(60);
-/// A machine's memory and what QEMU takes beside it.
-const MACHINE_KIB: u64 = 900 * 1024;
+/// What QEMU takes beside a machine's memory.
+const QEMU_MIB: u32 = 260;
 /// Lines of a machine's console that a failure shows.
 const SHOWN_LINES: usize = 60;
 
@@ -121,13 +123,15 @@ fn prepare(options: &Options) -> Result<Bench> {
 }
 
 /// How many machines may run at once: three a core, as many only wait, and what memory there is.
-fn room() -> Result<usize> {
+fn room(bench: &Bench) -> Result<usize> {
+    let memory = bench.kernels.values().map(|(kernel, _)| kernel.memory_mib).max();
+    let machine_kib = u64::from(memory.context("a kernel")? + QEMU_MIB) * 1024;
     let cores = thread::available_parallelism()?.get();
     let text = fs::read_to_string("/proc/meminfo")?;
     let free = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
     let free: u64 =
         free.and_then(|l| l.split_whitespace().next()).context("MemAvailable")?.parse()?;
-    Ok((cores * 3).min((free / MACHINE_KIB) as usize).max(2))
+    Ok((cores * 3).min((free / machine_kib) as usize).max(2))
 }
 
 /// Runs what was chosen; the number of runs that failed.
@@ -153,7 +157,7 @@ pub fn run(options: &Options) -> Result<usize> {
     let seconds = started.elapsed().as_secs();
     println!();
     for name in flaky {
-        println!("FLAKY: {name} passed only at the second try");
+        println!("{FLAKY}{name} passed only at the second try");
     }
     // As test programs say it.
     println!(
@@ -167,7 +171,7 @@ fn all(bench: &Bench, runs: Vec<Run>) -> Result<Vec<(Run, anyhow::Error)>> {
     let waiting = Mutex::new(VecDeque::from(runs));
     let failed = Mutex::new(Vec::new());
     // A run has at most two machines.
-    let workers = (room()? / 2).max(1);
+    let workers = (room(bench)? / 2).max(1);
     thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {

@@ -166,10 +166,14 @@ pub fn freeze_held(pid: i32, held: Vec<Running>, except: &[i32]) -> Result<Froze
     hold(pid, held, except, None)
 }
 
-fn hold(pid: i32, held: Vec<Running>, except: &[i32], pin: Option<kmod::Frozen>) -> Result<Frozen> {
+fn hold(
+    pid: i32,
+    mut held: Vec<Running>,
+    except: &[i32],
+    pin: Option<kmod::Frozen>,
+) -> Result<Frozen> {
     let mut stopped = BTreeMap::new();
     let mut group_stop = None;
-    let mut held = held;
     let all = stop_all(pid, &mut held, except, pin, &mut stopped, &mut group_stop);
     release(held);
     let leader = stopped.remove(&pid);

@@ -86,8 +86,8 @@ fn live(daemon: &OwnedFd) -> Result<String> {
             return Err(e);
         }
     };
-    let mut life = Life::begin(daemon, built, w, r)?;
-    life.module = fds.next().map(Session::from);
+    let module = fds.next().map(Session::from);
+    let mut life = Life::begin(daemon, built, module, w, r)?;
     let ended = life.serve(daemon);
     life.kill();
     ended
@@ -212,6 +212,7 @@ impl Life {
     fn begin(
         daemon: &OwnedFd,
         mut built: Built,
+        module: Option<Session>,
         mut w: BulkWriter,
         mut r: BulkReader,
     ) -> Result<Self> {
@@ -251,7 +252,7 @@ impl Life {
             events,
             shadow,
             pidfd,
-            module: None,
+            module,
             w,
             r,
             keeper: true,

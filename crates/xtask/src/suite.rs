@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use tcmi_vm_tests::FLAKY;
+
 use crate::{packages, tool};
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15 * 60);
@@ -26,9 +28,6 @@ const END_TO_END: &[&str] = &[
     "faults",
     "roundtrips",
 ];
-
-/// Begins a line that tells what passed only at its second try.
-const FLAKY: &str = "FLAKY: ";
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Totals {

@@ -16,27 +16,22 @@ pub fn run(words: &CommandLine, port: &Port) -> Result<()> {
     if words.role == Role::Desk {
         return remote::serve();
     }
-    if let "module-pair" | "module-one-sided" = words.case.as_str() {
-        return module::pair(port, words);
-    }
-    if words.case == "module-fuzz" {
-        return module::fuzz(&words.token);
-    }
-    let body: fn(&Port) -> Result<()> = match words.case.as_str() {
-        "boot" => boot,
-        "emigrate" => moves::emigrate,
-        "threads" => moves::threads,
-        "victims" => moves::victims,
-        "link-cut" => losses::link_cut,
-        "node-dies" => losses::node_dies,
-        "node-dies-late" => losses::node_dies_late,
-        "module-load" => module::load,
-        "module-freezers" => module::freezers,
-        "module-ctlfs" => module::ctlfs,
-        "module-cost" => module::cost,
+    match words.case.as_str() {
+        "boot" => boot(port),
+        "emigrate" => moves::emigrate(port),
+        "threads" => moves::threads(port),
+        "victims" => moves::victims(port),
+        "link-cut" => losses::link_cut(port),
+        "node-dies" => losses::node_dies(port),
+        "node-dies-late" => losses::node_dies_late(port),
+        "module-load" => module::load(),
+        "module-freezers" => module::freezers(port),
+        "module-ctlfs" => module::ctlfs(port),
+        "module-cost" => module::cost(port),
+        "module-pair" | "module-one-sided" => module::pair(port, words),
+        "module-fuzz" => module::fuzz(&words.token),
         other => bail!("no case {other:?}"),
-    };
-    body(port)
+    }
 }
 
 fn boot(port: &Port) -> Result<()> {

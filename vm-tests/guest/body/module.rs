@@ -21,7 +21,7 @@ fn passes(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Re
     Ok(())
 }
 
-pub fn load(_: &Port) -> Result<()> {
+pub fn load() -> Result<()> {
     passes("kmod-load", &[TCMI_MODULE], &[])
 }
 

@@ -1,8 +1,7 @@
 //! All threads of a process, held.
 
 use crate::error::{Error, Result};
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tcmi_core::limits::FREEZE_RESCAN_ATTEMPTS_MAX;
 use tcmi_sys::kmod;
@@ -79,7 +78,7 @@ const TRACED_STEP: Duration = Duration::from_millis(1);
 /// Seizes the threads of `pid` that are not known yet. Err: none of them.
 pub fn seize_new(pid: i32, known: impl Fn(i32) -> bool) -> Result<Vec<Running>> {
     let mut new = Vec::new();
-    match scan(pid, known, &mut BTreeSet::new(), &mut new) {
+    match scan(pid, known, &mut new) {
         Ok(_) => Ok(new),
         Err(e) => {
             release(new);
@@ -88,27 +87,21 @@ pub fn seize_new(pid: i32, known: impl Fn(i32) -> bool) -> Result<Vec<Running>> 
     }
 }
 
-/// Seizes what it finds, also on Err. `ended` are threads found before that could not be.
+/// Seizes what it finds, also on Err. Ok(true): none were missed.
 ///
-/// Ok(true): none but these were missed.
-fn scan(
-    pid: i32,
-    known: impl Fn(i32) -> bool,
-    ended: &mut BTreeSet<i32>,
-    new: &mut Vec<Running>,
-) -> Result<bool> {
+/// The kernel ends a listing at a thread that goes meanwhile, listed or not. It counts what may
+/// be behind that one, though, and whoever is held is there for both.
+fn scan(pid: i32, known: impl Fn(i32) -> bool, new: &mut Vec<Running>) -> Result<bool> {
+    let mut all_here = true;
     let listed = proc::tids(pid)?;
-    let mut complete = true;
     for &tid in listed.iter().filter(|tid| !known(**tid)) {
         match seize(pid, tid)? {
             Some(t) => new.push(t),
-            // It may have begun another behind the listing's back.
-            None => complete &= !ended.insert(tid),
+            // Gone, or so new that it cannot be found by its id yet. A leader that has ended stays.
+            None => all_here &= tid == pid,
         }
     }
-    // The kernel ends a listing at a thread that goes meanwhile.
-    let is_there = |tid: &i32| Path::new(&format!("/proc/{pid}/task/{tid}")).exists();
-    Ok(complete && listed.iter().filter(|tid| ended.contains(tid)).all(is_there))
+    Ok(all_here && proc::status(pid)?.threads as usize == listed.len())
 }
 
 /// Lets go of threads that were not stopped yet.
@@ -124,14 +117,14 @@ fn release(held: Vec<Running>) {
     }
 }
 
-/// None: it has ended, or is about to.
+/// None: it is a zombie, or there is no such thread now.
 fn seize(pid: i32, tid: i32) -> Result<Option<Running>> {
     let until = Instant::now() + TRACED_MAX;
     loop {
         match Running::seize(tid, libc::PTRACE_O_TRACESYSGOOD) {
             Ok(t) => return Ok(Some(t)),
-            // It ended since the listing; the kernel also says EPERM for one that is exiting.
-            Err(e) if e.is_gone() || is_exiting(pid, tid) => return Ok(None),
+            // The kernel also says EPERM for a zombie.
+            Err(e) if e.is_gone() || has_ended(pid, tid) => return Ok(None),
             // A call worker traces a guest's thread for the moment of an answer.
             Err(e) if e.code == libc::EPERM && Instant::now() < until => {
                 std::thread::sleep(TRACED_STEP);
@@ -141,7 +134,8 @@ fn seize(pid: i32, tid: i32) -> Result<Option<Running>> {
     }
 }
 
-fn is_exiting(pid: i32, tid: i32) -> bool {
+/// A zombie, or gone.
+fn has_ended(pid: i32, tid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat"))
         .ok()
         .and_then(|s| s.rsplit_once(") ").map(|(_, r)| r.starts_with(['Z', 'X'])))
@@ -201,12 +195,11 @@ fn stop_all(
     stopped: &mut BTreeMap<i32, Thread>,
     group_stop: &mut Option<i32>,
 ) -> Result<()> {
-    let mut ended = BTreeSet::new();
     for _ in 0..FREEZE_RESCAN_ATTEMPTS_MAX {
         // Seize before reading more of /proc: from then on the pid cannot be reused unseen.
         let seized: Vec<i32> = held.iter().map(Running::tid).collect();
         let known = |t| stopped.contains_key(&t) || seized.contains(&t) || except.contains(&t);
-        let complete = scan(pid, known, &mut ended, held)?;
+        let complete = scan(pid, known, held)?;
         if complete && held.is_empty() {
             return Ok(());
         }

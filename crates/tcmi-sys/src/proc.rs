@@ -25,7 +25,7 @@ pub fn pid_max() -> Result<i32> {
     text.trim().parse().map_err(|_| malformed("pid_max"))
 }
 
-/// Thread ids of a process, as they are now.
+/// Thread ids of a process, as they are now: the kernel ends the list at one that goes meanwhile.
 pub fn tids(pid: i32) -> Result<Vec<i32>> {
     let dir = std::fs::read_dir(format!("/proc/{pid}/task"))
         .map_err(|_| Errno::new("read /proc/PID/task", libc::ESRCH))?;

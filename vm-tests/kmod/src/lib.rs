@@ -95,8 +95,12 @@ impl Shared {
 
     /// What counts, counts no more.
     pub fn stands_still(&self) -> Outcome {
+        self.stands_still_for(Duration::from_millis(30))
+    }
+
+    pub fn stands_still_for(&self, time: Duration) -> Outcome {
         let before = self.sum();
-        let end = Instant::now() + Duration::from_millis(30);
+        let end = Instant::now() + time;
         while Instant::now() < end {
             std::thread::yield_now();
         }

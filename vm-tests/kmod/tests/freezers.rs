@@ -4,6 +4,7 @@
 use std::arch::asm;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 use tcmi_ckpt::Error;
 use tcmi_ckpt::freezer::{Freezer, Held, Look, Module, Ptrace};
 use tcmi_kmod_tests::{
@@ -298,13 +299,15 @@ fn thread_storm(freezer: &dyn Freezer) -> Outcome {
         }
         pause_for_ever();
     })?;
-    for _ in 0..20 {
+    // A step takes some 30 us where nothing is emulated.
+    let steps = Duration::from_millis(3);
+    for _ in 0..500 {
         shared.moves()?;
         match freezer.freeze(victim.pid) {
             Ok(held) => {
                 let before = shared.sum();
                 let frozen = held.trace().map_err(|e| e.to_string())?;
-                let stood = shared.stands_still();
+                let stood = shared.stands_still_for(steps);
                 let same = shared.sum() == before;
                 frozen.thaw().map_err(|e| e.to_string())?;
                 stood?;

@@ -25,6 +25,7 @@ pub struct CommandLine {
     pub token: String,
     pub home_module: bool,
     pub desk_module: bool,
+    pub fuzz_seconds: String,
 }
 
 impl CommandLine {
@@ -40,6 +41,7 @@ impl CommandLine {
             token: word("tcmi.token")?,
             home_module: word("tcmi.home-module")?.parse()?,
             desk_module: word("tcmi.desk-module")?.parse()?,
+            fuzz_seconds: word("tcmi.fuzz-seconds")?,
         })
     }
 

@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::packages::apt;
+use crate::packages::{apt, candidates};
+
+mod debug;
 
 const MEMORY_MIB: u32 = 640;
 
@@ -51,15 +53,17 @@ impl Kernel {
         Ok(Self { release, headers, root: Some(root), image, memory_mib: MEMORY_MIB })
     }
 
-    /// Built in its source tree, with all that a machine needs in it (`debug.config`).
-    pub fn of_tree(tree: &Path) -> Result<Self> {
-        let tree = tree.canonicalize().with_context(|| tree.display().to_string())?;
-        let release = fs::read_to_string(tree.join("include/config/kernel.release"))
-            .with_context(|| format!("{}: is a kernel built there?", tree.display()))?;
+    /// As [`Kernel::fetch`], of the same source, but watching its own memory and locks: built here
+    /// with all that a machine needs in it (`debug.config`).
+    pub fn build_debug(series: &str, directory: &Path) -> Result<Self> {
+        let root = directory.join(format!("{series}-debug"));
+        let build = root.join("build");
+        debug::build(series, &root, &build)?;
+        let release = fs::read_to_string(build.join("include/config/kernel.release"))?;
         let release = release.trim().to_owned();
         // With KASAN the ELF's entry touches what is not mapped yet.
-        let image = tree.join("arch/x86/boot/bzImage");
-        Ok(Self { release, headers: tree, root: None, image, memory_mib: 3 * MEMORY_MIB })
+        let image = build.join("arch/x86/boot/bzImage");
+        Ok(Self { release, headers: build, root: None, image, memory_mib: 3 * MEMORY_MIB })
     }
 
     /// Paths of the modules to load for these, in this order.
@@ -110,12 +114,11 @@ fn package_names(series: &str) -> Result<Vec<String>> {
     names.sort_unstable();
     names.dedup();
     ensure!(names.len() >= 4, "packages of kernel {series}: {names:?}");
-    let policy = apt("apt-cache", &[&["policy"], &names[..]].concat())?;
-    let candidates = policy.lines().filter_map(|l| l.trim().strip_prefix("Candidate: "));
-    Ok(names.into_iter().zip(candidates).map(|(n, v)| format!("{n}={v}")).collect())
+    candidates(&names)
 }
 
-fn unpack(root: &Path, names: &[String]) -> Result<()> {
+/// Of what was in `root` before, nothing is left.
+fn unpack_packages(root: &Path, names: &[String]) -> Result<()> {
     if root.exists() {
         fs::remove_dir_all(root)?;
     }
@@ -132,7 +135,11 @@ fn unpack(root: &Path, names: &[String]) -> Result<()> {
         let status = Command::new("dpkg-deb").arg("-x").arg(&archive).arg(root).status()?;
         ensure!(status.success(), "dpkg-deb -x {}: {status}", archive.display());
     }
-    fs::remove_dir_all(&archives)?;
+    Ok(fs::remove_dir_all(&archives)?)
+}
+
+fn unpack(root: &Path, names: &[String]) -> Result<()> {
+    unpack_packages(root, names)?;
     let release = only_entry(&root.join("lib/modules"))?;
     relocate_headers(root, &release)?;
     let status = Command::new("/sbin/depmod").arg("-b").arg(root).arg(&release).status()?;

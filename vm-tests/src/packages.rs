@@ -19,6 +19,16 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/bin/sparse", "sparse"),
 ];
 
+/// What a kernel's build needs beside.
+const FOR_KERNELS: &[(&str, &str)] = &[
+    ("/usr/bin/make", "make"),
+    ("/usr/bin/gcc", "gcc"),
+    ("/usr/bin/flex", "flex"),
+    ("/usr/bin/bison", "bison"),
+    ("/usr/bin/bc", "bc"),
+    ("/usr/include/libelf.h", "libelf-dev"),
+];
+
 pub fn apt(program: &str, arguments: &[&str]) -> Result<String> {
     let out = Command::new(program)
         .args(arguments)
@@ -30,9 +40,26 @@ pub fn apt(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
+/// The packages with the versions that would be installed: name=version.
+pub fn candidates(names: &[&str]) -> Result<Vec<String>> {
+    let policy = apt("apt-cache", &[&["policy"], names].concat())?;
+    let versions = policy.lines().filter_map(|l| l.trim().strip_prefix("Candidate: "));
+    let named: Vec<String> = names.iter().zip(versions).map(|(n, v)| format!("{n}={v}")).collect();
+    ensure!(named.len() == names.len(), "apt knows not all of {names:?}");
+    Ok(named)
+}
+
 pub fn install_missing() -> Result<()> {
+    install(NEEDED)
+}
+
+pub fn install_missing_for_kernels() -> Result<()> {
+    install(FOR_KERNELS)
+}
+
+fn install(needed: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =
-        NEEDED.iter().filter(|(f, _)| !Path::new(f).exists()).map(|(_, p)| *p).collect();
+        needed.iter().filter(|(f, _)| !Path::new(f).exists()).map(|(_, p)| *p).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -35,8 +35,10 @@ pub struct Options {
     pub kernel: Option<String>,
     /// Only this case.
     pub case: Option<String>,
-    /// A kernel's build tree, to be taken for Debian's of `kernel`.
-    pub tree: Option<PathBuf>,
+    /// Kernels that watch their own memory and locks, in place of Debian's.
+    pub debug_kernel: bool,
+    /// How long each run of `module-fuzz` takes.
+    pub fuzz_seconds: u32,
     /// Where kernels and logs are kept.
     pub directory: PathBuf,
     /// Where cargo put our programs.
@@ -46,6 +48,7 @@ pub struct Options {
 struct Bench {
     kernels: HashMap<&'static str, (Kernel, PathBuf)>,
     logs: PathBuf,
+    fuzz_seconds: u32,
 }
 
 #[derive(Clone)]
@@ -106,9 +109,9 @@ fn prepare(options: &Options) -> Result<Bench> {
         if options.kernel.as_ref().is_some_and(|k| k != series) {
             continue;
         }
-        let kernel = match &options.tree {
-            Some(tree) => Kernel::of_tree(tree)?,
-            None => Kernel::fetch(series, &directory)?,
+        let kernel = match options.debug_kernel {
+            true => Kernel::build_debug(series, &directory)?,
+            false => Kernel::fetch(series, &directory)?,
         };
         let root = options.directory.join(format!("initramfs-{series}"));
         let module = module::build(&kernel, &options.directory.join(format!("module-{series}")))?;
@@ -119,7 +122,7 @@ fn prepare(options: &Options) -> Result<Bench> {
     }
     let logs = options.directory.join("logs");
     fs::create_dir_all(&logs)?;
-    Ok(Bench { kernels: all, logs })
+    Ok(Bench { kernels: all, logs, fuzz_seconds: options.fuzz_seconds })
 }
 
 /// How many machines may run at once: three a core, as many only wait, and what memory there is.
@@ -137,7 +140,6 @@ fn room(bench: &Bench) -> Result<usize> {
 /// Runs what was chosen; the number of runs that failed.
 pub fn run(options: &Options) -> Result<usize> {
     let runs = chosen(options)?;
-    ensure!(options.tree.is_none() || options.kernel.is_some(), "a tree stands for one kernel");
     let bench = prepare(options)?;
     let (total, started) = (runs.len(), Instant::now());
     let mut failed = 0;
@@ -229,7 +231,9 @@ impl<'a> Stage<'a> {
             role,
             words: format!(
                 "tcmi.role={role} tcmi.case={case} tcmi.token={token} \
-                 tcmi.home-module={home} tcmi.desk-module={desk}"
+                 tcmi.home-module={home} tcmi.desk-module={desk} \
+                 tcmi.fuzz-seconds={}",
+                self.bench.fuzz_seconds
             ),
             sockets: self.sockets.path(),
             console: self.bench.logs.join(self.run.log_name(role, self.boots)),
@@ -349,7 +353,7 @@ pub fn shell(options: &Options) -> Result<()> {
         initramfs,
         role: Role::Home,
         words: "tcmi.role=home tcmi.case=shell tcmi.token=0 \
-                tcmi.home-module=true tcmi.desk-module=false"
+                tcmi.home-module=true tcmi.desk-module=false tcmi.fuzz-seconds=0"
             .into(),
         sockets: Path::new("/"),
         console: PathBuf::new(),

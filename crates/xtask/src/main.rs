@@ -35,20 +35,7 @@ enum Task {
         bulk_mib: u32,
     },
     /// Cases on Debian's kernels, in machines of QEMU
-    VmTest {
-        /// Only machines with this kernel: 6.1 or 6.12
-        #[arg(long)]
-        kernel: Option<String>,
-        /// Only the case with this name
-        #[arg(long)]
-        case: Option<String>,
-        /// With --kernel: a build tree of that series, for Debian's (vm-tests/debug.config)
-        #[arg(long, requires = "kernel")]
-        tree: Option<PathBuf>,
-        /// Look inside one machine
-        #[arg(long)]
-        shell: bool,
-    },
+    VmTest(vm::VmTest),
     /// Write the man pages
     Man {
         #[arg(default_value = "target/man")]
@@ -68,7 +55,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run().map(|()| ExitCode::SUCCESS),
         Task::Test { fuzz_seconds, only } => suite::run(fuzz_seconds, only.as_deref()),
         Task::Bench { bulk_mib } => bench::run(bulk_mib),
-        Task::VmTest { kernel, case, tree, shell } => vm::run(kernel, case, tree, shell),
+        Task::VmTest(asked) => vm::run(asked),
         Task::Man { directory } => papers::man(&directory).map(|()| ExitCode::SUCCESS),
         Task::Completions { directory } => {
             papers::completions(&directory).map(|()| ExitCode::SUCCESS)

@@ -1,7 +1,7 @@
 //! `cargo xtask vm-test`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -41,12 +41,32 @@ fn build_test((package, test, name): Test, programs: &Path) -> Result<()> {
     Ok(())
 }
 
-pub fn run(
+#[derive(clap::Args)]
+pub struct VmTest {
+    /// Only machines with this kernel: 6.1 or 6.12
+    #[arg(long)]
     kernel: Option<String>,
+    /// Only the case with this name
+    #[arg(long)]
     case: Option<String>,
-    tree: Option<PathBuf>,
+    /// A kernel that watches its own memory and locks (KASAN, lockdep, kmemleak), 6.12 unless
+    /// --kernel says otherwise; built once, which takes some 12 minutes
+    #[arg(long)]
+    debug_kernel: bool,
+    /// Seconds of each module-fuzz
+    #[arg(long, default_value_t = 15)]
+    fuzz_seconds: u32,
+    /// Look inside one machine
+    #[arg(long)]
     shell: bool,
-) -> Result<ExitCode> {
+}
+
+const DEBUG_KERNEL: &str = "6.12";
+
+pub fn run(mut asked: VmTest) -> Result<ExitCode> {
+    if asked.debug_kernel {
+        asked.kernel.get_or_insert_with(|| DEBUG_KERNEL.to_owned());
+    }
     let status = tool::cargo()
         .args(["build", "--release"])
         .args(PACKAGES.map(|p| format!("--package={p}")))
@@ -57,9 +77,15 @@ pub fn run(
         build_test(test, &programs)?;
     }
     let target = programs.ancestors().nth(2).context("a target directory")?;
-    let options =
-        Options { kernel, case, tree, directory: target.join("vm"), programs: programs.clone() };
-    if shell {
+    let options = Options {
+        kernel: asked.kernel,
+        case: asked.case,
+        debug_kernel: asked.debug_kernel,
+        fuzz_seconds: asked.fuzz_seconds,
+        directory: target.join("vm"),
+        programs: programs.clone(),
+    };
+    if asked.shell {
         return tcmi_vm_tests::shell(&options).map(|()| ExitCode::SUCCESS);
     }
     let failed = tcmi_vm_tests::run(&options)?;

@@ -29,7 +29,7 @@ pub fn run(words: &CommandLine, port: &Port) -> Result<()> {
         "module-ctlfs" => module::ctlfs(port),
         "module-cost" => module::cost(port),
         "module-pair" | "module-one-sided" => module::pair(port, words),
-        "module-fuzz" => module::fuzz(&words.token),
+        "module-fuzz" => module::fuzz(words),
         other => bail!("no case {other:?}"),
     }
 }

@@ -26,11 +26,10 @@ pub fn load() -> Result<()> {
 }
 
 /// Another run each time: the token is its seed.
-pub fn fuzz(token: &str) -> Result<()> {
-    const SECONDS: &str = "15";
-    let seed = u64::from_str_radix(token, 16)?.to_string();
+pub fn fuzz(words: &CommandLine) -> Result<()> {
+    let seed = u64::from_str_radix(&words.token, 16)?.to_string();
     println!("seed {seed}");
-    passes("kmod-fuzz", &[SECONDS, &seed, TCMI_MODULE], &[])
+    passes("kmod-fuzz", &[&words.fuzz_seconds, &seed, TCMI_MODULE], &[])
 }
 
 pub fn cost(port: &Port) -> Result<()> {

@@ -55,6 +55,7 @@ const PLAIN: &[&str] = &[
     "altstack",
     "avx2",
     "avx512",
+    "births",
     "brk",
     "brk-no-pie",
     "brk-static",
@@ -136,7 +137,7 @@ impl VictimKind {
             .iter()
             .map(|name| Self::plain(name))
             .chain(BLOCKING_CALLS.iter().map(|(call, wake)| Self::blocked_in(call, *wake)))
-            .chain([Self::with_args("threads", &["400"]), Self::with_args("memory", &["256"])])
+            .chain([Self::with_args("threads", &["400"]), Self::with_args("births", &["100"]), Self::with_args("memory", &["256"])])
             .collect()
     }
 

@@ -18,7 +18,8 @@ pub const BLOB_MAGIC: u64 = u64::from_le_bytes(*b"TCMIAGT1");
 pub struct BlobHeader {
     pub magic: u64,
     /// [`BatchOp`]s one after the other; see [`Batch`]. rdi = &Batch, rsp = a stack.
-    /// Written without touching the FPU.
+    /// Written without touching the FPU. A new thread that a `clone` among them begins serves:
+    /// its ThreadArea's address stands at the top of its stack.
     pub batch: u64,
     /// The shadow thread's loop. rdi = &ThreadArea, gs base = the same, rsp = top of its stack,
     /// all signals blocked. The leader says on the event stream that it serves; the others
@@ -205,6 +206,9 @@ pub struct ThreadArea {
     pub cancelled: u32,
     /// One of [`broken`]; not 0: the stream is closed and the thread waits for the keeper.
     pub broken: u32,
+    /// 1: its guest thread began away. A stream that closes before its first request ends the
+    /// thread: there is no such guest thread.
+    pub begun: u32,
     /// The system call of the last request, and its sequence number.
     pub nr: u32,
     pub seq: u64,

@@ -94,7 +94,7 @@ impl Newborn {
     fn ids(&self, tid: i32) -> Ids {
         Ids { tgid: self.pid, tid }
     }
-    fn leader(&mut self) -> Batcher<'_> {
+    pub fn leader(&mut self) -> Batcher<'_> {
         let (ids, host) = (self.ids(self.pid), self.frozen.pid);
         Batcher::new(&self.agent, self.frozen.leader_mut(), host, ids)
     }

@@ -7,6 +7,7 @@
 pub mod birth;
 pub mod blob;
 pub mod capture;
+pub mod descriptors;
 pub mod error;
 pub mod freeze;
 pub mod freezer;

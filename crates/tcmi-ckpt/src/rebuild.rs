@@ -14,9 +14,9 @@ use tcmi_sys::signal::KernelAction;
 
 /// Makes calls in a thread, a batch at a time.
 pub struct Batcher<'a> {
-    agent: &'a Agent,
+    pub(crate) agent: &'a Agent,
     thread: &'a mut Thread,
-    pid: i32,
+    pub(crate) pid: i32,
     ids: Ids,
     pub calls: Calls,
 }

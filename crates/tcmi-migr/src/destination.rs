@@ -5,7 +5,6 @@ use crate::fault::{self, Point};
 use crate::files::Cache;
 use crate::messages as msg;
 use crate::pages::Incoming;
-use crate::source::install::{receive_descriptors, send_descriptors};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -17,6 +16,7 @@ use tcmi_call::abi::StewardArea;
 use tcmi_ckpt::birth::{self, Guest, Newborn, ShutIn};
 use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Files};
+use tcmi_ckpt::descriptors;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, Vma};
 use tcmi_ckpt::rebuild::Pages;
@@ -189,9 +189,8 @@ fn construct(
     }
     let want = files.translate(&image.mm.vmas, &image.files)?;
     for late in files.open[there.len()..].chunks(1) {
-        send_descriptors(&post.0, late)?;
-        let theirs = post.1.as_raw_fd();
-        there.extend(receive_descriptors(&mut n.frozen, &n.agent, theirs, 1, begin.pid)?);
+        descriptors::send(&post.0, late)?;
+        there.extend(descriptors::receive(&mut n.leader(), post.1.as_raw_fd(), 1)?);
     }
     n.build_space(&first, &want, &there)?;
     let into = Pages::open(n.host_pid(), &want)?;

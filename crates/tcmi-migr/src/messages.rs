@@ -99,6 +99,12 @@ message! {
     35 AskStats {}
     /// N: the thread's call with this number is to end as by a signal.
     36 Poke { tid: i32, seq: u64 }
+    /// N: thread `by` begins another. ThreadBegun, ThreadRefused or ComeHome, which refuses it,
+    /// is the answer.
+    37 BeginThread { by: i32 }
+    /// H: its id, and the stream that its shadow serves.
+    38 ThreadBegun { tid: i32, stream: u64 }
+    39 ThreadRefused { errno: i32 }
 }
 
 impl Begin {

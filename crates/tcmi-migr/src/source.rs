@@ -40,8 +40,11 @@ pub struct Attached {
     xfeatures: u64,
 }
 
-/// Threads that may come into being between attaching and the final freeze.
-const SPARE_THREADS: usize = 16;
+/// Threads that may come into being between attaching and the final freeze, and while the process
+/// is away. 70 MiB of addresses, of which nothing is touched until then.
+const SPARE_THREADS: usize = 512;
+/// Of a process whose address space is limited.
+const SPARE_THREADS_MIN: usize = 16;
 /// Tries to find the process with no more threads than there are streams for.
 const ATTEMPTS_MAX: u32 = 5;
 
@@ -62,7 +65,11 @@ impl Attached {
         let vdso = maps.iter().find(|m| m.name == "[vdso]");
         let vdso = vdso.ok_or_else(|| tcmi_ckpt::Error::unsupported("it has no vDSO"))?;
         let vdso_call = remote::find_syscall(f.pid, vdso.start, vdso.end)?;
-        let room = f.threads.len() + SPARE_THREADS;
+        let limits = tcmi_sys::proc::limits(f.pid)?;
+        let is_limited = limits
+            .get(libc::RLIMIT_AS as usize)
+            .is_some_and(|&(soft, _)| soft != libc::RLIM_INFINITY);
+        let room = f.threads.len() + if is_limited { SPARE_THREADS_MIN } else { SPARE_THREADS };
         let xstate = f.leader().stopped()?.xstate()?;
         let xfeatures = xfeatures(&xstate);
         let extra = PROC_AREA_BYTES + room as u64 * THREAD_AREA_BYTES;
@@ -458,7 +465,7 @@ fn transfer(
     drop(all);
     fault::pass(Point::HomePagesSent)?;
     // While the peer restores.
-    *installed = Some(Installed::install(f, a, streams)?);
+    *installed = Some(Installed::install(f, a, streams, a.room.saturating_sub(f.threads.len()))?);
     fault::pass(Point::HomeStreamsInstalled)?;
     Ok(Transfer { image, bytes: total, by_module, since })
 }
@@ -489,6 +496,6 @@ pub fn run_at_home(mut f: Frozen, a: &Attached, image: &ProcessImage) -> Result<
 }
 
 mod back;
-pub(crate) mod install;
+mod install;
 pub use back::rebuild_at_home;
 pub use install::{Installed, InstalledStream};

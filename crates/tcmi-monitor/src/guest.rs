@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tcmi_call::abi::{BatchOp, StewardArea};
+use tcmi_call::table;
+use tcmi_call::table::errno::EAGAIN;
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
 use tcmi_kkc::codec::Frame;
@@ -17,16 +19,20 @@ use tcmi_migr::files::Cache;
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::{
-    CallStream, Calls, Events, GuestThread, Hooks, News, SignalStream, Steward, StreamError,
+    Begun, CallStream, Calls, Events, GuestThread, Hooks, News, NoThread, SignalStream, Steward,
+    StreamError,
 };
 use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
 use tcmi_sys::ptrace;
 
 use crate::ipc::{self, ToDaemon, ToMonitor};
-use crate::rooms;
+use crate::rooms::{self, Ids};
 
+mod births;
 mod home;
+
+use births::Births;
 
 /// From a signal's arrival until calls that it left waiting are looked for: the usual one has
 /// ended by then.
@@ -76,7 +82,7 @@ fn live(daemon: &OwnedFd) -> Result<String> {
     };
     let (mut w, mut r) = bulk.with(socket).into_bulk();
     let built = build(daemon, Cache::new(cache), &root, &mut w, &mut r);
-    let built = match built {
+    let (built, ids) = match built {
         Ok(b) => b,
         Err(e) => {
             let failed = msg::Failed { errno: e.errno(), text: e.to_string() };
@@ -87,7 +93,7 @@ fn live(daemon: &OwnedFd) -> Result<String> {
         }
     };
     let module = fds.next().map(Session::from);
-    let mut life = Life::begin(daemon, built, module, w, r)?;
+    let mut life = Life::begin(daemon, built, ids, module, w, r)?;
     let ended = life.serve(daemon);
     life.kill();
     ended
@@ -99,29 +105,46 @@ fn build(
     root: &str,
     w: &mut BulkWriter,
     r: &mut BulkReader,
-) -> Result<Built> {
+) -> Result<(Built, Ids)> {
+    let mut ids = None;
+    let mut unwanted = false;
     let mut site = Site {
         cache,
-        claim: &mut |id| claim(daemon, id),
-        bear: &mut |begin| rooms::bear(root, begin),
+        claim: &mut |id| claim(daemon, id, &mut unwanted),
+        bear: &mut |begin| {
+            let room = rooms::bear(root, begin)?;
+            ids = Some(room.ids);
+            Ok(room.leader)
+        },
     };
-    destination::build(w, r, &mut site)
+    let built = destination::build(w, r, &mut site)?;
+    Ok((built, ids.ok_or(tcmi_ckpt::Error::Ended)?))
 }
 
-/// Has the daemon hand over a stream that home parked for us.
-fn claim(daemon: &OwnedFd, id: u64) -> Result<Stream> {
+/// Has the daemon hand over a stream that home parked for us. What else it says meanwhile, that
+/// the guest is `unwanted`, is told, too.
+fn claim(daemon: &OwnedFd, id: u64, unwanted: &mut bool) -> Result<Stream> {
     let io = || Error::io("the daemon's socket");
     ipc::send(daemon.as_fd(), &ToDaemon::Claim { id }, &[]).map_err(io())?;
-    let (answer, mut fds) = ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(io())?;
-    match (answer, fds.pop()) {
-        (ToMonitor::Stream { keys }, Some(fd)) => Ok(keys.with(fd)),
-        (ToMonitor::NoStream { text }, _) => Err(Error::Peer { errno: libc::EHOSTUNREACH, text }),
-        _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
+    loop {
+        let (answer, mut fds) = ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(io())?;
+        return match (answer, fds.pop()) {
+            (ToMonitor::Stream { keys }, Some(fd)) => Ok(keys.with(fd)),
+            (ToMonitor::NoStream { text }, _) => {
+                Err(Error::Peer { errno: libc::EHOSTUNREACH, text })
+            }
+            (ToMonitor::SendHome {}, _) => {
+                *unwanted = true;
+                continue;
+            }
+            _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
+        };
     }
 }
 
 /// What others learn of the shadow, and the bell that wakes the main loop for it.
 struct Tidings {
+    births: Births,
     bell: OwnedFd,
     /// It serves. Until then the process may go on at home.
     serving: AtomicBool,
@@ -130,9 +153,9 @@ struct Tidings {
 }
 
 impl Tidings {
-    fn new() -> Result<Self> {
+    fn new(births: Births) -> Result<Self> {
         let (serving, lost) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { bell: eventfd()?, serving, lost })
+        Ok(Self { births, bell: eventfd()?, serving, lost })
     }
     fn set(&self, what: &AtomicBool) {
         what.store(true, Ordering::Release);
@@ -141,7 +164,15 @@ impl Tidings {
 }
 
 impl Hooks for Tidings {
-    fn thread_exits(&self, _: i32, _: i32, _: usize) {}
+    fn begin_thread(&self, by: i32) -> std::result::Result<Begun, NoThread> {
+        self.births.ask(by, || ring(&self.bell))
+    }
+    fn thread_begun(&self, here: i32, tid: i32) {
+        self.births.begun(here, tid);
+    }
+    fn thread_exits(&self, here: i32, _: i32, _: usize) {
+        self.births.ended(here);
+    }
     fn process_exits(&self, _: i32) {}
     fn stream_failed(&self, tid: i32, error: &StreamError) {
         tracing::warn!(tid, %error, "the shadow is not reached any more");
@@ -163,7 +194,6 @@ struct Parts {
     events: Arc<Events>,
     shadow: Arc<Tidings>,
     pidfd: OwnedFd,
-    names: Vec<(i32, i32)>,
     signalled: Arc<OwnedFd>,
 }
 
@@ -188,8 +218,6 @@ struct Life {
     was_held: bool,
     /// What home was told last.
     told: String,
-    /// What the filter's memory of home's threads says: tid here, tid at home.
-    names: Vec<(i32, i32)>,
     /// Rung for each signal that the guest got.
     signalled: Arc<OwnedFd>,
     /// When to look for calls that keep threads from their signals.
@@ -199,6 +227,7 @@ struct Life {
 
 enum Next {
     Signalled,
+    Birth(i32),
     Serving,
     LookDue,
     Message,
@@ -212,17 +241,18 @@ impl Life {
     fn begin(
         daemon: &OwnedFd,
         mut built: Built,
+        ids: Ids,
         module: Option<Session>,
         mut w: BulkWriter,
         mut r: BulkReader,
     ) -> Result<Self> {
         let host = built.host_pid();
-        let prepared = Self::prepare(&mut built).and_then(|p| {
+        let prepared = Self::prepare(&mut built, ids).and_then(|p| {
             msg::expect::<msg::Commit>(&mut r)?;
             fault::pass(Point::NodeCommitReceived)?;
             Ok(p)
         });
-        let Parts { calls, steward, events, shadow, pidfd, names, signalled } = match prepared {
+        let Parts { calls, steward, events, shadow, pidfd, signalled } = match prepared {
             Ok(p) => p,
             Err(e) => {
                 kill(host);
@@ -259,14 +289,13 @@ impl Life {
             unwanted,
             was_held: false,
             told: String::new(),
-            names,
             signalled,
             look_at: Instant::now() + LOOK_INTERVAL,
             report_at: Instant::now() + STATS_INTERVAL,
         })
     }
 
-    fn prepare(built: &mut Built) -> Result<Parts> {
+    fn prepare(built: &mut Built, ids: Ids) -> Result<Parts> {
         let io = || Error::io("start serving the guest");
         let names = built.threads();
         let area = map_area(built.area.as_raw_fd())?;
@@ -280,7 +309,7 @@ impl Life {
         let signals = SignalStream::new(fd, &rx);
         let pid = built.image.pid;
         let signalled = Arc::new(eventfd()?);
-        let shadow = Arc::new(Tidings::new()?);
+        let shadow = Arc::new(Tidings::new(Births::new(names.clone(), ids, tid))?);
         let (bell, told) = (signalled.clone(), shadow.clone());
         let tell = move |news| match news {
             News::Signal => ring(&bell),
@@ -299,7 +328,7 @@ impl Life {
         let listener = built.listener.try_clone().map_err(io())?;
         let parts = tcmi_shadow::Guest { steward: steward.clone(), events: events.clone() };
         let calls = Calls::start(listener, threads, parts, shadow.clone()).map_err(io())?;
-        Ok(Parts { calls, steward, events, shadow, pidfd, names, signalled })
+        Ok(Parts { calls, steward, events, shadow, pidfd, signalled })
     }
 
     /// Until the guest ends or has gone home. Returns what to tell the daemon.
@@ -312,6 +341,7 @@ impl Life {
                     quiet(&self.signalled);
                     self.look_at = self.look_at.min(Instant::now() + POKE_AFTER);
                 }
+                Next::Birth(by) => self.ask_for_thread(by),
                 Next::Serving => {
                     quiet(&self.shadow.bell);
                     self.ask_home(daemon);
@@ -379,6 +409,13 @@ impl Life {
         }
     }
 
+    fn ask_for_thread(&mut self, by: i32) {
+        self.tell_keeper(&msg::BeginThread { by });
+        if !self.keeper {
+            self.shadow.births.answer(Err(EAGAIN));
+        }
+    }
+
     /// Tells home's keeper, if there is one.
     fn tell_keeper<M: Message>(&mut self, what: &M) {
         if self.keeper
@@ -442,7 +479,10 @@ impl Life {
         Ok(match fds.map(|f| f.revents != 0) {
             [true, ..] => Next::Ended,
             [_, true, ..] if self.shadow.lost.load(Ordering::Acquire) => Next::Lost,
-            [_, true, ..] => Next::Serving,
+            [_, true, ..] => match self.shadow.births.asked() {
+                Some(by) => Next::Birth(by),
+                None => Next::Serving,
+            },
             [_, _, true, ..] => Next::Message,
             [_, _, _, true, _] => Next::Daemon,
             _ => Next::Signalled,
@@ -458,7 +498,7 @@ impl Life {
         };
         self.look_at = Instant::now() + pause;
         for (here, seq) in held_up {
-            if let Some((_, tid)) = self.names.iter().find(|(t, _)| *t == here).copied() {
+            if let Some(tid) = self.shadow.births.at_home(here) {
                 self.tell_keeper(&msg::Poke { tid, seq });
             }
         }
@@ -484,9 +524,22 @@ impl Life {
                 unsafe { libc::kill(self.guest.host_pid, s.signal) };
             }
             msg::AskStats::KIND => self.tell_keeper(&msg::Stats { text: self.stats() }),
+            msg::ThreadBegun::KIND => {
+                let msg::ThreadBegun { tid, stream } = msg::decode(frame)?;
+                let claimed = claim(daemon, stream, &mut self.unwanted);
+                self.shadow.births.answer(claimed.map(|s| (tid, s)).map_err(|_| EAGAIN));
+                self.ask_home(daemon);
+            }
+            msg::ThreadRefused::KIND => {
+                let msg::ThreadRefused { errno } = msg::decode(frame)?;
+                self.shadow.births.answer(Err(table::errno::Errno(errno)));
+            }
             msg::ComeHome::KIND => {
                 tell(daemon, &ToDaemon::Returning {});
-                match self.go_home() {
+                self.shadow.births.close();
+                let went = self.go_home();
+                self.shadow.births.open();
+                match went {
                     Ok(true) => return Ok(Some("went home".to_owned())),
                     Ok(false) => tell(daemon, &ToDaemon::Stays { text: "home gave up".to_owned() }),
                     Err(e) => {

@@ -1,8 +1,8 @@
 //! Where a guest lives: an empty root, and namespaces of its own.
 
-use std::ffi::CString;
-use std::io::{PipeReader, PipeWriter, Read, Write};
-use std::os::fd::AsRawFd;
+use std::ffi::{CStr, CString};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use tcmi_migr::messages::Begin;
@@ -13,25 +13,49 @@ use tcmi_sys::{Errno, namespace};
 /// Ids that a guest of a privileged node has outside of its namespace.
 const NOBODY: u32 = 65534;
 
+/// A guest's leader in its namespaces, and their pid 1.
+pub struct Room {
+    /// Of the leader, here.
+    pub leader: i32,
+    pub ids: Ids,
+}
+
+/// Chooses the ids of a guest's threads, by its pid 1, which alone may.
+pub struct Ids(UnixStream);
+
+impl Ids {
+    /// The next thread gets this id, which is free.
+    pub fn next(&mut self, tid: i32) -> io::Result<()> {
+        let mut errno = [0; 4];
+        self.0.write_all(&(tid - 1).to_le_bytes())?;
+        self.0.read_exact(&mut errno)?;
+        match i32::from_le_bytes(errno) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
 /// Makes the process that becomes the guest's leader: it waits, has home's pid, and lives in new
 /// namespaces with a pid 1 that ends with this process and takes all others with it.
 ///
 /// A child of ours enters the namespaces and makes both as our children: a process whose
 /// children go to another pid namespace can have no threads, and we need some.
-pub fn bear(root: &str, begin: &Begin) -> Result<i32> {
+pub fn bear(root: &str, begin: &Begin) -> Result<Room> {
     let privileged = is_root();
     if privileged {
         bare_root(root)?;
     }
     let offsets = destination::clock_offsets();
     let (mut ours, theirs) = UnixStream::pair().map_err(Error::io("socketpair"))?;
+    let (ids, first) = UnixStream::pair().map_err(Error::io("socketpair"))?;
     let (mut tied, ties) = std::io::pipe().map_err(Error::io("pipe"))?;
     // SAFETY: this process has one thread.
     let midwife = unsafe { namespace::fork_as(None, Parent::Me) }?;
     if midwife == 0 {
-        drop((ours, tied));
+        drop((ours, tied, ids));
         let bare = (!privileged).then_some(root);
-        let code = match deliver(theirs, &ties, bare, begin.pid, offsets) {
+        let code = match deliver(theirs, &ties, &first, bare, begin.pid, offsets) {
             Ok(()) => 0,
             Err(e) => {
                 tracing::error!(error = %e, "making the guest's namespaces");
@@ -41,14 +65,14 @@ pub fn bear(root: &str, begin: &Begin) -> Result<i32> {
         // SAFETY: ends the child at once.
         unsafe { libc::_exit(code) };
     }
-    drop((theirs, ties));
+    drop((theirs, ties, first));
     let born = attend(&mut ours, &mut tied, midwife, privileged, begin);
     let mut status = 0;
     // SAFETY: our own child.
     if unsafe { libc::waitpid(midwife, &mut status, 0) } < 0 {
         return Err(Errno::last("waitpid").into());
     }
-    born
+    Ok(Room { leader: born?, ids: Ids(ids) })
 }
 
 fn is_root() -> bool {
@@ -83,6 +107,7 @@ fn attend(
 fn deliver(
     mut parent: UnixStream,
     ties: &PipeWriter,
+    ids: &UnixStream,
     bare: Option<&str>,
     pid: i32,
     offsets: (i64, i64),
@@ -103,14 +128,15 @@ fn deliver(
             | libc::CLONE_NEWTIME,
     )?;
     namespace::set_clock_offsets(offsets.0, offsets.1)?;
-    wait_as(None, ties)?;
-    let guest = wait_as(Some(pid), ties)?;
+    wait_as(None, ties, ids)?;
+    let guest = wait_as(Some(pid), ties, ids)?;
     parent.write_all(&guest.to_le_bytes()).map_err(io())
 }
 
-/// A sibling that waits, and ends with the parent. It says in `ties` when it is to be told of the
+/// A sibling that waits, and ends with the parent. Without a pid it is the first of its namespace
+/// and serves [`Ids`]. It says in `ties` when it is to be told of the
 /// parent's end; a parent that ended before does not read that.
-fn wait_as(pid: Option<i32>, ties: &PipeWriter) -> Result<i32> {
+fn wait_as(pid: Option<i32>, ties: &PipeWriter, ids: &UnixStream) -> Result<i32> {
     // SAFETY: one thread; the child only closes what it inherited and waits.
     let child = unsafe { namespace::fork_as(pid, Parent::Mine) }?;
     if child == 0 {
@@ -123,8 +149,9 @@ fn wait_as(pid: Option<i32>, ties: &PipeWriter) -> Result<i32> {
                 libc::_exit(1);
             }
             libc::close(ties.as_raw_fd());
-            if pid.is_none() {
-                libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
+            match pid {
+                None => choose_ids(ids.as_raw_fd()),
+                Some(_) => drop(libc::close(ids.as_raw_fd())),
             }
             loop {
                 libc::pause();
@@ -132,6 +159,35 @@ fn wait_as(pid: Option<i32>, ties: &PipeWriter) -> Result<i32> {
         }
     }
     Ok(child)
+}
+
+/// Pid 1 keeps no descriptor but the orders and the kernel's word for the last id.
+///
+/// # Safety
+/// In a process of its own, which needs none of its descriptors any more.
+unsafe fn choose_ids(orders: RawFd) {
+    const LAST_ID: &CStr = c"/proc/sys/kernel/ns_last_pid";
+    // SAFETY: plain calls with live buffers of the lengths given.
+    unsafe {
+        let last = libc::open(LAST_ID.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        let error = if last < 0 { errno() } else { 0 };
+        libc::dup2(orders, 0);
+        libc::dup2(last, 1);
+        libc::syscall(libc::SYS_close_range, 2, u32::MAX, 0);
+        let mut id = [0u8; 4];
+        while libc::recv(0, id.as_mut_ptr().cast(), 4, libc::MSG_WAITALL) == 4 {
+            let text = i32::from_le_bytes(id).to_string();
+            let answer = match error {
+                0 if libc::pwrite(1, text.as_ptr().cast(), text.len(), 0) < 0 => errno(),
+                error => error,
+            };
+            libc::send(0, answer.to_le_bytes().as_ptr().cast(), 4, libc::MSG_NOSIGNAL);
+        }
+    }
+}
+
+fn errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
 }
 
 fn mount(source: &str, target: &str, kind: &str, flags: u64) -> Result<()> {

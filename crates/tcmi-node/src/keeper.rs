@@ -27,6 +27,8 @@ use crate::task::{Order, Task};
 
 /// Longest wait for a stream that the node has to dial.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same, for a thread that a guest begins: meanwhile its keeper does nothing else.
+const THREAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for the node to say that it has let go of a guest that is home already.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -81,7 +83,7 @@ pub fn keep(task: &Arc<Task>, link: &Link, bulk: Stream, module: Option<ByModule
     };
     task.to(State::Emigrated);
     done(Ok(()));
-    let mut keeper = Keeper { task, node, wire, shadow: Some(shadow) };
+    let mut keeper = Keeper { task, link, node, wire, shadow: Some(shadow) };
     let end = keeper.serve();
     keeper.close(end);
 }
@@ -128,6 +130,8 @@ fn arm_original(sent: &mut Sent) -> Result<Armed> {
         agent: attached.agent,
         proc_area: attached.proc_area(),
         thread_areas: (0..threads).map(|n| attached.thread_area(n)).collect(),
+        spare_areas: (threads..attached.room).map(|n| attached.thread_area(n)).collect(),
+        spare_fds: installed.spare.clone(),
     };
     let at = |s: &source::InstalledStream| StreamAt { fd: s.fd, tx: s.tx, rx: s.rx };
     let calls: Vec<StreamAt> = installed.calls.iter().take(threads).map(at).collect();
@@ -146,6 +150,7 @@ enum End {
 
 struct Keeper<'a> {
     task: &'a Arc<Task>,
+    link: &'a Link,
     node: String,
     wire: Wire,
     shadow: Option<Kept>,
@@ -233,6 +238,11 @@ impl Keeper<'_> {
                 self.task.set_calls(stats.text);
                 Ok(None)
             }
+            msg::BeginThread::KIND => {
+                let msg::BeginThread { by } = msg::decode(&frame)?;
+                self.begin_thread(by)?;
+                Ok(None)
+            }
             msg::Poke::KIND => {
                 let msg::Poke { tid, seq } = msg::decode(&frame)?;
                 self.kept()?.shadow.poke(tid, seq).or_else(gone_is_fine)?;
@@ -245,6 +255,25 @@ impl Keeper<'_> {
             }
             other => Err(Error::Protocol { want: "news of the guest", got: other }),
         }
+    }
+
+    /// A thread of the guest begins another, and waits for what we say.
+    fn begin_thread(&mut self, by: i32) -> Result<()> {
+        let begun = self.shadow_thread(by);
+        match begun {
+            Ok((tid, stream)) => msg::send(&mut self.wire.w, &msg::ThreadBegun { tid, stream }),
+            Err(e) => {
+                tracing::debug!(pid = %self.task.pid, by, error = %e, "no shadow for a thread");
+                msg::send(&mut self.wire.w, &msg::ThreadRefused { errno: libc::EAGAIN })
+            }
+        }
+    }
+
+    fn shadow_thread(&mut self, by: i32) -> Result<(i32, u64)> {
+        let stream = self.link.take_stream(StreamKind::Call, THREAD_TIMEOUT)?;
+        let id = stream.id;
+        let (socket, tx, rx) = stream.into_parts();
+        Ok((self.kept()?.shadow.begin_thread(by, socket, (tx, rx))?, id))
     }
 
     /// Some: the process is home or gone. None: the return failed, the guest runs on.
@@ -323,7 +352,10 @@ impl Keeper<'_> {
                     let kept = self.kept().map_err(Return::lost)?;
                     kept.shadow.cancel_calls().map_err(|_| Return::Ended)?;
                 }
-                msg::Stats::KIND | msg::WantHome::KIND | msg::Poke::KIND => {}
+                msg::Stats::KIND
+                | msg::WantHome::KIND
+                | msg::Poke::KIND
+                | msg::BeginThread::KIND => {}
                 msg::Ended::KIND => {
                     let ended: msg::Ended = frame.decode().map_err(|e| Return::lost(e.into()))?;
                     let kept = self.kept().map_err(Return::lost)?;
@@ -350,8 +382,11 @@ impl Keeper<'_> {
     }
 
     fn rebuild(&mut self, frozen: &mut Frozen, a: &Attached, image: &ProcessImage) -> Result<()> {
-        let armed = self.kept()?.shadow.arm_return(frozen, image).map_err(Error::from);
+        let shadow = &mut self.kept()?.shadow;
+        let alike = shadow.let_end(frozen, image);
+        let armed = alike.and_then(|()| shadow.arm_return(frozen, image));
         armed
+            .map_err(Error::from)
             .and_then(|()| fault::pass(Point::HomeReturnArmed))
             .map_err(|e| Incoming::new(&mut self.wire.r).discard(e))?;
         let task: &Task = self.task;

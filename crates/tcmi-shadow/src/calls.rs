@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use tcmi_call::table::errno::Errno;
 use tcmi_sys::seccomp::Listener;
 
 use crate::events::Events;
@@ -35,8 +36,27 @@ pub struct GuestThread {
     pub stream: CallStream,
 }
 
+/// A thread that a guest is to begin: home has its shadow.
+pub struct Begun {
+    /// At home, and to be here.
+    pub tid: i32,
+    pub stream: CallStream,
+}
+
+/// Why a guest may not begin a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoThread {
+    /// It is about to leave: its call is to be made again.
+    Leaving,
+    Failed(Errno),
+}
+
 /// What the owner of a guest is told. Called from workers, with the call not yet answered.
 pub trait Hooks: Send + Sync {
+    /// Thread `by` begins another. Ok: the next one of the guest's kernel gets that id.
+    fn begin_thread(&self, by: i32) -> Result<Begun, NoThread>;
+    /// It has been begun here as `here`, and does not run yet.
+    fn thread_begun(&self, here: i32, tid: i32);
     /// `left`: guest threads that remain.
     fn thread_exits(&self, tid: i32, code: i32, left: usize);
     fn process_exits(&self, code: i32);
@@ -86,6 +106,8 @@ pub(crate) struct Shared {
     pub(crate) stats: Stats,
     pub(crate) mapped: MappedFiles,
     pub(crate) writable: Writable,
+    /// Held while a thread is begun: ids are given out one after the other.
+    pub(crate) births: Mutex<()>,
     /// Home is on this machine.
     near: bool,
     threads: Mutex<HashMap<i32, Entry>>,
@@ -96,6 +118,16 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn thread(&self, tid: i32) -> Option<Arc<Mutex<Thread>>> {
         self.threads.lock().get(&tid).map(|entry| Arc::clone(&entry.thread))
+    }
+
+    pub(crate) fn add_thread(&self, tid: i32, served: Thread) -> io::Result<()> {
+        let entry = Entry {
+            flight: served.flight(),
+            socket: served.socket()?,
+            thread: Arc::new(Mutex::new(served)),
+        };
+        self.threads.lock().insert(tid, entry);
+        Ok(())
     }
 
     /// Returns how many threads are left.
@@ -131,6 +163,7 @@ impl Calls {
             stats: Stats::default(),
             mapped: MappedFiles::default(),
             writable: Writable::default(),
+            births: Mutex::default(),
             near,
             threads: Mutex::default(),
             gate: Mutex::default(),
@@ -145,14 +178,7 @@ impl Calls {
 
     /// Before the thread makes its first call.
     pub fn add_thread(&self, thread: GuestThread) -> io::Result<()> {
-        let served = Thread::new(thread.stream);
-        let entry = Entry {
-            flight: served.flight(),
-            socket: served.socket()?,
-            thread: Arc::new(Mutex::new(served)),
-        };
-        self.0.threads.lock().insert(thread.tid, entry);
-        Ok(())
+        self.0.add_thread(thread.tid, Thread::new(thread.stream))
     }
 
     /// Takes no further call; returns when none is being taken. Those in flight go on.

@@ -55,7 +55,7 @@ pub(crate) fn pending(tid: i32, mask: Option<u64>) -> io::Result<Pending> {
     })
 }
 
-fn ptrace(request: libc::c_uint, tid: i32, data: usize) -> io::Result<()> {
+pub(crate) fn ptrace(request: libc::c_uint, tid: i32, data: usize) -> io::Result<()> {
     // SAFETY: the requests used here write to our memory only in `registers`, whose `data` is
     // a whole user_regs_struct.
     let ret = unsafe { libc::ptrace(request, tid, ptr::null_mut::<libc::c_void>(), data) };
@@ -64,7 +64,7 @@ fn ptrace(request: libc::c_uint, tid: i32, data: usize) -> io::Result<()> {
 
 /// A thread that we trace, and let go whatever happens: one that stays stopped would never be
 /// looked at again.
-struct Traced(i32);
+pub(crate) struct Traced(pub(crate) i32);
 
 impl Drop for Traced {
     fn drop(&mut self) {
@@ -161,7 +161,7 @@ fn set_registers(tid: i32, regs: &libc::user_regs_struct) -> io::Result<()> {
 
 /// Waits for a stop; its wait status. ESRCH: the thread ended. The end of a leader, which is its
 /// process's, is left to whoever bore the guest.
-fn stop(tid: i32) -> io::Result<i32> {
+pub(crate) fn stop(tid: i32) -> io::Result<i32> {
     let told = libc::WSTOPPED | libc::WEXITED;
     let news = wait_id(tid, told | libc::WNOWAIT)?;
     let stopped = [libc::CLD_TRAPPED, libc::CLD_STOPPED].contains(&news.si_code);
@@ -178,7 +178,7 @@ fn stop(tid: i32) -> io::Result<i32> {
     }
 }
 
-fn wait_id(tid: i32, flags: i32) -> io::Result<libc::siginfo_t> {
+pub(crate) fn wait_id(tid: i32, flags: i32) -> io::Result<libc::siginfo_t> {
     // SAFETY: plain integers.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let (id, flags) = (tid as libc::id_t, flags | libc::__WALL);
@@ -192,7 +192,7 @@ fn wait_id(tid: i32, flags: i32) -> io::Result<libc::siginfo_t> {
     Ok(info)
 }
 
-fn detach(tid: i32, status: i32) -> io::Result<()> {
+pub(crate) fn detach(tid: i32, status: i32) -> io::Result<()> {
     // A signal-delivery stop carries a signal that is to be delivered; an event stop does not.
     let signal = if status >> 16 == 0 { libc::WSTOPSIG(status) } else { 0 };
     ptrace(libc::PTRACE_DETACH, tid, signal as usize)

@@ -5,6 +5,7 @@
 //! [`CallStream`] a thread, and answers. [`Events`] brings the shadow's signals to the guest
 //! through the [`Steward`], a helper thread in the guest.
 
+mod births;
 mod calls;
 mod events;
 mod interrupt;
@@ -18,7 +19,7 @@ mod steward;
 mod stream;
 mod worker;
 
-pub use calls::{Calls, Guest, GuestThread, Hooks, QuiesceError};
+pub use calls::{Begun, Calls, Guest, GuestThread, Hooks, NoThread, QuiesceError};
 pub use events::{Events, News, SignalStream};
 pub use mapping::{MappedFile, MappedFiles};
 pub use memory::ProcessMemory;

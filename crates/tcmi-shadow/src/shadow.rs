@@ -20,6 +20,10 @@ use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited, try_wait_any};
 use tcmi_sys::signal::{self, KernelAction};
 use tcmi_sys::{Errno, memory};
 
+mod births;
+
+use births::Seat;
+
 /// Where the agent's parts are in the process.
 #[derive(Clone, Debug)]
 pub struct Places {
@@ -27,6 +31,9 @@ pub struct Places {
     pub proc_area: u64,
     /// One for each thread, in the order of the frozen threads.
     pub thread_areas: Vec<u64>,
+    /// For threads that its guest begins: areas, and descriptors to be replaced by their streams.
+    pub spare_areas: Vec<u64>,
+    pub spare_fds: Vec<i32>,
 }
 
 /// A stream's descriptor in the process, and its keys.
@@ -48,6 +55,9 @@ pub struct Shadow {
     pub pid: i32,
     places: Places,
     areas: BTreeMap<i32, u64>,
+    /// For threads to come, and those of threads that came.
+    seats: Vec<Seat>,
+    seated: BTreeMap<i32, Seat>,
     running: BTreeMap<i32, Running>,
     /// The program's own; the agent moves its threads to where their calls come from.
     cores: BTreeMap<i32, Cores>,
@@ -114,6 +124,13 @@ pub fn arm(
     write_areas(f, &places, events, calls, reserved, &masks(image))?;
     let shadow = Shadow {
         pid: f.pid,
+        seats: places
+            .spare_areas
+            .iter()
+            .zip(&places.spare_fds)
+            .map(|(&area, &fd)| Seat { area, fd })
+            .collect(),
+        seated: BTreeMap::new(),
         areas: f.threads.iter().map(|t| t.tid).zip(places.thread_areas.iter().copied()).collect(),
         running: BTreeMap::new(),
         cores: f.threads.iter().map(|t| Ok((t.tid, Cores::of(t.tid)?))).collect::<Result<_>>()?,
@@ -197,15 +214,21 @@ fn write_areas(
     };
     memory::write(f.pid, places.proc_area, bytes)?;
     for ((t, &at), stream) in f.threads.iter().zip(&places.thread_areas).zip(calls) {
-        let put = |offset: usize, bytes: &[u8]| memory::write(f.pid, at + offset as u64, bytes);
-        put(offset_of!(ThreadArea, me), &at.to_le_bytes())?;
-        put(offset_of!(ThreadArea, proc_area), &places.proc_area.to_le_bytes())?;
-        put(offset_of!(ThreadArea, tid), &t.tid.to_le_bytes())?;
         let mask = masks.get(&t.tid).copied().unwrap_or(0);
-        put(offset_of!(ThreadArea, mask), &mask.to_le_bytes())?;
-        put(offset_of!(ThreadArea, calls), bytes_of(&stream.for_agent()))?;
+        write_thread_area(f.pid, at, places.proc_area, mask, *stream)?;
+        memory::write(f.pid, at + offset_of!(ThreadArea, tid) as u64, &t.tid.to_le_bytes())?;
     }
     Ok(())
+}
+
+/// All but the thread's id. Another thread may have had the place.
+fn write_thread_area(pid: i32, at: u64, proc_area: u64, mask: u64, stream: StreamAt) -> Result<()> {
+    let put = |offset: usize, bytes: &[u8]| memory::write(pid, at + offset as u64, bytes);
+    put(0, &[0; offset_of!(ThreadArea, mask)])?;
+    put(offset_of!(ThreadArea, me), &at.to_le_bytes())?;
+    put(offset_of!(ThreadArea, proc_area), &proc_area.to_le_bytes())?;
+    put(offset_of!(ThreadArea, mask), &mask.to_le_bytes())?;
+    put(offset_of!(ThreadArea, calls), bytes_of(&stream.for_agent())).map_err(Error::from)
 }
 
 /// The kernel writes to it whenever the thread goes on, and the page is the guest's.
@@ -460,6 +483,7 @@ impl Shadow {
             match waited {
                 Waited::Ended(_) => {
                     self.running.remove(&tid);
+                    self.left(tid);
                     if tid == self.pid || self.running.is_empty() {
                         fates.push(Fate::Ended);
                     }

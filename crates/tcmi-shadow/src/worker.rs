@@ -11,6 +11,7 @@ use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, ESRCH, Errno};
 use tcmi_call::table::{self, Arg, Both, Class, Restart, Row, prctl};
 use tcmi_sys::seccomp::{Answer, Notification};
 
+use crate::births;
 use crate::calls::{Flight, Shared};
 use crate::interrupt::{self, Pending};
 use crate::mapping::{self, Refusal};
@@ -78,10 +79,12 @@ impl Thread {
 }
 
 /// How a call is to be answered.
-enum Outcome {
+pub(crate) enum Outcome {
     Answer(Answer),
     /// With an answer that is right only if the thread looks for signals.
     Told(Answer),
+    /// It has been.
+    Answered(Answer),
     /// EINTR, with a signal handled under the mask at this guest address.
     Suspended(u64),
 }
@@ -93,7 +96,7 @@ fn returned(ret: i64) -> Outcome {
     })
 }
 
-fn failed(errno: Errno) -> Outcome {
+pub(crate) fn failed(errno: Errno) -> Outcome {
     Outcome::Answer(Answer::Error(errno.0))
 }
 
@@ -107,6 +110,7 @@ pub(crate) fn serve(shared: &Shared, notif: &Notification) {
     };
     let interrupted = Answer::Error(EINTR.0);
     let (answered, answer) = match outcome {
+        Outcome::Answered(answer) => (Ok(()), answer),
         Outcome::Answer(answer) => (shared.listener.answer(notif.id, answer), answer),
         Outcome::Told(answer) => {
             (interrupt::answer_told(&shared.listener, notif.id, notif.tid, answer), answer)
@@ -136,6 +140,10 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
     match both {
         None => forward(shared, &mut thread, notif, row),
         Some(Both::Disposition) => mirror_disposition(shared, &mut thread, notif),
+        Some(Both::BeginThread) => {
+            drop(thread);
+            births::begin_thread(shared, notif)
+        }
         Some(Both::ExitThread) => {
             thread.tell(kind::EXIT_THREAD, &[notif.args[0]])?;
             let left = shared.forget(notif.tid);

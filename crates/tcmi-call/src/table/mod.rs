@@ -41,6 +41,8 @@ pub enum Class {
 pub enum Both {
     /// `rt_sigaction`: home learns the disposition, then the guest's kernel executes it.
     Disposition,
+    /// `clone` of a thread: home makes its shadow thread, then the guest's kernel the thread.
+    BeginThread,
     /// `exit`: the shadow thread is told, the guest thread ends.
     ExitThread,
     /// `exit_group`.

@@ -12,6 +12,7 @@ const ID: super::Arg = Out(Bytes(4), Success);
 pub(super) const ROWS: &[(usize, Row)] = &[
     // Home waits: the rest of a relative sleep survives a move.
     (35, Row::waits("nanosleep", NoHandler, &[Timeout, Out(Bytes(16), Interrupted)])),
+    (56, Row::both("clone", Both::BeginThread, &[Value, Value, Value, Value, Value])),
     (60, Row::both("exit", Both::ExitThread, &[Value])),
     (61, Row::waits("wait4", SaRestart, &[Value, Out(Bytes(4), Positive), Value, RUSAGE])),
     (62, Row::forward("kill", &[Value, Value]).local_if(LocalIf::OwnPid)),

@@ -4,11 +4,13 @@
 //! Assembler throughout: the thread's vector state must stay as the program left it.
 
 use core::arch::global_asm;
+use crate::serve::blob_serve;
 use core::mem::offset_of;
 use tcmi_call::abi::{Batch, BatchOp, ProcArea, ThreadArea, UserRegs, batch_flags, decision};
 
 const SIG_SETMASK: u64 = 2;
 const RED_ZONE_BYTES: u64 = 128;
+const ARCH_SET_GS: u64 = 0x1001;
 
 global_asm!(
     ".pushsection .text.batch, \"ax\", @progbits",
@@ -29,6 +31,9 @@ global_asm!(
     "mov r8, [r12 + {args} + 32]",
     "mov r9, [r12 + {args} + 40]",
     "syscall",
+    "test rax, rax",
+    "jz 4f",
+    "5:",
     "mov [r12 + {ret}], rax",
     "inc r13",
     "mov r14, r12",
@@ -77,6 +82,16 @@ global_asm!(
     "mov rdi, [rbx + {regs} + {rdi}]",
     "mov rbx, [rbx + {regs} + {rbx}]",
     "ret {red_zone}",
+    // A call that gave 0: in a new thread, clone did.
+    "4:",
+    "cmp qword ptr [r12 + {nr}], {clone}",
+    "jne 5b",
+    "mov rsi, [rsp]",
+    "mov edi, {arch_set_gs}",
+    "mov eax, {arch_prctl}",
+    "syscall",
+    "mov rdi, [rsp]",
+    "jmp {serve}",
     ".globl blob_gate",
     "blob_gate:",
     "mov rax, [rdi + {proc_area}]",
@@ -113,6 +128,10 @@ global_asm!(
     flags = const offset_of!(BatchOp, flags),
     op_bytes = const size_of::<BatchOp>(),
     stop_on_error = const batch_flags::STOP_ON_ERROR,
+    clone = const linux_raw_sys::general::__NR_clone,
+    arch_prctl = const linux_raw_sys::general::__NR_arch_prctl,
+    arch_set_gs = const ARCH_SET_GS,
+    serve = sym blob_serve,
     tgkill = const linux_raw_sys::general::__NR_tgkill,
     rt_sigprocmask = const linux_raw_sys::general::__NR_rt_sigprocmask,
     rt_sigreturn = const linux_raw_sys::general::__NR_rt_sigreturn,

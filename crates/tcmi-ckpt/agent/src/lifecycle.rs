@@ -26,6 +26,10 @@ pub fn serve(shadow: &mut Shadow, header: &CallHeader) -> Result<(), Broken> {
     }
 }
 
+pub fn end_thread() -> ! {
+    exit(__NR_exit, 0)
+}
+
 fn exit(nr: u32, code: u64) -> ! {
     loop {
         // SAFETY: ends the thread or the process; nothing of ours is needed after it.

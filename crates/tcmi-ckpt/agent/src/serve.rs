@@ -49,6 +49,9 @@ unsafe extern "C" fn serve(area: *mut ThreadArea) -> ! {
     };
     loop {
         if let Err(why) = shadow.serve_one() {
+            if matches!(why, Broken::Closed) && shadow.was_never_used() {
+                lifecycle::end_thread();
+            }
             wait_for_keeper(area, why);
         }
     }
@@ -74,6 +77,12 @@ impl Shadow<'_> {
             }
             _ => Err(Broken::Protocol),
         }
+    }
+
+    /// Its guest thread was to begin, and did not.
+    fn was_never_used(&self) -> bool {
+        // SAFETY: this thread's own words.
+        unsafe { (*self.area).begun == 1 && (*self.area).seq == 0 }
     }
 
     fn take_header(&mut self) -> Result<CallHeader, Broken> {

@@ -109,7 +109,7 @@ impl Life {
         let capture: msg::Capture = msg::decode(&frame)?;
         // The steward is not held: what home has sent is in the image.
         self.events.wait_injected(capture.signals);
-        let names = self.names.clone();
+        let names = self.shadow.births.names();
         let name = |tid: i32| names.iter().find(|(here, _)| *here == tid).map_or(tid, |n| n.1);
         let mut files = Mapped { files: &mut self.files, memfds: self.calls.mapped_files() };
         let (image, runs) = held.capture(&name, &mut files, &self.image.mm)?;

@@ -194,6 +194,12 @@ pub fn wait_until(what: &str, mut test: impl FnMut() -> bool) {
 
 struct Quiet;
 impl Hooks for Quiet {
+    fn begin_thread(&self, _: i32) -> Result<Begun, NoThread> {
+        Err(NoThread::Failed(Errno(libc::EAGAIN)))
+    }
+    fn thread_begun(&self, here: i32, tid: i32) {
+        panic!("thread {tid} as {here}");
+    }
     fn thread_exits(&self, _: i32, _: i32, _: usize) {}
     fn process_exits(&self, _: i32) {}
     fn stream_failed(&self, tid: i32, error: &StreamError) {

@@ -1,0 +1,112 @@
+//! A guest begins a thread: home first, then the guest's own kernel, by the call as the guest
+//! made it. Who may see the new thread sees it with its shadow.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use tcmi_call::table::Restart;
+use tcmi_call::table::errno::{EAGAIN, ENOSYS};
+use tcmi_sys::seccomp::{Answer, Notification};
+
+use crate::calls::{Begun, NoThread, Shared};
+use crate::interrupt::{Traced, detach, ptrace, stop, wait_id};
+use crate::stream::StreamError;
+use crate::worker::{Outcome, Thread, failed};
+
+/// What a thread shares with those before it. One that does not is a process of its own, or
+/// would have to be another thing at home than here.
+const SHARED: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM) as u64;
+const MAY_HAVE: u64 = (libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_SETTID
+    | libc::CLONE_CHILD_CLEARTID
+    | libc::CLONE_DETACHED) as u64;
+/// From the answer to the new thread; the kernel needs some 50 us.
+const BIRTH_MAX: Duration = Duration::from_millis(100);
+const LOOK_INTERVAL: Duration = Duration::from_micros(50);
+
+fn is_thread(flags: u64) -> bool {
+    // The low byte is a signal to a parent, which threads do not have.
+    flags & SHARED == SHARED && flags & !(SHARED | MAY_HAVE | 0xff) == 0
+}
+
+pub(crate) fn begin_thread(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError> {
+    if !is_thread(notif.args[0]) {
+        return Ok(failed(ENOSYS));
+    }
+    // Made again, wherever the guest is then.
+    let again = Outcome::Told(Answer::Error(Restart::Always.code()));
+    let _one = shared.births.lock();
+    let Begun { tid, stream } = match shared.hooks.begin_thread(notif.tid) {
+        Ok(begun) => begun,
+        Err(NoThread::Leaving) => return Ok(again),
+        Err(NoThread::Failed(errno)) => return Ok(failed(errno)),
+    };
+    // Dropped without a request, it ends its shadow thread.
+    let served = Thread::new(stream);
+    let here = match Traced::at_clone(notif.tid) {
+        // The freezer was first.
+        Ok(None) => return Ok(again),
+        Ok(Some(parent)) => let_it(shared, notif, &parent),
+        Err(error) => Err(error),
+    };
+    match here {
+        Ok(Some(here)) => {
+            // Let go when it can be served.
+            let child = Traced(here);
+            if let Err(error) = shared.add_thread(here, served) {
+                tracing::error!(%error, "a thread that is not served");
+            }
+            shared.hooks.thread_begun(here, tid);
+            drop(child);
+            Ok(Outcome::Answered(Answer::Value(tid.into())))
+        }
+        Ok(None) => Ok(Outcome::Answered(Answer::Error(EAGAIN.0))),
+        Err(error) => {
+            tracing::debug!(%error, tid = notif.tid, "no thread begun");
+            Ok(failed(EAGAIN))
+        }
+    }
+}
+
+impl Traced {
+    /// None: someone traces it already.
+    fn at_clone(tid: i32) -> io::Result<Option<Self>> {
+        match ptrace(libc::PTRACE_SEIZE, tid, libc::PTRACE_O_TRACECLONE as usize) {
+            Ok(()) => Ok(Some(Self(tid))),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Has the guest's kernel make the call. Some: the new thread, stopped and traced. None: it began
+/// none; the call has failed, or is made again behind a signal.
+fn let_it(shared: &Shared, notif: &Notification, parent: &Traced) -> io::Result<Option<i32>> {
+    shared.listener.answer(notif.id, Answer::Continue)?;
+    let until = Instant::now() + BIRTH_MAX;
+    let flags = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
+    // SAFETY: reads a field that waitid always fills in.
+    while unsafe { wait_id(parent.0, flags)?.si_pid() } == 0 {
+        if Instant::now() > until {
+            // On its way back from a call that failed: it shows itself by this.
+            ptrace(libc::PTRACE_INTERRUPT, parent.0, 0)?;
+            break;
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+    let status = stop(parent.0)?;
+    if status >> 8 != libc::SIGTRAP | libc::PTRACE_EVENT_CLONE << 8 {
+        detach(parent.0, status)?;
+        return Ok(None);
+    }
+    let mut child: libc::c_ulong = 0;
+    ptrace(libc::PTRACE_GETEVENTMSG, parent.0, (&raw mut child).addr())?;
+    stop(child as i32)?;
+    Ok(Some(child as i32))
+}

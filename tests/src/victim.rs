@@ -137,7 +137,11 @@ impl VictimKind {
             .iter()
             .map(|name| Self::plain(name))
             .chain(BLOCKING_CALLS.iter().map(|(call, wake)| Self::blocked_in(call, *wake)))
-            .chain([Self::with_args("threads", &["400"]), Self::with_args("births", &["100"]), Self::with_args("memory", &["256"])])
+            .chain([
+                Self::with_args("threads", &["400"]),
+                Self::with_args("births", &["100"]),
+                Self::with_args("memory", &["256"]),
+            ])
             .collect()
     }
 

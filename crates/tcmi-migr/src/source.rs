@@ -45,6 +45,8 @@ pub struct Attached {
 const SPARE_THREADS: usize = 512;
 /// Of a process whose address space is limited.
 const SPARE_THREADS_MIN: usize = 16;
+/// For how many threads more than there are a stream is taken.
+const MORE_THREADS: usize = 4;
 /// Tries to find the process with no more threads than there are streams for.
 const ATTEMPTS_MAX: u32 = 5;
 
@@ -325,8 +327,10 @@ fn prepare(
 ) -> Result<Prepared> {
     watch.enter(State::Preparing);
     let threads = tcmi_sys::proc::tids(a.pid)?.len();
+    // Who has several may have some more when it is frozen.
+    let more = if threads > 1 { MORE_THREADS } else { 0 };
     let streams: Vec<Stream> =
-        (0..threads + 1).map(|_| (c.take_stream)()).collect::<Result<_>>()?;
+        (0..threads + more + 1).map(|_| (c.take_stream)()).collect::<Result<_>>()?;
     let (files, space) = layout_in_passing(a)?;
     let resident = capture::own_pages(a.pid, &space.vmas)?;
     let status = tcmi_sys::proc::status(a.pid)?;

@@ -95,6 +95,7 @@ fn live(daemon: &OwnedFd) -> Result<String> {
     let module = fds.next().map(Session::from);
     let mut life = Life::begin(daemon, built, ids, module, w, r)?;
     let ended = life.serve(daemon);
+    life.shadow.births.close();
     life.kill();
     ended
 }

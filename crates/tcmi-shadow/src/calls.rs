@@ -92,6 +92,8 @@ struct Gate {
     closed: bool,
     /// For good.
     ended: bool,
+    /// The freezer has interrupted every thread of the guest.
+    told: bool,
     /// Workers in the wait for a call, or about to be.
     taking: usize,
     in_flight: usize,
@@ -118,6 +120,15 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn thread(&self, tid: i32) -> Option<Arc<Mutex<Thread>>> {
         self.threads.lock().get(&tid).map(|entry| Arc::clone(&entry.thread))
+    }
+
+    /// Waits for it a little.
+    pub(crate) fn freezer_told(&self) -> bool {
+        let mut gate = self.gate.lock();
+        if !gate.told {
+            self.changed.wait_for(&mut gate, WAKE_INTERVAL);
+        }
+        gate.told
     }
 
     pub(crate) fn add_thread(&self, tid: i32, served: Thread) -> io::Result<()> {
@@ -209,8 +220,16 @@ impl Calls {
         Ok(())
     }
 
+    /// Whoever holds the guest has interrupted all its threads.
+    pub fn told(&self) {
+        self.0.gate.lock().told = true;
+        self.0.changed.notify_all();
+    }
+
     pub fn resume(&self) {
-        self.0.gate.lock().closed = false;
+        let mut gate = self.0.gate.lock();
+        (gate.closed, gate.told) = (false, false);
+        drop(gate);
         self.0.changed.notify_all();
     }
 

@@ -68,15 +68,20 @@ pub(crate) struct Traced(pub(crate) i32);
 
 impl Drop for Traced {
     fn drop(&mut self) {
-        // ESRCH: it has been let go, or has ended.
-        if let Err(error) = ptrace(libc::PTRACE_DETACH, self.0, 0) {
-            tracing::trace!(tid = self.0, %error, "nothing to let go");
+        let gone = ptrace(libc::PTRACE_DETACH, self.0, 0).is_err();
+        // It has been let go, or else it runs or has ended: then its end is ours to take, or
+        // that of its process never shows.
+        if gone
+            && ptrace(libc::PTRACE_INTERRUPT, self.0, 0).is_ok()
+            && let Ok(status) = stop(self.0)
+            && let Err(error) = detach(self.0, status)
+        {
+            tracing::debug!(tid = self.0, %error, "a thread stays traced");
         }
     }
 }
 
-/// PTRACE_SEIZE and INTERRUPT. None: someone traces it already, which is the freezer, and
-/// its own PTRACE_INTERRUPT tells the thread too.
+/// PTRACE_SEIZE and INTERRUPT. None: someone traces it already, which is the freezer.
 fn seize(tid: i32, options: i32) -> io::Result<Option<Traced>> {
     match ptrace(libc::PTRACE_SEIZE, tid, options as usize) {
         Ok(()) => {
@@ -90,14 +95,23 @@ fn seize(tid: i32, options: i32) -> io::Result<Option<Traced>> {
 }
 
 /// Answers so that the thread looks for signals on its way out, whoever was told.
+///
+/// `freezer_told`: waits a little, and says whether the freezer has told every thread that it
+/// traces.
 pub(crate) fn answer_told(
     listener: &Listener,
-    id: u64,
-    tid: i32,
+    notif: &Notification,
     answer: Answer,
+    freezer_told: impl Fn() -> bool,
 ) -> io::Result<()> {
-    let seized = seize(tid, 0)?;
-    let answered = listener.answer(id, answer);
+    let tid = notif.tid;
+    let seized = loop {
+        match seize(tid, 0)? {
+            None if !freezer_told() => {}
+            seized => break seized,
+        }
+    };
+    let answered = listener.answer(notif.id, answer);
     if seized.is_some() {
         let status = stop(tid)?;
         detach(tid, status)?;

@@ -113,7 +113,8 @@ pub(crate) fn serve(shared: &Shared, notif: &Notification) {
         Outcome::Answered(answer) => (Ok(()), answer),
         Outcome::Answer(answer) => (shared.listener.answer(notif.id, answer), answer),
         Outcome::Told(answer) => {
-            (interrupt::answer_told(&shared.listener, notif.id, notif.tid, answer), answer)
+            let told = || shared.freezer_told();
+            (interrupt::answer_told(&shared.listener, notif, answer, told), answer)
         }
         Outcome::Suspended(mask) => {
             (interrupt::answer_under_mask(&shared.listener, notif, mask), interrupted)

@@ -76,6 +76,7 @@ impl Life {
         for t in &held {
             t.interrupt()?;
         }
+        self.calls.told();
         let quiet = self.until_quiet();
         let frozen = freeze_held(host, held, &[steward])?;
         match quiet.and_then(|()| fault::pass(Point::NodeGuestFrozen)) {

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use tcmi_call::abi::{BatchOp, StewardArea};
 use tcmi_call::record::DirectionKeys;
+use tcmi_call::table::errno::Errno;
 use tcmi_shadow::{
-    CallStream, Calls, Events, Guest, GuestThread, Hooks, SignalStream, Steward, StreamError,
+    Begun, CallStream, Calls, Events, Guest, GuestThread, Hooks, NoThread, SignalStream, Steward,
+    StreamError,
 };
 use tcmi_sys::seccomp;
 

@@ -24,6 +24,8 @@ use crate::wire::{DONE, Order, Role, Said};
 pub const FLAKY: &str = "FLAKY: ";
 /// For machines that are many times slower than they are on a quiet host.
 const CASE_TIMEOUT: Duration = Duration::from_secs(600);
+/// A kernel that watches itself is slower still.
+const DEBUG_CASE_TIMEOUT: Duration = Duration::from_secs(1800);
 const OFF_TIMEOUT: Duration = Duration::from_secs(60);
 /// What QEMU takes beside a machine's memory.
 const QEMU_MIB: u32 = 260;
@@ -49,6 +51,7 @@ struct Bench {
     kernels: HashMap<&'static str, (Kernel, PathBuf)>,
     logs: PathBuf,
     fuzz_seconds: u32,
+    case_timeout: Duration,
 }
 
 #[derive(Clone)]
@@ -122,7 +125,8 @@ fn prepare(options: &Options) -> Result<Bench> {
     }
     let logs = options.directory.join("logs");
     fs::create_dir_all(&logs)?;
-    Ok(Bench { kernels: all, logs, fuzz_seconds: options.fuzz_seconds })
+    let case_timeout = if options.debug_kernel { DEBUG_CASE_TIMEOUT } else { CASE_TIMEOUT };
+    Ok(Bench { kernels: all, logs, fuzz_seconds: options.fuzz_seconds, case_timeout })
 }
 
 /// How many machines may run at once: three a core, as many only wait, and what memory there is.
@@ -259,7 +263,8 @@ impl<'a> Stage<'a> {
 
     /// Ok: home said that the case passed, with the token.
     fn attend(&mut self) -> Result<()> {
-        let deadline = Instant::now() + CASE_TIMEOUT;
+        let timeout = self.bench.case_timeout;
+        let deadline = Instant::now() + timeout;
         let mut last = String::from("nothing");
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -282,7 +287,7 @@ impl<'a> Stage<'a> {
                 // A case may have had its power cut.
                 Ok((Role::Desk, None)) => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("no verdict after {} s; last: {last:?}", CASE_TIMEOUT.as_secs())
+                    bail!("no verdict after {} s; last: {last:?}", timeout.as_secs())
                 }
                 Err(RecvTimeoutError::Disconnected) => unreachable!("we have a sender ourselves"),
             }

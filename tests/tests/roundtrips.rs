@@ -59,6 +59,22 @@ fn fifty_threads_go_out_and_home_fifty_times() -> Result<()> {
     victim.end(7)
 }
 
+#[test]
+fn threads_that_begin_threads_go_out_and_home_fifty_times() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("births"))?;
+    let pid = victim.pid();
+    let before = pair.settled_accounts()?;
+    for number in 0..50 {
+        round_trip(&pair, pid, number)?;
+        if number % 10 == 9 {
+            victim.check()?;
+        }
+    }
+    pair.expect_no_leak(&before)?;
+    victim.end(7)
+}
+
 /// 50 threads, one of which has the highest id that this machine gives.
 fn threads_up_to_the_limit() -> Result<Victim> {
     let limit: u32 = fs::read_to_string("/proc/sys/kernel/pid_max")?.trim().parse()?;

@@ -226,6 +226,23 @@ fn sigkill_at_home_ends_the_guest_too() -> Result<()> {
     pair.expect_no_leak(&before)
 }
 
+/// While some of its threads are just beginning others.
+#[test]
+fn sigkill_ends_a_guest_that_begins_threads() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.settled_accounts()?;
+    for _ in 0..20 {
+        let mut victim = Victim::spawn(&VictimKind::plain("births"))?;
+        let pid = victim.pid();
+        pair.migrate(pid)?;
+        victim.signal(Signal::SIGKILL)?;
+        let status = victim.wait(SOON)?;
+        ensure!(status.signal() == Some(libc::SIGKILL), "status {status}");
+        pair.wait_forgotten(pid)?;
+    }
+    pair.expect_no_leak(&before)
+}
+
 /// Each default action that terminates, with the signal that wait(2) tells.
 #[test]
 fn a_guest_that_dies_of_a_signal_dies_of_it_at_home() -> Result<()> {

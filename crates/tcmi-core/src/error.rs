@@ -56,6 +56,9 @@ pub enum MigrateError {
     PeerRefused { node: String, reason: String },
     #[error("process {pid} is {state} already")]
     Busy { pid: Pid, state: State },
+    /// It would not hold still.
+    #[error("process {pid}: {reason}")]
+    Unsteady { pid: Pid, reason: String },
     /// The daemon is busy, not the process.
     #[error("too many commands at once")]
     TooManyCommands,
@@ -96,7 +99,7 @@ impl MigrateError {
             Self::NoSuchNode(_) | Self::PeerGone { .. } | Self::ShuttingDown => {
                 Errno::HostUnreachable
             }
-            Self::Busy { .. } | Self::TooManyCommands => Errno::Busy,
+            Self::Busy { .. } | Self::Unsteady { .. } | Self::TooManyCommands => Errno::Busy,
             Self::Invalid(_) | Self::BadKey(_) => Errno::Invalid,
             Self::Untrusted { .. } => Errno::Access,
             Self::NotTrusted(_) | Self::NoEntry(_) => Errno::NoEntry,

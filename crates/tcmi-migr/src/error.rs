@@ -39,6 +39,7 @@ impl Error {
             Self::Process(tcmi_ckpt::Error::Ended) => libc::ESRCH,
             Self::Process(tcmi_ckpt::Error::Unsupported(_)) => libc::EOPNOTSUPP,
             Self::Process(tcmi_ckpt::Error::System(e)) if e.is_gone() => libc::ESRCH,
+            Self::Process(tcmi_ckpt::Error::ThreadStorm) | Self::Unsteady(_) => libc::EBUSY,
             Self::Process(_)
             | Self::Io { .. }
             | Self::Injected(_)
@@ -50,7 +51,6 @@ impl Error {
             Self::Stream(BulkError::Codec(_)) => libc::EIO,
             Self::Stream(_) | Self::NoStream(_) => libc::EHOSTUNREACH,
             Self::Peer { errno, .. } => *errno,
-            Self::Unsteady(_) => libc::EBUSY,
         }
     }
 }

@@ -71,14 +71,24 @@ impl Attached {
         let is_limited = limits
             .get(libc::RLIMIT_AS as usize)
             .is_some_and(|&(soft, _)| soft != libc::RLIM_INFINITY);
-        let room = f.threads.len() + if is_limited { SPARE_THREADS_MIN } else { SPARE_THREADS };
+        let spare = if is_limited { SPARE_THREADS_MIN } else { SPARE_THREADS };
         let xstate = f.leader().stopped()?.xstate()?;
         let xfeatures = xfeatures(&xstate);
-        let extra = PROC_AREA_BYTES + room as u64 * THREAD_AREA_BYTES;
-        let blob = Blob::built_in();
-        let place = away_from_stacks(&maps, Agent::room(&blob) + page_up(extra));
-        let agent = Agent::inject(f, vdso_call, &blob, extra, place)?;
-        Ok(Self { pid: f.pid, agent, vdso_call, room, xfeatures })
+        let threads = f.threads.len();
+        let mut with = |room: usize| {
+            let extra = PROC_AREA_BYTES + room as u64 * THREAD_AREA_BYTES;
+            let blob = Blob::built_in();
+            let place = away_from_stacks(&maps, Agent::room(&blob) + page_up(extra));
+            let agent = Agent::inject(f, vdso_call, &blob, extra, place)?;
+            Ok(Self { pid: f.pid, agent, vdso_call, room, xfeatures })
+        };
+        match with(threads + spare) {
+            // Where memory is not overcommitted, addresses are not free.
+            Err(tcmi_ckpt::Error::Remote { errno: libc::ENOMEM, .. }) => {
+                Ok(with(threads + SPARE_THREADS_MIN)?)
+            }
+            made => Ok(made?),
+        }
     }
     /// The process may have executed another program since the agent was put into it.
     fn is_in(&self, pid: i32) -> bool {

@@ -40,7 +40,7 @@ pub fn explain_error(task: &Task, node: &str, e: Error) -> MigrateError {
         libc::ESRCH => MigrateError::NoSuchProcess(pid),
         libc::EOPNOTSUPP => MigrateError::Unsupported { pid, reasons: vec![text] },
         libc::EHOSTUNREACH => MigrateError::PeerGone { node: node.to_owned(), reason: text },
-        libc::EBUSY => MigrateError::Busy { pid, state: task.state() },
+        libc::EBUSY => MigrateError::Unsteady { pid, reason: text },
         libc::ETIMEDOUT => {
             MigrateError::TimedOut { phase: task.state(), limit_ms: PHASE_TIMEOUT_MS }
         }

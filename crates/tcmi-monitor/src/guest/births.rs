@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tcmi_call::table::errno::{EAGAIN, Errno};
+use tcmi_ckpt::birth;
 use tcmi_kkc::Stream;
 use tcmi_shadow::{Begun, CallStream, NoThread};
 
@@ -13,6 +14,7 @@ use crate::rooms::Ids;
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Ids of home's that cannot be had here, one after the other.
 const TAKEN_MAX: u32 = 4;
+const PID_1: i32 = 1;
 
 /// Thread ids: (here, at home).
 pub type Name = (i32, i32);
@@ -48,6 +50,9 @@ impl Births {
         let by = self.at_home(by).ok_or(NoThread::Failed(EAGAIN))?;
         for _ in 0..TAKEN_MAX {
             let (tid, stream) = self.ask_home(by, &ring)?;
+            if tid <= PID_1 || birth::expect_room_for(tid).is_err() {
+                return Err(NoThread::Failed(EAGAIN));
+            }
             // Dropped with its stream, the shadow thread of an id that is in use serves nobody.
             if tid == self.steward || self.names.lock().iter().any(|n| n.1 == tid) {
                 tracing::debug!(tid, "an id that is in use here");
@@ -112,6 +117,9 @@ impl Births {
     }
 
     pub fn begun(&self, here: i32, tid: i32) {
+        if birth::inner_tid(here, here) != Some(tid) {
+            tracing::error!(here, tid, "a thread has another id here than at home");
+        }
         let mut names = self.names.lock();
         // Of one that has ended, which nobody said.
         names.retain(|n| n.0 != here);

@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tcmi_call::abi::{BatchOp, StewardArea};
-use tcmi_call::table;
-use tcmi_call::table::errno::EAGAIN;
+use tcmi_call::table::errno::{self, EAGAIN};
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
 use tcmi_kkc::codec::Frame;
@@ -82,7 +81,7 @@ fn live(daemon: &OwnedFd) -> Result<String> {
     };
     let (mut w, mut r) = bulk.with(socket).into_bulk();
     let built = build(daemon, Cache::new(cache), &root, &mut w, &mut r);
-    let (built, ids) = match built {
+    let born = match built {
         Ok(b) => b,
         Err(e) => {
             let failed = msg::Failed { errno: e.errno(), text: e.to_string() };
@@ -93,11 +92,19 @@ fn live(daemon: &OwnedFd) -> Result<String> {
         }
     };
     let module = fds.next().map(Session::from);
-    let mut life = Life::begin(daemon, built, ids, module, w, r)?;
+    let mut life = Life::begin(daemon, born, module, w, r)?;
     let ended = life.serve(daemon);
     life.shadow.births.close();
     life.kill();
     ended
+}
+
+/// A guest that does not run, in its room.
+struct Born {
+    built: Built,
+    ids: Ids,
+    /// Its node's owner has sent it home already.
+    unwanted: bool,
 }
 
 fn build(
@@ -106,7 +113,7 @@ fn build(
     root: &str,
     w: &mut BulkWriter,
     r: &mut BulkReader,
-) -> Result<(Built, Ids)> {
+) -> Result<Born> {
     let mut ids = None;
     let mut unwanted = false;
     let mut site = Site {
@@ -119,7 +126,7 @@ fn build(
         },
     };
     let built = destination::build(w, r, &mut site)?;
-    Ok((built, ids.ok_or(tcmi_ckpt::Error::Ended)?))
+    Ok(Born { built, ids: ids.ok_or(tcmi_ckpt::Error::Ended)?, unwanted })
 }
 
 /// Has the daemon hand over a stream that home parked for us. What else it says meanwhile, that
@@ -241,8 +248,7 @@ impl Life {
     /// Waits for COMMIT and lets the guest run. On Err nothing is left of it.
     fn begin(
         daemon: &OwnedFd,
-        mut built: Built,
-        ids: Ids,
+        Born { mut built, ids, unwanted }: Born,
         module: Option<Session>,
         mut w: BulkWriter,
         mut r: BulkReader,
@@ -270,7 +276,7 @@ impl Life {
         }
         let (guest, image, files) = built.run(helper)?;
         // Who asked for the move may look at this node as soon as home has the answer.
-        let unwanted = until_listed(daemon);
+        let unwanted = until_listed(daemon) || unwanted;
         if let Err(e) = msg::send(&mut w, &msg::Running { remote_pid: guest.host_pid }) {
             kill(guest.host_pid);
             return Err(e);
@@ -432,6 +438,7 @@ impl Life {
     fn lose_keeper(&mut self, why: &Error) {
         tracing::warn!(error = %why, "home's keeper is gone; the guest goes on");
         self.keeper = false;
+        self.shadow.births.answer(Err(EAGAIN));
     }
 
     /// Tells home and the daemon the counters, if they have changed.
@@ -532,8 +539,8 @@ impl Life {
                 self.ask_home(daemon);
             }
             msg::ThreadRefused::KIND => {
-                let msg::ThreadRefused { errno } = msg::decode(frame)?;
-                self.shadow.births.answer(Err(table::errno::Errno(errno)));
+                let refused: msg::ThreadRefused = msg::decode(frame)?;
+                self.shadow.births.answer(Err(errno::Errno(refused.errno)));
             }
             msg::ComeHome::KIND => {
                 tell(daemon, &ToDaemon::Returning {});

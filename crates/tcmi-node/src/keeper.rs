@@ -270,6 +270,8 @@ impl Keeper<'_> {
     }
 
     fn shadow_thread(&mut self, by: i32) -> Result<(i32, u64)> {
+        // One costs a connection; who asks in vain is not to have it.
+        self.kept()?.shadow.has_room()?;
         let stream = self.link.take_stream(StreamKind::Call, THREAD_TIMEOUT)?;
         let id = stream.id;
         let (socket, tx, rx) = stream.into_parts();

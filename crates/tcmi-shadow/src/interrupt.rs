@@ -107,7 +107,8 @@ pub(crate) fn answer_told(
     let tid = notif.tid;
     let seized = loop {
         match seize(tid, 0)? {
-            None if !freezer_told() => {}
+            // Of a thread that has ended the kernel says the same as of one that is traced.
+            None if listener.is_valid(notif.id) && !freezer_told() => {}
             seized => break seized,
         }
     };

@@ -37,6 +37,16 @@ const FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_CHILD_SETTID;
 
 impl Shadow {
+    /// Err: not for one thread more.
+    pub fn has_room(&self) -> Result<()> {
+        self.free_seat().map(drop)
+    }
+
+    fn free_seat(&self) -> Result<Seat> {
+        let full = || Error::unsupported("it began more threads than there is room for");
+        self.seats.last().copied().ok_or_else(full)
+    }
+
     /// Has the shadow of thread `by` begin another, which serves `socket`; its id.
     ///
     /// Err: there is none. It has ended, or has no room for one more.
@@ -46,8 +56,7 @@ impl Shadow {
         socket: OwnedFd,
         (tx, rx): (DirectionKeys, DirectionKeys),
     ) -> Result<i32> {
-        let full = || Error::unsupported("it began more threads than there is room for");
-        let seat = *self.seats.last().ok_or_else(full)?;
+        let seat = self.free_seat()?;
         let stream = StreamAt { fd: seat.fd, tx, rx };
         let running = self.running.remove(&by).ok_or(Error::Ended)?;
         running.interrupt()?;

@@ -126,6 +126,9 @@ pub fn messages() -> Vec<Vec<u8>> {
         bytes(msg::Ended { status: 9 }),
         bytes(msg::Stats { text: "call-read calls=1".into() }),
         bytes(msg::Poke { tid: 4242, seq: 1 }),
+        bytes(msg::BeginThread { by: 4242 }),
+        bytes(msg::ThreadBegun { tid: 4243, stream: 7 }),
+        bytes(msg::ThreadRefused { errno: 11 }),
     ]
 }
 
@@ -151,6 +154,9 @@ pub fn message(input: &[u8]) -> Result<String, String> {
         msg::Ended::KIND => plain::<msg::Ended>(&frame),
         msg::Stats::KIND => plain::<msg::Stats>(&frame),
         msg::Poke::KIND => plain::<msg::Poke>(&frame),
+        msg::BeginThread::KIND => plain::<msg::BeginThread>(&frame),
+        msg::ThreadBegun::KIND => plain::<msg::ThreadBegun>(&frame),
+        msg::ThreadRefused::KIND => plain::<msg::ThreadRefused>(&frame),
         _ => Ok("another kind".into()),
     }
 }

@@ -13,6 +13,7 @@ use crate::scratch::Scratch;
 use crate::wait::wait_until;
 
 pub const PI_SCRIPT: &str = include_str!("../programs/pi.py");
+const POOL_SCRIPT: &str = include_str!("../programs/pool.py");
 
 /// A program and its arguments. It runs in a directory of its own; what is in
 /// there at its end is its output.
@@ -60,6 +61,7 @@ impl Inputs {
             }
         }
         fs::write(inputs.0.join("pi.py"), PI_SCRIPT)?;
+        fs::write(inputs.0.join("pool.py"), POOL_SCRIPT)?;
         Ok(inputs)
     }
 
@@ -88,8 +90,10 @@ impl Inputs {
         let found = |name, argv| Program { name, argv, measures: false };
         vec![
             program("python3", &["python3", &self.path("pi.py"), "pi.txt", "180"]),
+            program("python3-pool", &["python3", &self.path("pool.py"), "60"]),
             program("perl", &["perl", "-e", PERL]),
             program("xz", &["xz", "-T1", "-0", "-k", "-c", &lines]),
+            program("xz-threads", &["xz", "-T2", "-0", "-k", "-c", &lines]),
             program("bash", &["bash", "-c", BASH]),
             program("sqlite3", &["sqlite3", ":memory:", SQLITE]),
             Program {

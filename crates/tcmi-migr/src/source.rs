@@ -231,7 +231,8 @@ fn move_out(
         .and_then(|prepared| {
             watch.enter(State::Freezing);
             let started = Instant::now();
-            let frozen = freeze_with_room(&attached, by, prepared.streams.len() - 1)?;
+            let frozen =
+                freeze_with_room(&attached, by, attached.room.min(prepared.streams.len() - 1))?;
             Ok((prepared, frozen, micros(started)))
         });
     let (prepared, mut frozen, freeze) = match held {

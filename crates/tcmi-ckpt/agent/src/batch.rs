@@ -3,8 +3,8 @@
 //!
 //! Assembler throughout: the thread's vector state must stay as the program left it.
 
-use core::arch::global_asm;
 use crate::serve::blob_serve;
+use core::arch::global_asm;
 use core::mem::offset_of;
 use tcmi_call::abi::{Batch, BatchOp, ProcArea, ThreadArea, UserRegs, batch_flags, decision};
 

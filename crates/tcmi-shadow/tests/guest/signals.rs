@@ -312,6 +312,7 @@ fn cancel_for_a_move() {
         assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, rig.guest, null, null), 0);
     }
     rig.calls.stop_taking();
+    rig.calls.told();
     assert!(rig.calls.quiesce(std::time::Duration::ZERO).is_err(), "the read still waits");
     rig.board.cancel.store(1, Ordering::Release);
     signal_home(&rig, libc::SIGUSR1);

@@ -286,6 +286,25 @@ fn threads_stay_together(fault: &str) -> Result<()> {
     pair.wait_forgotten(pid)
 }
 
+/// Home's daemon is killed after so many words with a guest that always begins threads: it goes
+/// on, with those that it has.
+fn threads_begin(words: u32) -> Result<()> {
+    let mut pair =
+        Pair::launch(Launch::new("home", Root::Normal), Launch::new("desk", Root::Bare))?;
+    let mut victim = Victim::spawn(&VictimKind::plain("starter"))?;
+    let pid = victim.pid();
+    pair.migrate(pid)?;
+    for _ in 0..words {
+        victim.check()?;
+    }
+    pair.home.kill()?;
+    for _ in 0..3 {
+        victim.check().context("home's daemon is dead")?;
+    }
+    victim.end(7)?;
+    pair.wait_forgotten(pid)
+}
+
 fn main() {
     let faults = fault_points();
     let mut trials = vec![Trial::test("fault_points_are_listed", {
@@ -307,6 +326,11 @@ fn main() {
     for fault in DECISIONS {
         trials.push(Trial::test(format!("{fault}::kill_on_Home_with_threads"), move || {
             Ok(threads_stay_together(fault).map_err(|e| format!("{e:#}"))?)
+        }));
+    }
+    for words in 0..10 {
+        trials.push(Trial::test(format!("threads_begin::kill_on_Home_after_{words}"), move || {
+            Ok(threads_begin(words).map_err(|e| format!("{e:#}"))?)
         }));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

@@ -96,6 +96,7 @@ const PLAIN: &[&str] = &[
     "shared",
     "sparse",
     "stack",
+    "starter",
     "threads",
     "threads-no-pie",
     "threads-static",

@@ -338,8 +338,8 @@ fn prepare(
 ) -> Result<Prepared> {
     watch.enter(State::Preparing);
     let threads = tcmi_sys::proc::tids(a.pid)?.len();
-    // Who has several may have some more when it is frozen.
-    let more = if threads > 1 { MORE_THREADS } else { 0 };
+    // It may have some more when it is frozen. For one thread that is what is parked.
+    let more = if threads > 1 { MORE_THREADS } else { MORE_THREADS / 2 };
     let streams: Vec<Stream> =
         (0..threads + more + 1).map(|_| (c.take_stream)()).collect::<Result<_>>()?;
     let (files, space) = layout_in_passing(a)?;

@@ -128,7 +128,7 @@ pub fn messages() -> Vec<Vec<u8>> {
         bytes(msg::Poke { tid: 4242, seq: 1 }),
         bytes(msg::BeginThread { by: 4242 }),
         bytes(msg::ThreadBegun { tid: 4243, stream: 7 }),
-        bytes(msg::ThreadRefused { errno: 11 }),
+        bytes(msg::ThreadRefused {}),
     ]
 }
 

@@ -104,7 +104,7 @@ message! {
     37 BeginThread { by: i32 }
     /// H: its id, and the stream that its shadow serves.
     38 ThreadBegun { tid: i32, stream: u64 }
-    39 ThreadRefused { errno: i32 }
+    39 ThreadRefused {}
 }
 
 impl Begin {

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tcmi_call::abi::{BatchOp, StewardArea};
-use tcmi_call::table::errno::{self, EAGAIN};
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
 use tcmi_kkc::codec::Frame;
@@ -419,7 +418,7 @@ impl Life {
     fn ask_for_thread(&mut self, by: i32) {
         self.tell_keeper(&msg::BeginThread { by });
         if !self.keeper {
-            self.shadow.births.answer(Err(EAGAIN));
+            self.shadow.births.answer(None);
         }
     }
 
@@ -438,7 +437,7 @@ impl Life {
     fn lose_keeper(&mut self, why: &Error) {
         tracing::warn!(error = %why, "home's keeper is gone; the guest goes on");
         self.keeper = false;
-        self.shadow.births.answer(Err(EAGAIN));
+        self.shadow.births.answer(None);
     }
 
     /// Tells home and the daemon the counters, if they have changed.
@@ -535,12 +534,12 @@ impl Life {
             msg::ThreadBegun::KIND => {
                 let msg::ThreadBegun { tid, stream } = msg::decode(frame)?;
                 let claimed = claim(daemon, stream, &mut self.unwanted);
-                self.shadow.births.answer(claimed.map(|s| (tid, s)).map_err(|_| EAGAIN));
+                self.shadow.births.answer(claimed.ok().map(|s| (tid, s)));
                 self.ask_home(daemon);
             }
             msg::ThreadRefused::KIND => {
-                let refused: msg::ThreadRefused = msg::decode(frame)?;
-                self.shadow.births.answer(Err(errno::Errno(refused.errno)));
+                msg::decode::<msg::ThreadRefused>(frame)?;
+                self.shadow.births.answer(None);
             }
             msg::ComeHome::KIND => {
                 tell(daemon, &ToDaemon::Returning {});

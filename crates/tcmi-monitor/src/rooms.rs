@@ -134,8 +134,8 @@ fn deliver(
 }
 
 /// A sibling that waits, and ends with the parent. Without a pid it is the first of its namespace
-/// and serves [`Ids`]. It says in `ties` when it is to be told of the
-/// parent's end; a parent that ended before does not read that.
+/// and serves [`Ids`]. It says in `ties` when it is to be told of the parent's end; a parent that
+/// ended before does not read that.
 fn wait_as(pid: Option<i32>, ties: &PipeWriter, ids: &UnixStream) -> Result<i32> {
     // SAFETY: one thread; the child only closes what it inherited and waits.
     let child = unsafe { namespace::fork_as(pid, Parent::Mine) }?;

@@ -264,7 +264,7 @@ impl Keeper<'_> {
             Ok((tid, stream)) => msg::send(&mut self.wire.w, &msg::ThreadBegun { tid, stream }),
             Err(e) => {
                 tracing::debug!(pid = %self.task.pid, by, error = %e, "no shadow for a thread");
-                msg::send(&mut self.wire.w, &msg::ThreadRefused { errno: libc::EAGAIN })
+                msg::send(&mut self.wire.w, &msg::ThreadRefused {})
             }
         }
     }

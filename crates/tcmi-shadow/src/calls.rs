@@ -206,8 +206,9 @@ impl Calls {
     /// Takes no further call and waits until none is in flight.
     ///
     /// For calls that wait, home has to cancel them; before it does, PTRACE_INTERRUPT must
-    /// have been sent to every guest thread, and [`Calls::told`] been called: the restart codes that answer cancelled calls
-    /// are right only for threads that stop. Err: `resume` goes on as if nothing had been.
+    /// have been sent to every guest thread, and [`Calls::told`] been called: the restart codes
+    /// that answer cancelled calls are right only for threads that stop. Err: `resume` goes on as
+    /// if nothing had been.
     pub fn quiesce(&self, timeout: Duration) -> Result<(), QuiesceError> {
         self.stop_taking();
         let end = Instant::now() + timeout;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use tcmi_call::table::errno::{EAGAIN, Errno};
+use tcmi_call::table::errno::EAGAIN;
 use tcmi_ckpt::birth;
 use tcmi_kkc::Stream;
 use tcmi_shadow::{Begun, CallStream, NoThread};
@@ -34,7 +34,7 @@ enum State {
     Asked(i32),
     /// Home has been told.
     Sent,
-    Answered(Result<(i32, Stream), NoThread>),
+    Answered(Option<(i32, Stream)>),
     /// The guest is on its way home.
     Closed,
 }
@@ -84,7 +84,7 @@ impl Births {
             }
         }
         match std::mem::replace(&mut *state, State::Idle) {
-            State::Answered(answer) => answer,
+            State::Answered(Some(answer)) => Ok(answer),
             _ => Err(NoThread::Failed(EAGAIN)),
         }
     }
@@ -97,11 +97,12 @@ impl Births {
         Some(by)
     }
 
-    /// An answer that nobody waits for any more is dropped, and its stream with it.
-    pub fn answer(&self, answer: Result<(i32, Stream), Errno>) {
+    /// None: there is no shadow thread. An answer that nobody waits for any more is dropped, and
+    /// its stream with it.
+    pub fn answer(&self, answer: Option<(i32, Stream)>) {
         let mut state = self.state.lock();
         if matches!(*state, State::Sent) {
-            *state = State::Answered(answer.map_err(NoThread::Failed));
+            *state = State::Answered(answer);
             self.changed.notify_all();
         }
     }

@@ -47,22 +47,17 @@ fn a_thousand_round_trips_leak_nothing_and_lose_no_step() -> Result<()> {
 
 #[test]
 fn fifty_threads_go_out_and_home_fifty_times() -> Result<()> {
-    let pair = Pair::new()?;
-    let mut victim = Victim::spawn(&VictimKind::plain("threads"))?;
-    let pid = victim.pid();
-    let before = pair.settled_accounts()?;
-    for number in 0..50 {
-        round_trip(&pair, pid, number)?;
-    }
-    victim.check()?;
-    pair.expect_no_leak(&before)?;
-    victim.end(7)
+    fifty_times("threads")
 }
 
 #[test]
 fn threads_that_begin_threads_go_out_and_home_fifty_times() -> Result<()> {
+    fifty_times("births")
+}
+
+fn fifty_times(program: &'static str) -> Result<()> {
     let pair = Pair::new()?;
-    let mut victim = Victim::spawn(&VictimKind::plain("births"))?;
+    let mut victim = Victim::spawn(&VictimKind::plain(program))?;
     let pid = victim.pid();
     let before = pair.settled_accounts()?;
     for number in 0..50 {

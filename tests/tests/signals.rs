@@ -212,27 +212,11 @@ fn a_guest_that_stops_itself_is_a_stopped_job_at_home() -> Result<()> {
     victim.end(7)
 }
 
-#[test]
-fn sigkill_at_home_ends_the_guest_too() -> Result<()> {
+fn killed_away(program: &'static str, times: u32) -> Result<()> {
     let pair = Pair::new()?;
     let before = pair.settled_accounts()?;
-    let mut victim = Victim::spawn(&VictimKind::plain("threads"))?;
-    let pid = victim.pid();
-    pair.migrate(pid)?;
-    victim.signal(Signal::SIGKILL)?;
-    let status = victim.wait(SOON)?;
-    ensure!(status.signal() == Some(libc::SIGKILL), "status {status}");
-    pair.wait_forgotten(pid)?;
-    pair.expect_no_leak(&before)
-}
-
-/// While some of its threads are just beginning others.
-#[test]
-fn sigkill_ends_a_guest_that_begins_threads() -> Result<()> {
-    let pair = Pair::new()?;
-    let before = pair.settled_accounts()?;
-    for _ in 0..20 {
-        let mut victim = Victim::spawn(&VictimKind::plain("births"))?;
+    for _ in 0..times {
+        let mut victim = Victim::spawn(&VictimKind::plain(program))?;
         let pid = victim.pid();
         pair.migrate(pid)?;
         victim.signal(Signal::SIGKILL)?;
@@ -241,6 +225,17 @@ fn sigkill_ends_a_guest_that_begins_threads() -> Result<()> {
         pair.wait_forgotten(pid)?;
     }
     pair.expect_no_leak(&before)
+}
+
+#[test]
+fn sigkill_at_home_ends_the_guest_too() -> Result<()> {
+    killed_away("threads", 1)
+}
+
+/// While some of its threads are just beginning others.
+#[test]
+fn sigkill_ends_a_guest_that_begins_threads() -> Result<()> {
+    killed_away("births", 20)
 }
 
 /// Each default action that terminates, with the signal that wait(2) tells.

@@ -25,7 +25,7 @@ use tcmi_sys::kmod::Session;
 use tcmi_sys::ptrace;
 
 use crate::ipc::{self, ToDaemon, ToMonitor};
-use crate::rooms::{self, Ids};
+use crate::rooms::{self, NextId};
 
 mod births;
 mod home;
@@ -101,7 +101,7 @@ fn live(daemon: &OwnedFd) -> Result<String> {
 /// A guest that does not run, in its room.
 struct Born {
     built: Built,
-    ids: Ids,
+    next_id: NextId,
     /// Its node's owner has sent it home already.
     unwanted: bool,
 }
@@ -113,19 +113,19 @@ fn build(
     w: &mut BulkWriter,
     r: &mut BulkReader,
 ) -> Result<Born> {
-    let mut ids = None;
+    let mut next_id = None;
     let mut unwanted = false;
     let mut site = Site {
         cache,
         claim: &mut |id| claim(daemon, id, &mut unwanted),
         bear: &mut |begin| {
             let room = rooms::bear(root, begin)?;
-            ids = Some(room.ids);
+            next_id = Some(room.next_id);
             Ok(room.leader)
         },
     };
     let built = destination::build(w, r, &mut site)?;
-    Ok(Born { built, ids: ids.ok_or(tcmi_ckpt::Error::Ended)?, unwanted })
+    Ok(Born { built, next_id: next_id.ok_or(tcmi_ckpt::Error::Ended)?, unwanted })
 }
 
 /// Has the daemon hand over a stream that home parked for us. What else it says meanwhile, that
@@ -247,13 +247,13 @@ impl Life {
     /// Waits for COMMIT and lets the guest run. On Err nothing is left of it.
     fn begin(
         daemon: &OwnedFd,
-        Born { mut built, ids, unwanted }: Born,
+        Born { mut built, next_id, unwanted }: Born,
         module: Option<Session>,
         mut w: BulkWriter,
         mut r: BulkReader,
     ) -> Result<Self> {
         let host = built.host_pid();
-        let prepared = Self::prepare(&mut built, ids).and_then(|p| {
+        let prepared = Self::prepare(&mut built, next_id).and_then(|p| {
             msg::expect::<msg::Commit>(&mut r)?;
             fault::pass(Point::NodeCommitReceived)?;
             Ok(p)
@@ -301,7 +301,7 @@ impl Life {
         })
     }
 
-    fn prepare(built: &mut Built, ids: Ids) -> Result<Parts> {
+    fn prepare(built: &mut Built, next_id: NextId) -> Result<Parts> {
         let io = || Error::io("start serving the guest");
         let names = built.threads();
         let area = map_area(built.area.as_raw_fd())?;
@@ -315,7 +315,7 @@ impl Life {
         let signals = SignalStream::new(fd, &rx);
         let pid = built.image.pid;
         let signalled = Arc::new(eventfd()?);
-        let shadow = Arc::new(Tidings::new(Births::new(names.clone(), ids, tid))?);
+        let shadow = Arc::new(Tidings::new(Births::new(names.clone(), next_id, tid))?);
         let (bell, told) = (signalled.clone(), shadow.clone());
         let tell = move |news| match news {
             News::Signal => ring(&bell),

@@ -17,18 +17,18 @@ const NOBODY: u32 = 65534;
 pub struct Room {
     /// Of the leader, here.
     pub leader: i32,
-    pub ids: Ids,
+    pub next_id: NextId,
 }
 
 /// Chooses the ids of a guest's threads, by its pid 1, which alone may.
-pub struct Ids(UnixStream);
+pub struct NextId(UnixStream);
 
-impl Ids {
-    /// The next thread gets this id, which is free.
-    pub fn next(&mut self, tid: i32) -> io::Result<()> {
+impl NextId {
+    /// The next thread gets this id, which is free. One at a time.
+    pub fn set(&self, tid: i32) -> io::Result<()> {
         let mut errno = [0; 4];
-        self.0.write_all(&(tid - 1).to_le_bytes())?;
-        self.0.read_exact(&mut errno)?;
+        (&self.0).write_all(&(tid - 1).to_le_bytes())?;
+        (&self.0).read_exact(&mut errno)?;
         match i32::from_le_bytes(errno) {
             0 => Ok(()),
             errno => Err(io::Error::from_raw_os_error(errno)),
@@ -72,7 +72,7 @@ pub fn bear(root: &str, begin: &Begin) -> Result<Room> {
     if unsafe { libc::waitpid(midwife, &mut status, 0) } < 0 {
         return Err(Errno::last("waitpid").into());
     }
-    Ok(Room { leader: born?, ids: Ids(ids) })
+    Ok(Room { leader: born?, next_id: NextId(ids) })
 }
 
 fn is_root() -> bool {
@@ -134,7 +134,7 @@ fn deliver(
 }
 
 /// A sibling that waits, and ends with the parent. Without a pid it is the first of its namespace
-/// and serves [`Ids`]. It says in `ties` when it is to be told of the parent's end; a parent that
+/// and serves [`NextId`]. It says in `ties` when it is to be told of the parent's end; a parent that
 /// ended before does not read that.
 fn wait_as(pid: Option<i32>, ties: &PipeWriter, ids: &UnixStream) -> Result<i32> {
     // SAFETY: one thread; the child only closes what it inherited and waits.

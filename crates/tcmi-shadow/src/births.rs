@@ -26,7 +26,8 @@ const MAY_HAVE: u64 = (libc::CLONE_SETTLS
     | libc::CLONE_CHILD_SETTID
     | libc::CLONE_CHILD_CLEARTID
     | libc::CLONE_DETACHED) as u64;
-/// From the answer to the new thread; the kernel needs some 50 us.
+/// From the answer to the new thread; the kernel needs some 50 us. A call that fails stops nowhere,
+/// so the wait has to have an end.
 const BIRTH_MAX: Duration = Duration::from_millis(100);
 const LOOK_INTERVAL: Duration = Duration::from_micros(50);
 
@@ -49,7 +50,7 @@ pub(crate) fn begin_thread(shared: &Shared, notif: &Notification) -> Result<Outc
     };
     // Dropped without a request, it ends its shadow thread.
     let served = Thread::new(stream);
-    let here = match Traced::at_clone(notif.tid) {
+    let here = match Traced::seize(notif.tid, libc::PTRACE_O_TRACECLONE) {
         // The freezer was first.
         Ok(None) => return Ok(again),
         Ok(Some(parent)) => let_it(shared, notif, &parent),
@@ -70,17 +71,6 @@ pub(crate) fn begin_thread(shared: &Shared, notif: &Notification) -> Result<Outc
         Err(error) => {
             tracing::debug!(%error, tid = notif.tid, "no thread begun");
             Ok(failed(EAGAIN))
-        }
-    }
-}
-
-impl Traced {
-    /// None: someone traces it already.
-    fn at_clone(tid: i32) -> io::Result<Option<Self>> {
-        match ptrace(libc::PTRACE_SEIZE, tid, libc::PTRACE_O_TRACECLONE as usize) {
-            Ok(()) => Ok(Some(Self(tid))),
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(None),
-            Err(error) => Err(error),
         }
     }
 }

@@ -81,17 +81,24 @@ impl Drop for Traced {
     }
 }
 
-/// PTRACE_SEIZE and INTERRUPT. None: someone traces it already, which is the freezer.
-fn seize(tid: i32, options: i32) -> io::Result<Option<Traced>> {
-    match ptrace(libc::PTRACE_SEIZE, tid, options as usize) {
-        Ok(()) => {
-            let traced = Traced(tid);
-            ptrace(libc::PTRACE_INTERRUPT, tid, 0)?;
-            Ok(Some(traced))
+impl Traced {
+    /// None: someone traces it already, which is the freezer.
+    pub(crate) fn seize(tid: i32, options: i32) -> io::Result<Option<Self>> {
+        match ptrace(libc::PTRACE_SEIZE, tid, options as usize) {
+            Ok(()) => Ok(Some(Self(tid))),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(None),
+            Err(error) => Err(error),
         }
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(None),
-        Err(error) => Err(error),
     }
+}
+
+/// And tells it to stop.
+fn seize(tid: i32, options: i32) -> io::Result<Option<Traced>> {
+    let seized = Traced::seize(tid, options)?;
+    if seized.is_some() {
+        ptrace(libc::PTRACE_INTERRUPT, tid, 0)?;
+    }
+    Ok(seized)
 }
 
 /// Answers so that the thread looks for signals on its way out, whoever was told.

@@ -8,7 +8,7 @@ use tcmi_ckpt::birth;
 use tcmi_kkc::Stream;
 use tcmi_shadow::{Begun, CallStream, NoThread};
 
-use crate::rooms::Ids;
+use crate::rooms::NextId;
 
 /// Longest that home may take: then the guest hears that there is no thread.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -23,7 +23,7 @@ pub struct Births {
     state: Mutex<State>,
     changed: Condvar,
     names: Mutex<Vec<Name>>,
-    ids: Mutex<Ids>,
+    next_id: NextId,
     /// Id that the steward has in the guest.
     steward: i32,
 }
@@ -40,12 +40,12 @@ enum State {
 }
 
 impl Births {
-    pub fn new(names: Vec<Name>, ids: Ids, steward: i32) -> Self {
+    pub fn new(names: Vec<Name>, next_id: NextId, steward: i32) -> Self {
         let (state, changed) = (Mutex::new(State::Idle), Condvar::new());
-        Self { state, changed, names: Mutex::new(names), ids: Mutex::new(ids), steward }
+        Self { state, changed, names: Mutex::new(names), next_id, steward }
     }
 
-    /// Worker: of thread `by`, as it is called here. `ring` wakes the main loop.
+    /// Worker, one at a time: of thread `by`, as it is called here. `ring` wakes the main loop.
     pub fn ask(&self, by: i32, ring: impl Fn()) -> Result<Begun, NoThread> {
         let by = self.at_home(by).ok_or(NoThread::Failed(EAGAIN))?;
         for _ in 0..TAKEN_MAX {
@@ -58,7 +58,7 @@ impl Births {
                 tracing::debug!(tid, "an id that is in use here");
                 continue;
             }
-            if let Err(error) = self.ids.lock().next(tid) {
+            if let Err(error) = self.next_id.set(tid) {
                 tracing::warn!(tid, %error, "an id that cannot be had here");
                 return Err(NoThread::Failed(EAGAIN));
             }

@@ -32,7 +32,18 @@ pub struct Way {
 }
 
 impl Way {
-    pub fn open(b: &mut Batcher) -> Result<Self> {
+    /// Makes `pass` use of one, and closes it.
+    pub fn with<T, E: From<Error>>(
+        b: &mut Batcher,
+        pass: impl FnOnce(&mut Batcher, &Self) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let way = Self::open(b)?;
+        let passed = pass(b, &way);
+        close(b, &way.ends)?;
+        b.flush()?;
+        passed
+    }
+    fn open(b: &mut Batcher) -> Result<Self> {
         let pair = b.calls.room(8);
         let pair_at = b.agent.address(pair);
         let kind = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as u64;
@@ -56,10 +67,6 @@ impl Way {
     /// Its number in the process, while it is open.
     pub fn end(&self) -> i32 {
         self.ends[0]
-    }
-    /// With the next batch.
-    pub fn close(self, b: &mut Batcher) -> Result<()> {
-        close(b, &self.ends)
     }
 }
 

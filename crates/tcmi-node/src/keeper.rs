@@ -129,8 +129,7 @@ fn arm_original(sent: &mut Sent) -> Result<Armed> {
     let places = Places {
         agent: attached.agent,
         proc_area: attached.proc_area(),
-        thread_areas: (0..threads).map(|n| attached.thread_area(n)).collect(),
-        spare_areas: (threads..attached.room).map(|n| attached.thread_area(n)).collect(),
+        thread_areas: (0..attached.room).map(|n| attached.thread_area(n)).collect(),
         spare_fds: installed.spare.clone(),
     };
     let at = |s: &source::InstalledStream| StreamAt { fd: s.fd, tx: s.tx, rx: s.rx };

@@ -29,10 +29,9 @@ use births::Seat;
 pub struct Places {
     pub agent: Agent,
     pub proc_area: u64,
-    /// One for each thread, in the order of the frozen threads.
+    /// One for each thread, in the order of the frozen threads, then those of threads to come.
     pub thread_areas: Vec<u64>,
-    /// For threads that its guest begins: areas, and descriptors to be replaced by their streams.
-    pub spare_areas: Vec<u64>,
+    /// Descriptors for threads that its guest begins, to be replaced by their streams.
     pub spare_fds: Vec<i32>,
 }
 
@@ -54,10 +53,9 @@ impl StreamAt {
 pub struct Shadow {
     pub pid: i32,
     places: Places,
-    areas: BTreeMap<i32, u64>,
-    /// For threads to come, and those of threads that came.
-    seats: Vec<Seat>,
-    seated: BTreeMap<i32, Seat>,
+    /// Of each thread, and those for threads to come.
+    seats: BTreeMap<i32, Seat>,
+    free: Vec<Seat>,
     running: BTreeMap<i32, Running>,
     /// The program's own; the agent moves its threads to where their calls come from.
     cores: BTreeMap<i32, Cores>,
@@ -122,16 +120,12 @@ pub fn arm(
     reserved: (i32, i32),
 ) -> Result<Armed> {
     write_areas(f, &places, events, calls, reserved, &masks(image))?;
+    let fds = calls.iter().map(|s| s.fd).chain(places.spare_fds.iter().copied());
+    let mut all = places.thread_areas.iter().zip(fds).map(|(&area, fd)| Seat { area, fd });
     let shadow = Shadow {
         pid: f.pid,
-        seats: places
-            .spare_areas
-            .iter()
-            .zip(&places.spare_fds)
-            .map(|(&area, &fd)| Seat { area, fd })
-            .collect(),
-        seated: BTreeMap::new(),
-        areas: f.threads.iter().map(|t| t.tid).zip(places.thread_areas.iter().copied()).collect(),
+        seats: f.threads.iter().map(|t| t.tid).zip(all.by_ref()).collect(),
+        free: all.collect(),
         running: BTreeMap::new(),
         cores: f.threads.iter().map(|t| Ok((t.tid, Cores::of(t.tid)?))).collect::<Result<_>>()?,
         private: image.mm.vmas.clone(),
@@ -348,7 +342,7 @@ impl Shadow {
     }
 
     fn area(&self, tid: i32) -> Result<u64> {
-        self.areas.get(&tid).copied().ok_or(Error::Ended)
+        self.seats.get(&tid).map(|seat| seat.area).ok_or(Error::Ended)
     }
 
     /// Writes what thread `t` does behind its gate: to be itself, with these registers and this

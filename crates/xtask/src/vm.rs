@@ -50,7 +50,7 @@ pub struct VmTest {
     #[arg(long)]
     case: Option<String>,
     /// A kernel that watches its own memory and locks (KASAN, lockdep, kmemleak), 6.12 unless
-    /// --kernel says otherwise; built once, which takes some 12 minutes
+    /// --kernel says otherwise; built once, which takes some 10 minutes
     #[arg(long)]
     debug_kernel: bool,
     /// Seconds of each module-fuzz

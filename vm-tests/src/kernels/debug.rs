@@ -1,5 +1,5 @@
 //! A kernel of Debian's source that watches its own memory and locks: tinyconfig and
-//! `debug.config`. Takes some 12 minutes of two cores, once.
+//! `debug.config`. Takes some 10 minutes of two cores, once.
 
 use std::fs;
 use std::path::Path;
@@ -42,7 +42,7 @@ pub fn build(series: &str, root: &Path, build: &Path) -> Result<()> {
     done(Command::new(merge).arg("-m").arg(".config").arg(&fragment).current_dir(build))?;
     make(&source, build, &["olddefconfig"])?;
     has_all(build)?;
-    println!("building a debug kernel {series}, some 12 minutes of two cores");
+    println!("building a debug kernel {series}, some 10 minutes of two cores");
     let jobs = format!("-j{}", std::thread::available_parallelism()?);
     make(&source, build, &[&jobs, "bzImage", "modules"])?;
     Ok(fs::write(&stamp, wanted)?)

@@ -88,12 +88,7 @@ fn pass(f: &mut Frozen, agent: &Agent, sockets: &[OwnedFd], to_come: usize) -> R
     let base = soft.min(HIGHEST.max(needed * 2)).checked_sub(needed + 1);
     let base =
         base.ok_or_else(|| tcmi_ckpt::Error::unsupported("its limit of open files is too low"))?;
-    let mut b = batcher(f, agent);
-    let way = Way::open(&mut b)?;
-    let moved = move_all(&mut b, &way, base, sockets, spare);
-    way.close(&mut b)?;
-    b.flush()?;
-    moved
+    Way::with(&mut batcher(f, agent), |b, way| move_all(b, way, base, sockets, spare))
 }
 
 fn move_all(

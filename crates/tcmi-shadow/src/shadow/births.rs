@@ -28,6 +28,8 @@ pub(super) struct Seat {
 const END_MAX: Duration = Duration::from_secs(5);
 const END_LOOK_INTERVAL: Duration = Duration::from_micros(200);
 
+/// Of every thread that we trace.
+const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
 const FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
@@ -44,7 +46,7 @@ impl Shadow {
 
     fn free_seat(&self) -> Result<Seat> {
         let full = || Error::unsupported("it began more threads than there is room for");
-        self.seats.last().copied().ok_or_else(full)
+        self.free.last().copied().ok_or_else(full)
     }
 
     /// Has the shadow of thread `by` begin another, which serves `socket`; its id.
@@ -62,24 +64,25 @@ impl Shadow {
         running.interrupt()?;
         let (mut t, group) = settle(running)?.ok_or(Error::Ended)?;
         self.missed.extend(self.job.at_stop(group));
+        t.stopped()?.set_options(OPTIONS | libc::PTRACE_O_TRACECLONE)?;
         let born = self.clone_in(&mut t, seat.area, socket, stream);
-        // Whatever came of it, its own registers and mask first.
+        // Whatever came of it, it goes on as it was first.
+        t.stopped()?.set_options(OPTIONS)?;
         t.own_again()?;
         let s = t.take()?;
         let going = if group.is_some() { s.listen()? } else { s.cont(0)? };
         self.running.insert(by, going);
         let tid = born?;
-        self.seats.pop();
+        self.free.pop();
         self.passing += 1;
-        self.areas.insert(tid, seat.area);
-        self.seated.insert(tid, seat);
+        self.seats.insert(tid, seat);
         if let Some(cores) = self.cores.get(&by).copied() {
             self.cores.insert(tid, cores);
         }
         let child = Running::attached_by_kernel(tid);
         let (mut child, group) = settle(child)?.ok_or(Error::Ended)?;
         let s = child.take()?;
-        s.set_options(libc::PTRACE_O_TRACESYSGOOD)?;
+        s.set_options(OPTIONS)?;
         s.set_sigmask(signal::ALL)?;
         self.running.insert(tid, if group.is_some() { s.listen()? } else { s.cont(0)? });
         Ok(tid)
@@ -102,26 +105,16 @@ impl Shadow {
         let stack = area + offset_of!(ThreadArea, stack) as u64;
         let top = ((stack + THREAD_STACK_BYTES as u64) & !15) - 16;
         memory::write(self.pid, top, &area.to_le_bytes())?;
-        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
-        t.stopped()?.set_options(options)?;
         let ids = Ids { tgid: self.pid, tid: t.tid };
         let mut b = Batcher::new(&self.places.agent, t, self.pid, ids);
-        let way = Way::open(&mut b)?;
-        let passed = way.pass(&mut b, &[socket]);
-        if let Ok(fds) = &passed {
-            let (low, seat) = (fds[0] as u64, stream.fd as u64);
-            b.push("dup3", libc::SYS_dup3, [low, seat, libc::O_CLOEXEC as u64, 0, 0, 0])?;
-            b.push("close", libc::SYS_close, [low, 0, 0, 0, 0, 0])?;
-        }
-        way.close(&mut b)?;
+        let passed = Way::with(&mut b, |b, way| way.pass(b, &[socket]))?;
+        let (low, fd) = (passed[0] as u64, stream.fd as u64);
+        b.push("dup3", libc::SYS_dup3, [low, fd, libc::O_CLOEXEC as u64, 0, 0, 0])?;
+        b.push("close", libc::SYS_close, [low, 0, 0, 0, 0, 0])?;
         let tid_at = area + offset_of!(ThreadArea, tid) as u64;
         let args = [FLAGS as u64, top, 0, tid_at, 0, 0];
-        let clone = passed.is_ok().then(|| b.push("clone", libc::SYS_clone, args)).transpose()?;
-        let results = b.flush();
-        t.stopped()?.set_options(libc::PTRACE_O_TRACESYSGOOD)?;
-        let results = results?;
-        passed?;
-        Ok(clone.map_or(0, |op| results.ret(op)) as i32)
+        let clone = b.push("clone", libc::SYS_clone, args)?;
+        Ok(b.flush()?.ret(clone) as i32)
     }
 
     /// Lets the threads that the guest has no more do what they were told, which is to end.
@@ -166,8 +159,7 @@ impl Shadow {
 
     /// The thread has ended: its seat is free.
     pub(super) fn left(&mut self, tid: i32) {
-        self.areas.remove(&tid);
         self.cores.remove(&tid);
-        self.seats.extend(self.seated.remove(&tid));
+        self.free.extend(self.seats.remove(&tid));
     }
 }

@@ -41,7 +41,7 @@ impl Installed {
     /// Hands the sockets of `streams` (events first) to a held process, and has it keep room for
     /// `to_come` more if it can spare that.
     ///
-    /// Err: some may be left open there.
+    /// Err: there is none.
     pub fn install(
         f: &mut Frozen,
         a: &Attached,
@@ -83,12 +83,37 @@ impl Installed {
 fn pass(f: &mut Frozen, agent: &Agent, sockets: &[OwnedFd], to_come: usize) -> Result<Vec<i32>> {
     let limits = tcmi_sys::proc::limits(f.pid)?;
     let soft = limits.get(libc::RLIMIT_NOFILE as usize).map_or(0, |&(soft, _)| soft);
-    let spare = to_come.min((soft / SPARE_SHARE) as usize);
-    let needed = (sockets.len() + spare) as u64;
-    let base = soft.min(HIGHEST.max(needed * 2)).checked_sub(needed + 1);
-    let base =
-        base.ok_or_else(|| tcmi_ckpt::Error::unsupported("its limit of open files is too low"))?;
-    Way::with(&mut batcher(f, agent), |b, way| move_all(b, way, base, sockets, spare))
+    let open = tcmi_sys::proc::descriptors(f.pid)?;
+    let open: Vec<u64> = open.iter().map(|(fd, _)| *fd as u64).collect();
+    let place = |spare: usize| {
+        let needed = (sockets.len() + spare) as u64;
+        let top = soft.min(HIGHEST.max(needed * 2));
+        highest_gap(&open, needed, top.saturating_sub(1)).map(|base| (base, spare))
+    };
+    let (base, spare) = place(to_come.min((soft / SPARE_SHARE) as usize))
+        .or_else(|| place(0))
+        .ok_or_else(|| tcmi_ckpt::Error::unsupported("it has too many open files"))?;
+    let last = base + (sockets.len() + spare) as u64 - 1;
+    let mut b = batcher(f, agent);
+    let moved = Way::with(&mut b, |b, way| move_all(b, way, base, sockets, spare));
+    if moved.is_err() {
+        // Whatever is there now, we put there.
+        b.push("close_range", libc::SYS_close_range, [base, last, 0, 0, 0, 0])?;
+        b.flush()?;
+    }
+    moved
+}
+
+/// Where the highest `needed` numbers below `top` begin of which none is in `open`, which ascends.
+fn highest_gap(open: &[u64], needed: u64, top: u64) -> Option<u64> {
+    let mut end = top;
+    for &fd in open.iter().rev().filter(|fd| **fd < top) {
+        if end - fd > needed {
+            break;
+        }
+        end = fd;
+    }
+    end.checked_sub(needed)
 }
 
 fn move_all(
@@ -111,7 +136,7 @@ fn move_all(
         all.extend(move_up(b, chunk, base)?);
     }
     if all.windows(2).any(|w| w[1] != w[0] + 1) {
-        return Err(tcmi_ckpt::Error::unsupported("its highest descriptors are in use").into());
+        return Err(tcmi_ckpt::Error::unsupported("it has too few free descriptors").into());
     }
     Ok(all)
 }
@@ -125,4 +150,20 @@ fn move_up(b: &mut Batcher, fds: &[i32], base: u64) -> Result<Vec<i32>> {
     }
     let r = b.flush()?;
     Ok(dups.iter().map(|&op| r.ret(op) as i32).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::highest_gap;
+
+    #[test]
+    fn the_highest_gap_that_is_wide_enough_is_found() {
+        assert_eq!(highest_gap(&[0, 1, 2], 10, 100), Some(90));
+        assert_eq!(highest_gap(&[0, 1, 2, 95], 10, 100), Some(85));
+        assert_eq!(highest_gap(&[0, 1, 2, 89], 10, 100), Some(90));
+        assert_eq!(highest_gap(&[0, 1, 2, 79, 90], 10, 100), Some(80));
+        assert_eq!(highest_gap(&[0, 1, 200], 8, 10), Some(2));
+        assert_eq!(highest_gap(&[0, 1, 200], 9, 10), None);
+        assert_eq!(highest_gap(&[], 11, 10), None);
+    }
 }

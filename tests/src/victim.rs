@@ -244,7 +244,10 @@ impl Victim {
 
     pub fn say(&mut self, line: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().context("stdin was closed")?;
-        writeln!(stdin, "{line}").with_context(|| format!("{line:?} to {}", self.kind.name()))?;
+        // In one write: who reads it in two takes its end for the beginning of the next.
+        stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .with_context(|| format!("{line:?} to {}", self.kind.name()))?;
         match self.kind.wake {
             Wake::Itself => {}
             Wake::Signal => self.signal(Signal::SIGUSR1)?,

@@ -71,14 +71,16 @@ pub struct Frozen {
     pub group_stop: Option<i32>,
 }
 
+/// Of a thread that is held.
+pub const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
 /// Longest that another OS thread of ours is let trace a thread that is to be held.
 const TRACED_MAX: Duration = Duration::from_millis(200);
 const TRACED_STEP: Duration = Duration::from_millis(1);
 
-/// Seizes the threads of `pid` that are not known yet. Err: none of them.
-pub fn seize_new(pid: i32, known: impl Fn(i32) -> bool) -> Result<Vec<Running>> {
+/// Seizes the threads of `pid` that are not known yet, with these PTRACE_O_*. Err: none of them.
+pub fn seize_new(pid: i32, options: i32, known: impl Fn(i32) -> bool) -> Result<Vec<Running>> {
     let mut new = Vec::new();
-    match scan(pid, known, &mut new) {
+    match scan(pid, options, known, &mut new) {
         Ok(_) => Ok(new),
         Err(e) => {
             release(new);
@@ -91,11 +93,16 @@ pub fn seize_new(pid: i32, known: impl Fn(i32) -> bool) -> Result<Vec<Running>> 
 ///
 /// The kernel ends a listing at a thread that goes meanwhile, listed or not. It counts what may
 /// be behind that one, though, and whoever is held is there for both.
-fn scan(pid: i32, known: impl Fn(i32) -> bool, new: &mut Vec<Running>) -> Result<bool> {
+fn scan(
+    pid: i32,
+    options: i32,
+    known: impl Fn(i32) -> bool,
+    new: &mut Vec<Running>,
+) -> Result<bool> {
     let mut all_here = true;
     let listed = proc::tids(pid)?;
     for &tid in listed.iter().filter(|tid| !known(**tid)) {
-        match seize(pid, tid)? {
+        match seize(pid, tid, options)? {
             Some(t) => new.push(t),
             // Gone, or so new that it cannot be found by its id yet. A leader that has ended stays.
             None => all_here &= tid == pid,
@@ -118,10 +125,10 @@ fn release(held: Vec<Running>) {
 }
 
 /// None: it is a zombie, or there is no such thread now.
-fn seize(pid: i32, tid: i32) -> Result<Option<Running>> {
+fn seize(pid: i32, tid: i32, options: i32) -> Result<Option<Running>> {
     let until = Instant::now() + TRACED_MAX;
     loop {
-        match Running::seize(tid, libc::PTRACE_O_TRACESYSGOOD) {
+        match Running::seize(tid, options) {
             Ok(t) => return Ok(Some(t)),
             // The kernel also says EPERM for a zombie.
             Err(e) if e.is_gone() || has_ended(pid, tid) => return Ok(None),
@@ -199,7 +206,7 @@ fn stop_all(
         // Seize before reading more of /proc: from then on the pid cannot be reused unseen.
         let seized: Vec<i32> = held.iter().map(Running::tid).collect();
         let known = |t| stopped.contains_key(&t) || seized.contains(&t) || except.contains(&t);
-        let complete = scan(pid, known, held)?;
+        let complete = scan(pid, OPTIONS, known, held)?;
         if complete && held.is_empty() {
             return Ok(());
         }

@@ -16,5 +16,6 @@ pub mod layout;
 pub mod rebuild;
 pub mod remote;
 pub mod vdso;
+pub mod watched;
 
 pub use error::{Error, Result};

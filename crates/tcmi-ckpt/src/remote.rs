@@ -47,8 +47,8 @@ pub fn call(
     let s = thread.take()?;
     s.set_sigmask(signal::ALL)?;
     s.set_regs(&call_regs(&thread.regs, at, nr as u64, args))?;
-    let s = to_stop(s.to_syscall()?, Stop::Syscall)?;
-    let s = to_stop(s.to_syscall()?, Stop::Syscall)?;
+    let s = to_stop(s.to_syscall(0)?, Stop::Syscall)?;
+    let s = to_stop(s.to_syscall(0)?, Stop::Syscall)?;
     let ret = s.regs()?.rax as i64;
     thread.put_back(s);
     thread.fall_back()?;
@@ -75,7 +75,7 @@ fn to_stop(mut t: Running, want: Stop) -> Result<Stopped> {
                 return Err(Error::Fault { signal: sig, rip: s.regs()?.rip, address });
             }
             // Blocked signals are not delivered; what still comes is job control.
-            Waited::Stopped(s, _) if matches!(want, Stop::Syscall) => t = s.to_syscall()?,
+            Waited::Stopped(s, _) if matches!(want, Stop::Syscall) => t = s.to_syscall(0)?,
             Waited::Stopped(s, _) => t = s.cont(0)?,
         }
     }

@@ -105,6 +105,8 @@ message! {
     /// H: its id, and the stream that its shadow serves.
     38 ThreadBegun { tid: i32, stream: u64 }
     39 ThreadRefused {}
+    /// N: thread `by` makes a call that only home's kernel can. ComeHome is the answer.
+    40 VisitHome { by: i32 }
 }
 
 impl Begin {

@@ -62,6 +62,7 @@ impl Attached {
         frozen.thaw()?;
         made
     }
+    /// Puts the agent into a held process.
     fn inject(f: &mut Frozen) -> Result<Self> {
         let maps = capture::mappings(f.pid)?;
         let vdso = maps.iter().find(|m| m.name == "[vdso]");
@@ -159,6 +160,22 @@ pub struct Channel<'a> {
     pub take_stream: &'a mut dyn FnMut() -> Result<Stream>,
 }
 
+/// What is to move out.
+pub enum Original {
+    Runs(i32),
+    /// It stays so until its guest runs.
+    Held(Frozen),
+}
+
+impl Original {
+    pub fn pid(&self) -> i32 {
+        match self {
+            Self::Runs(pid) => *pid,
+            Self::Held(frozen) => frozen.pid,
+        }
+    }
+}
+
 /// A process that the peer has got: held here and whole, not committed.
 pub struct Sent {
     pub frozen: Frozen,
@@ -194,13 +211,18 @@ pub struct Times {
 /// Ok: the peer has it, held. Err: the process runs at home as before, nothing of the attempt
 /// is left in it; the peer is told, unless the stream itself failed.
 pub fn emigrate(
-    pid: i32,
+    original: Original,
     migration: u64,
     epoch: u32,
     c: &mut Channel,
     watch: &dyn Watch,
 ) -> Result<Sent> {
-    move_out(pid, migration, epoch, c, watch).map_err(|e| of_its_end(pid, e))
+    let pid = original.pid();
+    let sent = match original {
+        Original::Runs(pid) => move_out(pid, (migration, epoch), c, watch),
+        Original::Held(frozen) => move_held_out(frozen, (migration, epoch), c, watch),
+    };
+    sent.map_err(|e| of_its_end(pid, e))
 }
 
 /// Whatever failed in a process that ends, failed because it ends.
@@ -217,17 +239,11 @@ pub fn has_ended(pid: i32) -> bool {
     tcmi_sys::proc::status(pid).map_or(true, |s| matches!(s.state, 'Z' | 'X') || !s.has_memory)
 }
 
-fn move_out(
-    pid: i32,
-    migration: u64,
-    epoch: u32,
-    c: &mut Channel,
-    watch: &dyn Watch,
-) -> Result<Sent> {
+fn move_out(pid: i32, which: (u64, u32), c: &mut Channel, watch: &dyn Watch) -> Result<Sent> {
     let by = freezer(c.module);
     let attached = Attached::attach(pid, by)?;
     let held = fault::pass(Point::HomeAttached)
-        .and_then(|()| prepare(&attached, migration, epoch, c, watch))
+        .and_then(|()| prepare(&attached, which, c, watch))
         .and_then(|prepared| {
             watch.enter(State::Freezing);
             let started = Instant::now();
@@ -235,13 +251,51 @@ fn move_out(
                 freeze_with_room(&attached, by, attached.room.min(prepared.streams.len() - 1))?;
             Ok((prepared, frozen, micros(started)))
         });
-    let (prepared, mut frozen, freeze) = match held {
-        Ok(held) => held,
+    match held {
+        Ok((prepared, frozen, freeze)) => send(frozen, attached, prepared, freeze, c, watch),
         Err(e) => {
             attached.remove(by);
+            Err(tell(c, e))
+        }
+    }
+}
+
+fn move_held_out(
+    mut frozen: Frozen,
+    which: (u64, u32),
+    c: &mut Channel,
+    watch: &dyn Watch,
+) -> Result<Sent> {
+    let attached = match Attached::inject(&mut frozen) {
+        Ok(attached) => attached,
+        Err(e) => {
+            frozen.thaw()?;
             return Err(tell(c, e));
         }
     };
+    let prepared =
+        fault::pass(Point::HomeAttached).and_then(|()| prepare(&attached, which, c, watch));
+    match prepared {
+        Ok(prepared) => {
+            watch.enter(State::Freezing);
+            send(frozen, attached, prepared, 0, c, watch)
+        }
+        Err(e) => {
+            undo(frozen, &attached, None);
+            Err(tell(c, e))
+        }
+    }
+}
+
+/// Err: the process runs as before.
+fn send(
+    mut frozen: Frozen,
+    attached: Attached,
+    prepared: Prepared,
+    freeze: u64,
+    c: &mut Channel,
+    watch: &dyn Watch,
+) -> Result<Sent> {
     let mut installed = None;
     match transfer(&mut frozen, &attached, prepared, &mut installed, c, watch) {
         Ok(Transfer { image, bytes, by_module, since }) => {
@@ -328,11 +382,10 @@ struct Prepared {
     files: Vec<FileRef>,
 }
 
-/// Everything that can be done while the process runs.
+/// Everything that can be done while the process runs, if it does.
 fn prepare(
     a: &Attached,
-    migration: u64,
-    epoch: u32,
+    (migration, epoch): (u64, u32),
     c: &mut Channel,
     watch: &dyn Watch,
 ) -> Result<Prepared> {
@@ -498,16 +551,16 @@ fn undo(mut f: Frozen, a: &Attached, installed: Option<&Installed>) {
     }
 }
 
-/// The last step home: every thread gets its registers and runs, untraced, without the agent.
-pub fn run_at_home(mut f: Frozen, a: &Attached, image: &ProcessImage) -> Result<()> {
+/// The last step home: every thread has its own registers, and the agent is gone. It is held yet.
+pub fn make_own(f: &mut Frozen, a: &Attached, image: &ProcessImage) -> Result<()> {
     for t in &mut f.threads {
         let state = rebuild::thread_of(image, t.tid)?;
         (t.regs, t.mask) = (rebuild::registers_of(state)?, state.mask);
     }
-    a.unmap(&mut f)?;
+    a.unmap(f)?;
     f.leader_mut().own_again()?;
     crate::destination::wait_for_clocks(&image.clocks, (0, 0));
-    Ok(rebuild::release(f)?)
+    Ok(())
 }
 
 mod back;

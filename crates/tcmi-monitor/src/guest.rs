@@ -17,7 +17,7 @@ use tcmi_migr::files::Cache;
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::{
-    Begun, CallStream, Calls, Events, GuestThread, Hooks, News, NoThread, SignalStream, Steward,
+    Begun, CallStream, Calls, Denied, Events, GuestThread, Hooks, News, SignalStream, Steward,
     StreamError,
 };
 use tcmi_sys::Errno;
@@ -30,7 +30,7 @@ use crate::rooms::{self, NextId};
 mod births;
 mod home;
 
-use births::Births;
+use births::{Births, Question};
 
 /// From a signal's arrival until calls that it left waiting are looked for: the usual one has
 /// ended by then.
@@ -171,8 +171,11 @@ impl Tidings {
 }
 
 impl Hooks for Tidings {
-    fn begin_thread(&self, by: i32) -> std::result::Result<Begun, NoThread> {
+    fn begin_thread(&self, by: i32) -> std::result::Result<Begun, Denied> {
         self.births.ask(by, || ring(&self.bell))
+    }
+    fn visit_home(&self, by: i32) -> Denied {
+        self.births.ask_visit(by, || ring(&self.bell))
     }
     fn thread_begun(&self, here: i32, tid: i32) {
         self.births.begun(here, tid);
@@ -234,7 +237,7 @@ struct Life {
 
 enum Next {
     Signalled,
-    Birth(i32),
+    Question(Question),
     Serving,
     LookDue,
     Message,
@@ -347,7 +350,7 @@ impl Life {
                     quiet(&self.signalled);
                     self.look_at = self.look_at.min(Instant::now() + POKE_AFTER);
                 }
-                Next::Birth(by) => self.ask_for_thread(by),
+                Next::Question(question) => self.put(question),
                 Next::Serving => {
                     quiet(&self.shadow.bell);
                     self.ask_home(daemon);
@@ -415,8 +418,11 @@ impl Life {
         }
     }
 
-    fn ask_for_thread(&mut self, by: i32) {
-        self.tell_keeper(&msg::BeginThread { by });
+    fn put(&mut self, question: Question) {
+        match question {
+            Question::Thread(by) => self.tell_keeper(&msg::BeginThread { by }),
+            Question::Visit(by) => self.tell_keeper(&msg::VisitHome { by }),
+        }
         if !self.keeper {
             self.shadow.births.answer(None);
         }
@@ -435,7 +441,7 @@ impl Life {
     /// is none yet, the process closes its streams when it goes on at home, and the guest ends by
     /// that.
     fn lose_keeper(&mut self, why: &Error) {
-        tracing::warn!(error = %why, "home's keeper is gone; the guest goes on");
+        tracing::info!(error = %why, "home's keeper is gone; the guest goes on");
         self.keeper = false;
         self.shadow.births.answer(None);
     }
@@ -487,7 +493,7 @@ impl Life {
             [true, ..] => Next::Ended,
             [_, true, ..] if self.shadow.lost.load(Ordering::Acquire) => Next::Lost,
             [_, true, ..] => match self.shadow.births.asked() {
-                Some(by) => Next::Birth(by),
+                Some(question) => Next::Question(question),
                 None => Next::Serving,
             },
             [_, _, true, ..] => Next::Message,

@@ -109,7 +109,7 @@ impl Guests {
         drop(session);
         drop(bulk);
         if self.all.lock().insert(key, guest.clone()).is_some() {
-            tracing::warn!(pid = offer.pid, "a former guest of this pid is still ending");
+            tracing::debug!(pid = offer.pid, "a former guest of this pid is still ending");
         }
         answer(link, offer.migration, 0, "");
         let text = attend(&guest, link, &self.tree);

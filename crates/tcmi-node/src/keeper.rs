@@ -18,7 +18,7 @@ use tcmi_migr::fault::{self, Point};
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::module::ByModule;
 use tcmi_migr::pages::Incoming;
-use tcmi_migr::source::{self, Attached, Channel, Emigrated, Installed, Sent};
+use tcmi_migr::source::{self, Attached, Channel, Emigrated, Installed, Original, Sent};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::shadow::{Armed, Fate, Places, Shadow, StreamAt, arm};
 
@@ -54,9 +54,22 @@ struct Wire {
     r: BulkReader,
 }
 
-/// Moves `task` out over `bulk`, then keeps it until it is home or gone. `done` is told once
-/// the guest runs, or that it does not.
-pub fn keep(task: &Arc<Task>, link: &Link, bulk: Stream, module: Option<ByModule>, done: Done) {
+/// A process that has come home for a call of one of its threads. It is held.
+pub struct Visit {
+    pub frozen: Frozen,
+    pub by: i32,
+}
+
+/// Moves `task` out over `bulk`, then keeps it until it is home or gone, or home for a visit.
+/// `done` is told once the guest runs, or that it does not.
+pub fn keep(
+    task: &Arc<Task>,
+    link: &Link,
+    bulk: Stream,
+    module: Option<ByModule>,
+    original: Original,
+    done: Done,
+) -> Option<Visit> {
     match bulk.as_fd().try_clone_to_owned() {
         Ok(socket) => task.set_way_out(Some(socket)),
         Err(error) => tracing::warn!(pid = %task.pid, %error, "this move cannot be given up"),
@@ -64,7 +77,7 @@ pub fn keep(task: &Arc<Task>, link: &Link, bulk: Stream, module: Option<ByModule
     let (w, r) = bulk.into_bulk();
     let mut wire = Wire { w, r };
     let node = link.peer_name().to_owned();
-    let moved = go_out(task, link, &mut wire, module);
+    let moved = go_out(task, link, &mut wire, module, original);
     task.set_way_out(None);
     let shadow = match moved {
         Ok(s) => s,
@@ -78,14 +91,17 @@ pub fn keep(task: &Arc<Task>, link: &Link, bulk: Stream, module: Option<ByModule
             task.release();
             task.to(state);
             done(Err(error));
-            return;
+            return None;
         }
     };
     task.to(State::Emigrated);
+    task.visits(false);
+    // For orders that came while it was at home for a visit.
+    task.bell.ring();
     done(Ok(()));
     let mut keeper = Keeper { task, link, node, wire, shadow: Some(shadow) };
     let end = keeper.serve();
-    keeper.close(end);
+    keeper.close(end)
 }
 
 /// An original that became a shadow, with what it takes to make it whole again.
@@ -100,12 +116,13 @@ fn go_out(
     link: &Link,
     wire: &mut Wire,
     module: Option<ByModule>,
+    original: Original,
 ) -> Result<Kept> {
     let mut take = || Ok(link.take_stream(StreamKind::Call, STREAM_TIMEOUT)?);
     // The channel owns the stream's halves only for the time of the move.
     let mut channel = Channel { w: &mut wire.w, r: &mut wire.r, module, take_stream: &mut take };
     let watch: &Task = task;
-    let mut sent = source::emigrate(task.pid.raw(), task.migration, 1, &mut channel, watch)?;
+    let mut sent = source::emigrate(original, task.migration(), 1, &mut channel, watch)?;
     let armed = match arm_original(&mut sent) {
         Ok(a) => a,
         Err(e) => return Err(sent.give_up(&mut channel, e)),
@@ -141,6 +158,7 @@ fn arm_original(sent: &mut Sent) -> Result<Armed> {
 /// How keeping a shadow ended.
 enum End {
     Home,
+    Visits(Visit),
     /// The process ended, here or as guest.
     Gone,
     /// Its node is lost.
@@ -218,8 +236,8 @@ impl Keeper<'_> {
         // All of them: the bell that rang for them is quiet again.
         while let Some(order) = self.task.next_order() {
             let end = match order {
-                Order::HomeUnasked => self.bring_home(None)?,
-                Order::Home(done) => self.bring_home(Some(done))?,
+                Order::HomeUnasked => self.bring_home(None, None)?,
+                Order::Home(done) => self.bring_home(None, Some(done))?,
             };
             if end.is_some() {
                 return Ok(end);
@@ -231,7 +249,11 @@ impl Keeper<'_> {
     fn message(&mut self) -> Result<Option<End>> {
         let frame = self.wire.r.recv_message()?;
         match frame.kind {
-            msg::WantHome::KIND => self.bring_home(None),
+            msg::WantHome::KIND => self.bring_home(None, None),
+            msg::VisitHome::KIND => {
+                let msg::VisitHome { by } = msg::decode(&frame)?;
+                self.bring_home(Some(by), None)
+            }
             msg::Stats::KIND => {
                 let stats: msg::Stats = msg::decode(&frame)?;
                 self.task.set_calls(stats.text);
@@ -277,39 +299,59 @@ impl Keeper<'_> {
         Ok((self.kept()?.shadow.begin_thread(by, socket, (tx, rx))?, id))
     }
 
-    /// Some: the process is home or gone. None: the return failed, the guest runs on.
-    fn bring_home(&mut self, done: Option<Done>) -> Result<Option<End>> {
+    /// Brings the process home, to stay or for a call of thread `visit`.
+    ///
+    /// Some: it is home or gone. None: the return failed, the guest runs on.
+    fn bring_home(&mut self, visit: Option<i32>, done: Option<Done>) -> Result<Option<End>> {
+        self.task.visits(visit.is_some());
         self.task.to(State::Returning);
-        let result = self.come_home();
-        let outcome = match &result {
-            Ok(()) => Ok(Some(End::Home)),
-            Err(Return::Stays(_)) => {
-                self.task.to(State::Emigrated);
-                Ok(None)
-            }
-            Err(Return::Ended) => Ok(Some(End::Gone)),
-            Err(Return::Lost(text)) => Ok(Some(End::Lost(text.clone()))),
-        };
-        let answer = result.map_err(|r| match r {
-            Return::Stays(e) => explain_error(self.task, &self.node, e),
-            Return::Ended => MigrateError::NoSuchProcess(self.task.pid),
-            Return::Lost(reason) => MigrateError::PeerGone { node: self.node.clone(), reason },
+        let came = self.come_home().and_then(|frozen| match visit {
+            Some(by) => Ok(End::Visits(Visit { frozen, by })),
+            None => frozen.thaw().map(|()| End::Home).map_err(|_| Return::Ended),
         });
-        match answer {
-            Ok(()) => {
-                // Before anyone can know: the next move may begin at once.
-                self.task.release();
+        let (answer, outcome) = match came {
+            Ok(end) => {
+                if visit.is_none() {
+                    self.farewell();
+                    // Before anyone can know: the next move may begin at once.
+                    self.task.release();
+                }
                 self.task.to(State::Running);
+                (Ok(()), Some(end))
             }
-            Err(ref e) => self.task.failed(&e.to_string()),
-        }
+            Err(why) => {
+                self.task.visits(false);
+                let (error, end) = match why {
+                    Return::Stays(e) => (explain_error(self.task, &self.node, e), None),
+                    Return::Ended => (MigrateError::NoSuchProcess(self.task.pid), Some(End::Gone)),
+                    Return::Lost(reason) => {
+                        let (node, end) = (self.node.clone(), End::Lost(reason.clone()));
+                        (MigrateError::PeerGone { node, reason }, Some(end))
+                    }
+                };
+                if end.is_none() {
+                    self.task.to(State::Emigrated);
+                }
+                self.task.failed(&error.to_string());
+                (Err(error), end)
+            }
+        };
         if let Some(done) = done {
             done(answer);
         }
-        outcome
+        Ok(outcome)
     }
 
-    fn come_home(&mut self) -> std::result::Result<(), Return> {
+    /// The node says that nothing of the guest is left there.
+    fn farewell(&mut self) {
+        self.wire.r.set_idle_timeout(FAREWELL_TIMEOUT);
+        if let Err(e) = msg::expect::<msg::Gone>(&mut self.wire.r) {
+            tracing::debug!(error = %e, "the node did not say farewell");
+        }
+    }
+
+    /// Ok: the process is whole at home, and held.
+    fn come_home(&mut self) -> std::result::Result<Frozen, Return> {
         msg::send(&mut self.wire.w, &msg::ComeHome {}).map_err(Return::lost)?;
         self.until_quiet()?;
         let kept = self.kept().map_err(Return::lost)?;
@@ -334,13 +376,9 @@ impl Keeper<'_> {
         let made = kept
             .installed
             .close(&mut frozen, &agent)
-            .and_then(|()| source::run_at_home(frozen, &attached, &image));
+            .and_then(|()| source::make_own(&mut frozen, &attached, &image));
         fault::pass_or_die(Point::HomeRunsAgain);
-        self.wire.r.set_idle_timeout(FAREWELL_TIMEOUT);
-        if let Err(e) = msg::expect::<msg::Gone>(&mut self.wire.r) {
-            tracing::debug!(error = %e, "the node did not say farewell");
-        }
-        made.map_err(|_| Return::Ended)
+        made.map(|()| frozen).map_err(|_| Return::Ended)
     }
 
     /// The node takes no more calls; those that wait are taken back as often as it asks.
@@ -356,7 +394,8 @@ impl Keeper<'_> {
                 msg::Stats::KIND
                 | msg::WantHome::KIND
                 | msg::Poke::KIND
-                | msg::BeginThread::KIND => {}
+                | msg::BeginThread::KIND
+                | msg::VisitHome::KIND => {}
                 msg::Ended::KIND => {
                     let ended: msg::Ended = frame.decode().map_err(|e| Return::lost(e.into()))?;
                     let kept = self.kept().map_err(Return::lost)?;
@@ -421,9 +460,10 @@ impl Keeper<'_> {
         }
     }
 
-    fn close(mut self, end: End) {
+    fn close(mut self, end: End) -> Option<Visit> {
         match end {
             End::Home => {}
+            End::Visits(visit) => return Some(visit),
             End::Gone => self.task.to(State::Gone),
             End::Lost(reason) => {
                 tracing::error!(pid = %self.task.pid, node = %self.node, reason, "the guest is lost");
@@ -440,7 +480,8 @@ impl Keeper<'_> {
             tracing::warn!(pid = %self.task.pid, error = %e, "reaping the shadow");
         }
         let pid = self.task.pid;
-        self.task.refuse_orders(|| MigrateError::NotAway(pid));
+        self.task.answer_orders(|| Err(MigrateError::NotAway(pid)));
+        None
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
@@ -30,8 +31,11 @@ pub struct Task {
     pub uid: u32,
     pub gid: u32,
     pub node: LinkId,
-    pub migration: u64,
     pub bell: Arc<Bell>,
+    /// As many as there are processes of one family: those that began as children of a guest, and
+    /// it.
+    pub family: Arc<()>,
+    migration: AtomicU64,
     inner: Mutex<Inner>,
     /// The socket of a move out that has not ended.
     way_out: Mutex<Option<OwnedFd>>,
@@ -48,6 +52,8 @@ struct Inner {
     orders: VecDeque<Order>,
     /// Its thread is at work.
     held: bool,
+    /// It is at home for one call only.
+    visits: bool,
     /// When the guest's counters were last asked for.
     calls_asked: Option<Instant>,
     wants_calls: bool,
@@ -63,8 +69,9 @@ impl Task {
             uid: ids.0,
             gid: ids.1,
             node,
-            migration,
             bell: Arc::new(Bell::new()?),
+            family: Arc::default(),
+            migration: AtomicU64::new(migration),
             way_out: Mutex::default(),
             inner: Mutex::new(Inner {
                 state: State::Running,
@@ -76,6 +83,7 @@ impl Task {
                 calls: String::new(),
                 orders: VecDeque::new(),
                 held: true,
+                visits: false,
                 calls_asked: None,
                 wants_calls: false,
             }),
@@ -88,6 +96,18 @@ impl Task {
     /// Its thread has nothing more to do with the process.
     pub fn release(&self) {
         self.inner.lock().held = false;
+    }
+
+    /// The number of its last move.
+    pub fn migration(&self) -> u64 {
+        self.migration.load(Ordering::Relaxed)
+    }
+    pub fn moves_again(&self, migration: u64) {
+        self.migration.store(migration, Ordering::Relaxed);
+    }
+    /// Whether it comes home for one call only: orders wait for that.
+    pub fn visits(&self, visits: bool) {
+        self.inner.lock().visits = visits;
     }
 
     /// None: the move has ended.
@@ -135,7 +155,8 @@ impl Task {
     pub fn order(&self, order: Order) -> Result<(), (State, Order)> {
         let mut inner = self.inner.lock();
         let queued = inner.orders.iter().any(|o| matches!(o, Order::Home(_)));
-        if inner.state != State::Emigrated || (queued && matches!(order, Order::Home(_))) {
+        let takes = inner.state == State::Emigrated || inner.visits;
+        if !takes || (queued && matches!(order, Order::Home(_))) {
             return Err((inner.state, order));
         }
         inner.orders.push_back(order);
@@ -152,11 +173,16 @@ impl Task {
         std::mem::take(&mut self.inner.lock().wants_calls)
     }
 
-    /// Answers orders that nobody will carry out any more.
-    pub fn refuse_orders(&self, error: impl Fn() -> MigrateError) {
+    /// Whether somebody has called it home.
+    pub fn has_orders(&self) -> bool {
+        !self.inner.lock().orders.is_empty()
+    }
+
+    /// Answers orders that nobody has to carry out any more.
+    pub fn answer_orders(&self, answer: impl Fn() -> Result<(), MigrateError>) {
         while let Some(order) = self.next_order() {
             if let Order::Home(done) = order {
-                done(Err(error()));
+                done(answer());
             }
         }
     }

@@ -16,14 +16,17 @@ use tcmi_core::limits::PHASE_TIMEOUT_MS;
 use tcmi_ctlfs::Caller;
 use tcmi_kkc::{Control, GuestControl, Link, LinkId, StreamKind};
 use tcmi_migr::module::ByModule;
+use tcmi_migr::source::Original;
 
 use crate::control::{Done, Side, TaskView, Tasks};
 use crate::doorbell::Doorbell;
 use crate::explain::{self, examine};
 use crate::guests::{EVACUATION, Guests, Offer};
-use crate::keeper;
+use crate::keeper::{self, Visit};
 use crate::task::{Order, Task};
 use crate::tree::Tree;
+
+mod visits;
 
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(PHASE_TIMEOUT_MS);
@@ -77,12 +80,20 @@ impl Engine {
     fn link(&self, id: LinkId) -> Option<Link> {
         self.shared.links.lock().get(&id).cloned()
     }
+}
 
+impl Shared {
     /// Checks a process and enters it in the books. Err: nothing was done.
-    fn admit(&self, pid: Pid, node: LinkId, caller: &Caller) -> Result<Arc<Task>, MigrateError> {
-        let examined = examine(pid, caller.uid, self.is_away(pid))?;
+    fn admit(
+        &self,
+        pid: Pid,
+        node: LinkId,
+        uid: u32,
+        family: Arc<()>,
+    ) -> Result<Arc<Task>, MigrateError> {
+        let examined = examine(pid, uid, self.is_away(pid))?;
         let ids = (examined.status.uid[0], examined.status.gid[0]);
-        let mut home = self.shared.home.lock();
+        let mut home = self.home.lock();
         if let Some(task) = home.get(&pid) {
             let state = task.state();
             if !matches!(state, State::Running | State::Gone | State::Failed) || task.is_held() {
@@ -90,35 +101,38 @@ impl Engine {
             }
         }
         examined.refusal()?;
-        let migration = self.shared.next_migration.fetch_add(1, Ordering::Relaxed);
-        let task = Task::new(pid, ids, node, migration)
+        let mut task = Task::new(pid, ids, node, self.next_migration())
             .map_err(|source| MigrateError::Local { doing: "start a move".to_owned(), source })?;
+        task.family = family;
         let task = Arc::new(task);
-        self.shared.doorbell.add(&task.bell);
+        self.doorbell.add(&task.bell);
         home.insert(pid, Arc::clone(&task));
         drop(home);
-        self.shared.tree.changed();
+        self.tree.changed();
         Ok(task)
     }
 
     fn is_away(&self, pid: Pid) -> bool {
-        self.shared.home.lock().get(&pid).is_some_and(|t| t.is_held())
+        self.home.lock().get(&pid).is_some_and(|t| t.is_held())
     }
-}
+    fn next_migration(&self) -> u64 {
+        self.next_migration.fetch_add(1, Ordering::Relaxed)
+    }
 
-impl Shared {
-    /// The life of one move, in its own thread.
-    fn run(&self, task: &Arc<Task>, link: &Link, done: Done) {
-        match self.offer(task, link) {
-            Ok(bulk) => keeper::keep(task, link, bulk, self.module, done),
-            Err(error) => {
-                task.failed(&error.to_string());
-                task.release();
-                task.to(State::Running);
-                done(Err(error));
-            }
+    /// The life of a process away, in its own thread: one move out, or one for each of its visits.
+    fn run(self: &Arc<Self>, task: &Arc<Task>, link: &Link, original: Original, done: Done) {
+        let (mut original, mut done) = (original, done);
+        while let Some(visit) = self.move_out(task, link, original, done) {
+            let Some(behind_it) = self.visit(task, link, visit) else { break };
+            original = behind_it;
+            done = visits::quietly(task.pid);
+            task.moves_again(self.next_migration());
         }
         task.release();
+        task.visits(false);
+        let at_home = task.state() == State::Running;
+        let not_away = || Err(MigrateError::NotAway(task.pid));
+        task.answer_orders(|| if at_home { Ok(()) } else { not_away() });
         let mut home = self.home.lock();
         let forget = task.view().last_error.is_empty() || task.state() == State::Gone;
         if forget && home.get(&task.pid).is_some_and(|t| Arc::ptr_eq(t, task)) {
@@ -128,6 +142,30 @@ impl Shared {
         self.tree.changed();
     }
 
+    fn move_out(
+        &self,
+        task: &Arc<Task>,
+        link: &Link,
+        original: Original,
+        done: Done,
+    ) -> Option<Visit> {
+        match self.offer(task, link) {
+            Ok(bulk) => keeper::keep(task, link, bulk, self.module, original, done),
+            Err(error) => {
+                if let Original::Held(frozen) = original
+                    && let Err(error) = frozen.thaw()
+                {
+                    tracing::debug!(pid = %task.pid, %error, "a process that stays");
+                }
+                task.failed(&error.to_string());
+                task.release();
+                task.to(State::Running);
+                done(Err(error));
+                None
+            }
+        }
+    }
+
     fn offer(&self, task: &Task, link: &Link) -> Result<tcmi_kkc::Stream, MigrateError> {
         let node = link.peer_name().to_owned();
         let gone = |reason: String| MigrateError::PeerGone { node: node.clone(), reason };
@@ -135,11 +173,11 @@ impl Shared {
         let bulk =
             link.take_stream(StreamKind::Bulk, STREAM_TIMEOUT).map_err(|e| gone(e.to_string()))?;
         let (sender, answer) = bounded(1);
-        self.offers.lock().insert(task.migration, sender);
+        self.offers.lock().insert(task.migration(), sender);
         let comm = tcmi_sys::proc::comm(task.pid.raw(), task.pid.raw())
             .map_err(|_| MigrateError::NoSuchProcess(task.pid))?;
         let sent = link.send(&Control::Offer {
-            migration: task.migration,
+            migration: task.migration(),
             epoch: 1,
             pid: task.pid.raw(),
             uid: task.uid,
@@ -149,7 +187,7 @@ impl Shared {
         let answered = sent
             .map_err(|e| gone(e.to_string()))
             .and_then(|()| answer.recv_timeout(ANSWER_TIMEOUT).map_err(|e| gone(e.to_string())));
-        self.offers.lock().remove(&task.migration);
+        self.offers.lock().remove(&task.migration());
         match answered? {
             (0, _) => Ok(bulk),
             (_, reason) => Err(MigrateError::PeerRefused { node, reason }),
@@ -166,7 +204,7 @@ impl Tasks for Engine {
         if self.shared.ending.load(Ordering::Relaxed) {
             return reply(Err(MigrateError::ShuttingDown));
         }
-        let task = match self.admit(pid, node, &caller) {
+        let task = match self.shared.admit(pid, node, caller.uid, Arc::default()) {
             Ok(task) => task,
             Err(e) => return reply(Err(e)),
         };
@@ -176,7 +214,7 @@ impl Tasks for Engine {
         let theirs = Arc::clone(&reply);
         let started = thread::Builder::new().name(format!("keep-{pid}")).spawn(move || {
             if let Some(reply) = theirs.lock().take() {
-                shared.run(&ours, &link, reply);
+                shared.run(&ours, &link, Original::Runs(pid.raw()), reply);
             }
         });
         if let Err(source) = started {
@@ -217,7 +255,7 @@ impl Tasks for Engine {
         node: Option<LinkId>,
         caller: Caller,
     ) -> Result<String, MigrateError> {
-        let away = self.is_away(pid);
+        let away = self.shared.is_away(pid);
         let examined = examine(pid, caller.uid, away)?;
         let link = node.and_then(|id| self.link(id));
         let lacking = link.as_ref().map(|l| explain::lacking(&self.features, l.peer_features()));
@@ -260,7 +298,7 @@ impl Tasks for Engine {
             }
             Control::Guest { migration, what: GuestControl::WantHome } => {
                 let home = self.shared.home.lock();
-                let task = home.values().find(|t| t.migration == migration && t.node == from);
+                let task = home.values().find(|t| t.migration() == migration && t.node == from);
                 if let Some(Err((state, _))) = task.map(|t| t.order(Order::HomeUnasked)) {
                     tracing::debug!(migration, %state, "asked home while it moves");
                 }

@@ -4,13 +4,13 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use tcmi_call::table::Restart;
-use tcmi_call::table::errno::{EAGAIN, ENOSYS};
+use tcmi_call::table::errno::EAGAIN;
 use tcmi_sys::seccomp::{Answer, Notification};
 
-use crate::calls::{Begun, NoThread, Shared};
+use crate::calls::{Begun, Denied, Shared};
 use crate::interrupt::{Traced, detach, ptrace, stop, wait_id};
 use crate::stream::StreamError;
+use crate::visit;
 use crate::worker::{Outcome, Thread, failed};
 
 /// What a thread shares with those before it. One that does not is a process of its own, or
@@ -38,15 +38,14 @@ fn is_thread(flags: u64) -> bool {
 
 pub(crate) fn begin_thread(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError> {
     if !is_thread(notif.args[0]) {
-        return Ok(failed(ENOSYS));
+        return Ok(visit::visit(shared, notif));
     }
-    // Made again, wherever the guest is then.
-    let again = Outcome::Told(Answer::Error(Restart::Always.code()));
+    let again = visit::again();
     let _one = shared.births.lock();
     let Begun { tid, stream } = match shared.hooks.begin_thread(notif.tid) {
         Ok(begun) => begun,
-        Err(NoThread::Leaving) => return Ok(again),
-        Err(NoThread::Failed(errno)) => return Ok(failed(errno)),
+        Err(Denied::Leaving) => return Ok(again),
+        Err(Denied::Failed(errno)) => return Ok(failed(errno)),
     };
     // Dropped without a request, it ends its shadow thread.
     let served = Thread::new(stream);

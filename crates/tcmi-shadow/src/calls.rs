@@ -43,9 +43,9 @@ pub struct Begun {
     pub stream: CallStream,
 }
 
-/// Why a guest may not begin a thread.
+/// Why a call that home has a part in is not made now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoThread {
+pub enum Denied {
     /// It is about to leave: its call is to be made again.
     Leaving,
     Failed(Errno),
@@ -54,7 +54,9 @@ pub enum NoThread {
 /// What the owner of a guest is told. Called from workers, with the call not yet answered.
 pub trait Hooks: Send + Sync {
     /// Thread `by` begins another. Ok: the next one of the guest's kernel gets that id.
-    fn begin_thread(&self, by: i32) -> Result<Begun, NoThread>;
+    fn begin_thread(&self, by: i32) -> Result<Begun, Denied>;
+    /// Thread `by` makes a call that only home can: the guest is to leave for it.
+    fn visit_home(&self, by: i32) -> Denied;
     /// It has been begun here as `here`, and does not run yet.
     fn thread_begun(&self, here: i32, tid: i32);
     /// `left`: guest threads that remain.
@@ -108,7 +110,8 @@ pub(crate) struct Shared {
     pub(crate) stats: Stats,
     pub(crate) mapped: MappedFiles,
     pub(crate) writable: Writable,
-    /// Held while a thread is begun: ids are given out one after the other.
+    /// Held while home is asked for a thread, whose ids are given out one after the other, or for
+    /// a visit.
     pub(crate) births: Mutex<()>,
     /// Home is on this machine.
     near: bool,

@@ -17,9 +17,10 @@ pub mod shadow;
 mod stats;
 mod steward;
 mod stream;
+mod visit;
 mod worker;
 
-pub use calls::{Begun, Calls, Guest, GuestThread, Hooks, NoThread, QuiesceError};
+pub use calls::{Begun, Calls, Denied, Guest, GuestThread, Hooks, QuiesceError};
 pub use events::{Events, News, SignalStream};
 pub use mapping::{MappedFile, MappedFiles};
 pub use memory::ProcessMemory;

@@ -25,7 +25,9 @@ const STAT_BYTES: usize = 144;
 /// What a memfd in the guest stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MappedFile {
-    /// At home, from `fstat`.
+    /// At home. Empty: the shadow has it mapped at the same place.
+    pub name: String,
+    /// From `fstat`.
     pub dev: u64,
     pub ino: u64,
     /// File offset of the memfd's first byte.
@@ -136,9 +138,9 @@ pub(crate) fn map_file(
     if addr < 0 {
         return Ok(addr);
     }
-    let file = MappedFile { dev, ino, offset: request.offset, len: request.len };
+    let name = mirror(thread, &request, addr as u64)?;
+    let file = MappedFile { name, dev, ino, offset: request.offset, len: request.len };
     shared.mapped.insert(inode, file);
-    mirror(thread, &request, addr as u64)?;
     Ok(addr)
 }
 
@@ -202,14 +204,27 @@ fn fetch(thread: &mut Thread, request: &Request, size: u64) -> Result<File, Refu
     Ok(memfd)
 }
 
-/// Best effort: where home has no room at that address, the page contents go home as memory.
-fn mirror(thread: &mut Thread, request: &Request, addr: u64) -> Result<(), StreamError> {
+/// Best effort: home may have something else at that address, such as what the guest has unmapped
+/// since it left. Returns the name by which a return then finds the file.
+fn mirror(thread: &mut Thread, request: &Request, addr: u64) -> Result<String, StreamError> {
     let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE) as u64;
     let args = [addr, request.len, request.prot, flags, request.fd, request.offset];
     let mut none = SliceMemory { base: OWN_BASE, bytes: &mut [] };
     let ret = thread.ask(libc::SYS_mmap as u32, &args, &mut none)?;
-    if ret != addr as i64 {
-        tracing::debug!(addr, ret, "file mapping not mirrored at home");
+    match ret == addr as i64 {
+        true => Ok(String::new()),
+        false => name(thread, request.fd),
     }
-    Ok(())
+}
+
+fn name(thread: &mut Thread, fd: u64) -> Result<String, StreamError> {
+    let mut bytes = format!("/proc/self/fd/{fd}\0").into_bytes();
+    let at = bytes.len();
+    bytes.resize(at + libc::PATH_MAX as usize, 0);
+    let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut bytes };
+    let (here, room) = (libc::AT_FDCWD as u64, libc::PATH_MAX as u64);
+    let args = [here, OWN_BASE, OWN_BASE + at as u64, room, 0, 0];
+    let length = thread.ask(libc::SYS_readlinkat as u32, &args, &mut mem)?.max(0) as usize;
+    let name = bytes.get(at..at + length).unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).into_owned())
 }

@@ -17,6 +17,7 @@ use crate::interrupt::{self, Pending};
 use crate::mapping::{self, Refusal};
 use crate::memory::ProcessMemory;
 use crate::stream::{CallStream, StreamError};
+use crate::visit;
 
 const SIGSET_BYTES: u64 = 8;
 /// The guest's kernel, and whoever captures its thread, makes `restart_syscall` of it.
@@ -145,6 +146,13 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             drop(thread);
             births::begin_thread(shared, notif)
         }
+        Some(Both::AtHome) => match visit::foreseen(shared, &mut thread, notif)? {
+            Some(errno) => Ok(failed(errno)),
+            None => {
+                drop(thread);
+                Ok(visit::visit(shared, notif))
+            }
+        },
         Some(Both::ExitThread) => {
             thread.tell(kind::EXIT_THREAD, &[notif.args[0]])?;
             let left = shared.forget(notif.tid);

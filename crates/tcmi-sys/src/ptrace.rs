@@ -129,9 +129,14 @@ impl Stopped {
     pub fn cont(self, sig: c_int) -> Result<Running> {
         self.resume("ptrace cont", libc::PTRACE_CONT, sig)
     }
-    /// Runs to the next system call entry or exit.
-    pub fn to_syscall(self) -> Result<Running> {
-        self.resume("ptrace syscall", libc::PTRACE_SYSCALL, 0)
+    /// Runs to the next system call entry or exit; `sig` (0: none) is delivered to it first.
+    pub fn to_syscall(self, sig: c_int) -> Result<Running> {
+        self.resume("ptrace syscall", libc::PTRACE_SYSCALL, sig)
+    }
+    /// Runs on, but stops before it is back in its program.
+    pub fn cont_to_stop(self) -> Result<Running> {
+        request("ptrace interrupt", libc::PTRACE_INTERRUPT, self.tid, 0, 0)?;
+        self.cont(0)
     }
     /// Runs one instruction.
     pub fn step(self) -> Result<Running> {

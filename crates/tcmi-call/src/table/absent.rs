@@ -12,11 +12,6 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (30, Row::refused("shmat", ENOSYS)),
     (31, Row::refused("shmctl", ENOSYS)),
     (67, Row::refused("shmdt", ENOSYS)),
-    // New processes and images need the process tree on both sides.
-    (57, Row::refused("fork", ENOSYS)),
-    (58, Row::refused("vfork", ENOSYS)),
-    (59, Row::refused("execve", ENOSYS)),
-    (322, Row::refused("execveat", ENOSYS)),
     // Its flags lie in memory, which another thread may change behind a look at them. Who finds
     // it missing takes clone.
     (435, Row::refused("clone3", ENOSYS)),

@@ -13,6 +13,9 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     // Home waits: the rest of a relative sleep survives a move.
     (35, Row::waits("nanosleep", NoHandler, &[Timeout, Out(Bytes(16), Interrupted)])),
     (56, Row::both("clone", Both::BeginThread, &[Value, Value, Value, Value, Value])),
+    (57, Row::both("fork", Both::AtHome, &[])),
+    (58, Row::both("vfork", Both::AtHome, &[])),
+    (59, Row::both("execve", Both::AtHome, &[Value, Value, Value])),
     (60, Row::both("exit", Both::ExitThread, &[Value])),
     (61, Row::waits("wait4", SaRestart, &[Value, Out(Bytes(4), Positive), Value, RUSAGE])),
     (62, Row::forward("kill", &[Value, Value]).local_if(LocalIf::OwnPid)),
@@ -101,6 +104,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     ),
     (302, Row::forward("prlimit64", &[Value, Value, In(Bytes(16)), Out(Bytes(16), Success)])),
     (305, Row::forward("clock_adjtime", &[Value, InOut(Bytes(208), Success)])),
+    (322, Row::both("execveat", Both::AtHome, &[Value, Value, Value, Value, Value])),
     (424, Row::forward("pidfd_send_signal", &[Fd, Value, In(Bytes(128)), Value])),
     (434, Row::forward("pidfd_open", &[Value, Value])),
     (438, Row::forward("pidfd_getfd", &[Fd, Value, Value])),

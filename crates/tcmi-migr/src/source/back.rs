@@ -20,9 +20,14 @@ struct Known<'a> {
     other: Vec<(u64, u64)>,
 }
 
+/// Device and inode.
+fn id_of(m: &Mapping) -> (u64, u64) {
+    (u64::from(m.dev.0) << 32 | u64::from(m.dev.1), m.inode)
+}
+
 impl Files for Known<'_> {
     fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {
-        let id = (u64::from(m.dev.0) << 32 | u64::from(m.dev.1), m.inode);
+        let id = id_of(m);
         let known = self.refs.iter().position(|r| (r.dev, r.inode) == id);
         Ok(known.unwrap_or_else(|| {
             // A file that the guest no longer maps: any number that no image has.
@@ -59,10 +64,11 @@ fn rebuild_with(
     let pid = f.pid;
     let me = Ids { tgid: pid, tid: pid };
     let mut files = Known { refs: &image.files, other: Vec::new() };
-    let have = capture::space(&capture::mappings(pid)?, a.reserved(), &mut files)?.vmas;
+    let maps = capture::mappings(pid)?;
+    let have = capture::space(&maps, a.reserved(), &mut files)?.vmas;
     let want = &image.mm.vmas;
     let steps = reconcile(&have, want);
-    let opened = open_files(f, a, image, &steps)?;
+    let opened = open_files(f, a, image, &maps, &steps)?;
     let fd_of = |file: u32| {
         opened.get(&file).copied().ok_or(tcmi_ckpt::Error::Image("a mapping of an unknown file"))
     };
@@ -106,6 +112,7 @@ fn open_files(
     f: &mut Frozen,
     a: &Attached,
     image: &ProcessImage,
+    maps: &[Mapping],
     steps: &[Step],
 ) -> Result<BTreeMap<u32, i32>> {
     let pid = f.pid;
@@ -118,7 +125,7 @@ fn open_files(
         let missing = tcmi_ckpt::Error::Image("a mapping of an unknown file");
         let r = image.files.get(*file as usize).ok_or(missing)?;
         let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, Ids { tgid: pid, tid: pid });
-        let mut path = r.path.clone().into_bytes();
+        let mut path = path_of(r, maps)?.as_bytes().to_vec();
         path.push(0);
         let at = b.data(&path)?;
         let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
@@ -135,6 +142,17 @@ fn open_files(
         }
     }
     Ok(fds)
+}
+
+/// Of a file that the guest mapped, home knows the name by its own mapping of it.
+fn path_of<'a>(r: &'a FileRef, maps: &'a [Mapping]) -> Result<&'a str> {
+    if !r.path.is_empty() {
+        return Ok(&r.path);
+    }
+    let mapped = maps.iter().find(|m| id_of(m) == (r.dev, r.inode));
+    Ok(mapped
+        .map(|m| m.name.as_str())
+        .ok_or(tcmi_ckpt::Error::Image("a mapping of a lost file"))?)
 }
 
 fn lock(f: &mut Frozen, a: &Attached, vmas: &[Vma]) -> Result<()> {

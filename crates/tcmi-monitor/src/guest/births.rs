@@ -1,12 +1,14 @@
-//! Threads that a guest begins: a worker asks, the main loop has home make the shadow.
+//! Threads that a guest begins, and calls that it goes home for: a worker asks, the main loop
+//! asks home.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tcmi_call::table::errno::EAGAIN;
 use tcmi_ckpt::birth;
 use tcmi_kkc::Stream;
-use tcmi_shadow::{Begun, CallStream, NoThread};
+use tcmi_shadow::{Begun, CallStream, Denied};
 
 use crate::rooms::NextId;
 
@@ -22,36 +24,48 @@ pub type Name = (i32, i32);
 pub struct Births {
     state: Mutex<State>,
     changed: Condvar,
+    /// The return for a visit failed, and nobody has asked for another since.
+    stayed: AtomicBool,
     names: Mutex<Vec<Name>>,
     next_id: NextId,
     /// Id that the steward has in the guest.
     steward: i32,
 }
 
+/// What home is asked for, with the thread there that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    Thread(i32),
+    Visit(i32),
+}
+
 enum State {
     Idle,
-    /// By this thread at home.
-    Asked(i32),
+    Asked(Question),
     /// Home has been told.
-    Sent,
+    Sent(Question),
     Answered(Option<(i32, Stream)>),
-    /// The guest is on its way home.
-    Closed,
+    /// The guest is on its way home, because it `visits` or for another reason.
+    Closed {
+        visits: bool,
+    },
 }
 
 impl Births {
     pub fn new(names: Vec<Name>, next_id: NextId, steward: i32) -> Self {
         let (state, changed) = (Mutex::new(State::Idle), Condvar::new());
-        Self { state, changed, names: Mutex::new(names), next_id, steward }
+        let stayed = AtomicBool::new(false);
+        Self { state, changed, stayed, names: Mutex::new(names), next_id, steward }
     }
 
     /// Worker, one at a time: of thread `by`, as it is called here. `ring` wakes the main loop.
-    pub fn ask(&self, by: i32, ring: impl Fn()) -> Result<Begun, NoThread> {
-        let by = self.at_home(by).ok_or(NoThread::Failed(EAGAIN))?;
+    pub fn ask(&self, by: i32, ring: impl Fn()) -> Result<Begun, Denied> {
+        let by = self.at_home(by).ok_or(Denied::Failed(EAGAIN))?;
         for _ in 0..TAKEN_MAX {
-            let (tid, stream) = self.ask_home(by, &ring)?;
+            let answer = self.ask_home(Question::Thread(by), &ring)?;
+            let (tid, stream) = answer.ok_or(Denied::Failed(EAGAIN))?;
             if tid <= PID_1 || birth::expect_room_for(tid).is_err() {
-                return Err(NoThread::Failed(EAGAIN));
+                return Err(Denied::Failed(EAGAIN));
             }
             // Dropped with its stream, the shadow thread of an id that is in use serves nobody.
             if tid == self.steward || self.names.lock().iter().any(|n| n.1 == tid) {
@@ -60,61 +74,86 @@ impl Births {
             }
             if let Err(error) = self.next_id.set(tid) {
                 tracing::warn!(tid, %error, "an id that cannot be had here");
-                return Err(NoThread::Failed(EAGAIN));
+                return Err(Denied::Failed(EAGAIN));
             }
             let (fd, tx, rx) = stream.into_parts();
             return Ok(Begun { tid, stream: CallStream::new(fd, &tx, &rx) });
         }
-        Err(NoThread::Failed(EAGAIN))
+        Err(Denied::Failed(EAGAIN))
     }
 
-    fn ask_home(&self, by: i32, ring: &impl Fn()) -> Result<(i32, Stream), NoThread> {
-        let mut state = self.state.lock();
-        if matches!(*state, State::Closed) {
-            return Err(NoThread::Leaving);
+    /// Worker: thread `by`, as it is called here, has to go home. A return that failed is not tried
+    /// again for the same call.
+    pub fn ask_visit(&self, by: i32, ring: impl Fn()) -> Denied {
+        let Some(by) = self.at_home(by) else { return Denied::Failed(EAGAIN) };
+        if self.stayed.swap(false, Ordering::Relaxed) {
+            return Denied::Failed(EAGAIN);
         }
-        *state = State::Asked(by);
+        match self.ask_home(Question::Visit(by), &ring) {
+            Err(denied) => denied,
+            Ok(_) => Denied::Failed(EAGAIN),
+        }
+    }
+
+    /// Some: home's answer. None: it has none.
+    fn ask_home(
+        &self,
+        question: Question,
+        ring: &impl Fn(),
+    ) -> Result<Option<(i32, Stream)>, Denied> {
+        let mut state = self.state.lock();
+        if matches!(*state, State::Closed { .. }) {
+            return Err(Denied::Leaving);
+        }
+        *state = State::Asked(question);
         ring();
         loop {
             let in_time = !self.changed.wait_for(&mut state, ANSWER_MAX).timed_out();
             match &*state {
-                State::Closed => return Err(NoThread::Leaving),
-                State::Asked(_) | State::Sent if in_time => {}
+                State::Closed { .. } => return Err(Denied::Leaving),
+                State::Asked(_) | State::Sent(_) if in_time => {}
                 _ => break,
             }
         }
         match std::mem::replace(&mut *state, State::Idle) {
-            State::Answered(Some(answer)) => Ok(answer),
-            _ => Err(NoThread::Failed(EAGAIN)),
+            State::Answered(answer) => Ok(answer),
+            _ => Err(Denied::Failed(EAGAIN)),
         }
     }
 
-    /// Main loop: who asks, once.
-    pub fn asked(&self) -> Option<i32> {
+    /// Main loop: what is asked, once.
+    pub fn asked(&self) -> Option<Question> {
         let mut state = self.state.lock();
-        let State::Asked(by) = *state else { return None };
-        *state = State::Sent;
-        Some(by)
+        let State::Asked(question) = *state else { return None };
+        *state = State::Sent(question);
+        Some(question)
     }
 
     /// None: there is no shadow thread. An answer that nobody waits for any more is dropped, and
     /// its stream with it.
     pub fn answer(&self, answer: Option<(i32, Stream)>) {
         let mut state = self.state.lock();
-        if matches!(*state, State::Sent) {
+        if matches!(*state, State::Sent(_)) {
             *state = State::Answered(answer);
             self.changed.notify_all();
         }
     }
 
-    /// Nobody begins a thread until [`Births::open`].
+    /// Nobody begins a thread until [`Births::open`]; who goes home goes now.
     pub fn close(&self) {
-        *self.state.lock() = State::Closed;
+        let mut state = self.state.lock();
+        let visits =
+            matches!(*state, State::Asked(Question::Visit(_)) | State::Sent(Question::Visit(_)));
+        *state = State::Closed { visits };
         self.changed.notify_all();
     }
 
+    /// After a return that failed.
     pub fn open(&self) {
-        *self.state.lock() = State::Idle;
+        let closed = std::mem::replace(&mut *self.state.lock(), State::Idle);
+        if matches!(closed, State::Closed { visits: true }) {
+            self.stayed.store(true, Ordering::Relaxed);
+        }
     }
 
     pub fn begun(&self, here: i32, tid: i32) {

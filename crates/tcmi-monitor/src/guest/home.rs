@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use tcmi_ckpt::capture::Files;
-use tcmi_ckpt::freeze::{Frozen, freeze_held, seize_new};
+use tcmi_ckpt::freeze::{self, Frozen, freeze_held, seize_new};
 use tcmi_ckpt::image::{FileRef, ProcessImage};
 use tcmi_kkc::codec::Frame;
 use tcmi_migr::destination::{GuestFiles, Held};
@@ -70,7 +70,7 @@ impl Life {
         let host = self.guest.host_pid;
         let steward = self.guest.steward;
         self.was_held = true;
-        let held = seize_new(host, |t| t == steward)?;
+        let held = seize_new(host, freeze::OPTIONS, |t| t == steward)?;
         // Told before home takes calls back: a cancelled call's restart code is acted upon only
         // by a thread that is on its way to a stop.
         for t in &held {
@@ -141,7 +141,7 @@ impl Mapped<'_> {
         let Some(f) = self.memfds.get(m.inode) else { return };
         let dev = u64::from(libc::major(f.dev)) << 32 | u64::from(libc::minor(f.dev));
         let r = FileRef {
-            path: String::new(),
+            path: f.name.clone(),
             dev,
             inode: f.ino,
             size: 0,

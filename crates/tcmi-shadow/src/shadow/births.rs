@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tcmi_call::abi::{THREAD_STACK_BYTES, ThreadArea};
 use tcmi_call::record::DirectionKeys;
 use tcmi_ckpt::descriptors::Way;
-use tcmi_ckpt::freeze::{Frozen, Thread, settle};
+use tcmi_ckpt::freeze::{Frozen, OPTIONS, Thread, settle};
 use tcmi_ckpt::image::ProcessImage;
 use tcmi_ckpt::rebuild::Batcher;
 use tcmi_ckpt::remote::Ids;
@@ -28,8 +28,6 @@ pub(super) struct Seat {
 const END_MAX: Duration = Duration::from_secs(5);
 const END_LOOK_INTERVAL: Duration = Duration::from_micros(200);
 
-/// Of every thread that we trace.
-const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
 const FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES

@@ -11,7 +11,7 @@ use tcmi_call::abi::{BatchOp, StewardArea};
 use tcmi_call::record::DirectionKeys;
 use tcmi_call::table::errno::Errno;
 use tcmi_shadow::{
-    Begun, CallStream, Calls, Events, Guest, GuestThread, Hooks, NoThread, SignalStream, Steward,
+    Begun, CallStream, Calls, Denied, Events, Guest, GuestThread, Hooks, SignalStream, Steward,
     StreamError,
 };
 use tcmi_sys::seccomp;
@@ -196,8 +196,11 @@ pub fn wait_until(what: &str, mut test: impl FnMut() -> bool) {
 
 struct Quiet;
 impl Hooks for Quiet {
-    fn begin_thread(&self, _: i32) -> Result<Begun, NoThread> {
-        Err(NoThread::Failed(Errno(libc::EAGAIN)))
+    fn begin_thread(&self, _: i32) -> Result<Begun, Denied> {
+        Err(Denied::Failed(Errno(libc::EAGAIN)))
+    }
+    fn visit_home(&self, _: i32) -> Denied {
+        Denied::Failed(Errno(libc::EAGAIN))
     }
     fn thread_begun(&self, here: i32, tid: i32) {
         panic!("thread {tid} as {here}");

@@ -1,0 +1,227 @@
+//! Processes that come home for a call that only home's kernel makes, go out again behind it, and
+//! take with them what they began.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tcmi_ckpt::freeze::Frozen;
+use tcmi_ckpt::watched::{Child, Happening, Memory, Watched};
+use tcmi_core::command::Pid;
+use tcmi_core::lifecycle::State;
+use tcmi_core::limits::FAMILY_PROCESSES_MAX;
+use tcmi_kkc::Link;
+use tcmi_migr::source::{Original, has_ended};
+use tcmi_sys::proc::{self, Status};
+
+use super::{Shared, examine};
+use crate::doorbell::Bell;
+use crate::keeper::Visit;
+use crate::task::Task;
+
+/// Longest that the call of a visit may take. Then the process stays at home: what it waits for
+/// may be for its other threads to do.
+const CALL_MAX: Duration = Duration::from_secs(2);
+/// From the beginning of a process until it follows its parent: most execute another program
+/// before that, and then there is less to send.
+const FOLLOW_AFTER: Duration = Duration::from_millis(20);
+
+/// What became of a visit.
+enum Outcome {
+    Held(Frozen),
+    /// It runs at home, and why.
+    Stays(&'static str),
+    Ended,
+}
+
+impl Shared {
+    /// Lets a process that is home for it make its call. Some: it goes out again.
+    pub(super) fn visit(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        link: &Link,
+        visit: Visit,
+    ) -> Option<Original> {
+        let pid = task.pid;
+        let before = proc::status(pid.raw());
+        let frozen = match self.call_at_home(task, link, visit) {
+            Ok(Outcome::Held(frozen)) => frozen,
+            Ok(Outcome::Stays(why)) => {
+                task.failed(why);
+                return None;
+            }
+            Ok(Outcome::Ended) => {
+                task.to(State::Gone);
+                return None;
+            }
+            Err(error) => {
+                task.failed(&error.to_string());
+                if has_ended(pid.raw()) {
+                    task.to(State::Gone);
+                }
+                return None;
+            }
+        };
+        let why = match before {
+            _ if self.ending.load(Ordering::Relaxed) => Some("the daemon ends".to_owned()),
+            Ok(before) => stays(pid, &before),
+            Err(error) => Some(error.to_string()),
+        };
+        if why.is_none() && !task.has_orders() {
+            return Some(Original::Held(frozen));
+        }
+        task.failed(&why.unwrap_or_default());
+        if let Err(error) = frozen.thaw() {
+            tracing::debug!(%pid, %error, "a visit");
+        }
+        None
+    }
+
+    fn call_at_home(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        link: &Link,
+        Visit { frozen, by }: Visit,
+    ) -> tcmi_ckpt::Result<Outcome> {
+        let mut watched = Watched::for_call(frozen, by)?;
+        let until = Instant::now() + CALL_MAX;
+        let (mut made, mut shares) = (false, false);
+        let returned = Arc::new(AtomicBool::new(false));
+        loop {
+            task.bell.quiet();
+            for happening in watched.poll()? {
+                match happening {
+                    Happening::Began(child) => {
+                        shares |= child.memory == Memory::Shared;
+                        self.follow(child, &returned, &task.family, link);
+                    }
+                    Happening::Executed | Happening::Returned => {
+                        made = true;
+                        returned.store(true, Ordering::Release);
+                    }
+                    Happening::Ended => return Ok(Outcome::Ended),
+                }
+            }
+            if made && watched.is_settled() {
+                break;
+            }
+            if !wait(&task.bell, until) {
+                watched.release()?;
+                return Ok(Outcome::Stays("at home its call did not end in time"));
+            }
+        }
+        if shares {
+            watched.release()?;
+            return Ok(Outcome::Stays("another process has the same memory"));
+        }
+        Ok(Outcome::Held(watched.freeze()?))
+    }
+
+    /// Sends a process that one which is away began after it. `returned`: the call that began it.
+    fn follow(
+        self: &Arc<Self>,
+        child: Child,
+        returned: &Arc<AtomicBool>,
+        family: &Arc<()>,
+        link: &Link,
+    ) {
+        let Some(pid) = Pid::new(child.pid) else { return };
+        if child.memory == Memory::Shared || Arc::strong_count(family) > FAMILY_PROCESSES_MAX {
+            tracing::debug!(%pid, "stays at home");
+            return;
+        }
+        let (shared, family, link) = (Arc::clone(self), Arc::clone(family), link.clone());
+        let returned = Arc::clone(returned);
+        let started = thread::Builder::new().name(format!("keep-{pid}")).spawn(move || {
+            if let Some(frozen) = shared.until_ready(child, &returned, &family, &link) {
+                shared.send_after(pid, frozen, family, &link);
+            }
+        });
+        if let Err(error) = started {
+            tracing::warn!(%pid, %error, "stays at home");
+        }
+    }
+
+    /// Until a new process has executed another program, or runs long enough. None: it ended, or
+    /// cannot be followed.
+    fn until_ready(
+        self: &Arc<Self>,
+        child: Child,
+        returned: &AtomicBool,
+        family: &Arc<()>,
+        link: &Link,
+    ) -> Option<Frozen> {
+        let bell = Arc::new(Bell::new().ok()?);
+        self.doorbell.add(&bell);
+        let mut until = Instant::now() + FOLLOW_AFTER;
+        let mut watched = Watched::seize(child.pid).ok()?;
+        let unwatched = Arc::default();
+        loop {
+            bell.quiet();
+            for happening in watched.poll().ok()? {
+                match happening {
+                    Happening::Began(child) => self.follow(child, &unwatched, family, link),
+                    Happening::Executed => return watched.freeze().ok(),
+                    Happening::Returned => {}
+                    Happening::Ended => return None,
+                }
+            }
+            if wait(&bell, until) {
+                continue;
+            }
+            // It may have executed before it was watched; its parent waited for that.
+            if child.memory == Memory::Own || returned.load(Ordering::Acquire) {
+                return watched.freeze().ok();
+            }
+            until = Instant::now() + FOLLOW_AFTER;
+        }
+    }
+
+    fn send_after(self: &Arc<Self>, pid: Pid, frozen: Frozen, family: Arc<()>, link: &Link) {
+        let task = match self.admit(pid, link.id(), 0, family) {
+            Ok(task) => task,
+            Err(error) => {
+                tracing::debug!(%pid, %error, "stays at home");
+                if let Err(error) = frozen.thaw() {
+                    tracing::debug!(%pid, %error, "a process that was to follow");
+                }
+                return;
+            }
+        };
+        self.run(&task, link, Original::Held(frozen), quietly(pid));
+    }
+}
+
+/// For a move that nobody waits for.
+pub(super) fn quietly(pid: Pid) -> crate::control::Done {
+    Box::new(move |result| {
+        if let Err(error) = result {
+            tracing::info!(%pid, %error, "stays at home");
+        }
+    })
+}
+
+/// Until the bell rings. False: time is up.
+fn wait(bell: &Bell, until: Instant) -> bool {
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return false;
+    }
+    // Rounded up: 0 would spin until it is due.
+    let timeout = PollTimeout::try_from(left.as_millis() as i64 + 1).unwrap_or(PollTimeout::MAX);
+    // An interruption is a ring for nothing.
+    poll(&mut [PollFd::new(bell.as_fd(), PollFlags::POLLIN)], timeout) != Ok(0)
+}
+
+/// Why a process stays at home after its visit.
+fn stays(pid: Pid, before: &Status) -> Option<String> {
+    let now = match examine(pid, 0, false).and_then(|examined| examined.refusal()) {
+        Ok(examined) => examined.status,
+        Err(error) => return Some(error.to_string()),
+    };
+    let privileged = now.uid != before.uid || now.gid != before.gid;
+    privileged.then(|| "it has executed a set-uid program".to_owned())
+}

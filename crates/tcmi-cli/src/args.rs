@@ -1,5 +1,6 @@
 //! The command line's definition, and what is generated from it.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -40,6 +41,16 @@ pub enum Verb {
     Ps,
     /// Move a process to a node; returns when it runs there
     Migrate { pid: Pid, node: NodeRef },
+    /// Run a command on a node, with this terminal, directory and exit status
+    ///
+    /// It begins here and goes on there, where it can; what it begins goes with it.
+    /// Exit status: that of the command; 127 not found, 126 not executable.
+    Run {
+        #[arg(long, value_name = "NODE")]
+        on: NodeRef,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
     /// Bring a process home, or send a guest home
     Home { pid: Pid },
     /// Tell whether a process may move, what stays home, and why

@@ -1,5 +1,6 @@
 //! Why `tcmi` did not do what it was asked.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
@@ -15,6 +16,8 @@ pub enum Failure {
     NoDaemon { dir: PathBuf, source: io::Error },
     /// The node said no, or could not.
     Refused { text: String, errno: Option<i32> },
+    /// A command that could not be executed.
+    Command { program: OsString, source: io::Error },
 }
 
 impl Failure {
@@ -22,13 +25,16 @@ impl Failure {
         match self {
             Self::Refused { .. } => 1,
             Self::NoDaemon { .. } => 3,
+            // As shells have it.
+            Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
+            Self::Command { .. } => 126,
         }
     }
 
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Refused { errno, .. } => *errno,
-            Self::NoDaemon { source, .. } => source.raw_os_error(),
+            Self::NoDaemon { source, .. } | Self::Command { source, .. } => source.raw_os_error(),
         }
     }
 
@@ -44,6 +50,9 @@ impl std::fmt::Display for Failure {
                 write!(f, "no daemon serves {}: {}", dir.display(), without_number(source))
             }
             Self::Refused { text, .. } => f.write_str(text),
+            Self::Command { program, source } => {
+                write!(f, "{}: {}", program.display(), without_number(source))
+            }
         }
     }
 }

@@ -46,6 +46,7 @@ fn run(args: &Args) -> Result<String, Failure> {
             moves::migrate(&node, *pid, target)?;
             Ok(show::moved(*pid, Some(&name_of(&node, target)?), args.json))
         }
+        Verb::Run { on, command } => Err(moves::run(&node, on, command)),
         Verb::Home { pid } => {
             moves::home(&node, *pid)?;
             Ok(show::moved(*pid, None, args.json))

@@ -1,6 +1,9 @@
 //! Sending a process away and bringing it home.
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,6 +27,23 @@ pub fn migrate(node: &Node, pid: Pid, target: &NodeRef) -> Result<(), Failure> {
     let result =
         watched(node, Role::Ccn, pid, "ccn/mig/emigrate-ppm-p", &format!("{pid} {target}"));
     result.map_err(|error| refusal(node, pid, Some(target), error))
+}
+
+/// Becomes `command`, which goes to `target` with its first instruction. Returns why it did not.
+pub fn run(node: &Node, target: &NodeRef, command: &[OsString]) -> Failure {
+    let (program, args) = command.split_first().expect("the command line has at least one word");
+    let me = Pid::new(std::process::id() as i32).expect("a process has a number");
+    if let Err(error) = node.command("ccn/mig/emigrate-npm", &format!("{me} {target}")) {
+        return match is_daemon_gone(&error) {
+            true => Failure::NoDaemon { dir: node.root().to_owned(), source: error },
+            false => Failure::Refused {
+                text: format!("{} not started: {}", program.display(), in_words(&error)),
+                errno: error.raw_os_error(),
+            },
+        };
+    }
+    let source = Command::new(program).args(args).exec();
+    Failure::Command { program: program.clone(), source }
 }
 
 /// Ok: it runs at home. Err: it runs where it ran, which the text says.

@@ -65,6 +65,15 @@ pub trait Tasks: Send + Sync + 'static {
     /// earlier look at its owner could be at another process of the same id.
     fn emigrate(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done);
 
+    /// Ok: it goes to `node` when it executes another program. Err: it does not.
+    fn arm(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done);
+
+    /// Some: it is not armed, and nobody is told.
+    fn disarm(&self, pid: Pid, caller: Caller, reply: Done) -> Option<Done>;
+
+    /// What is armed, and for which node.
+    fn armed(&self) -> Vec<(Pid, LinkId)>;
+
     /// Ok: it runs at home. Err: it runs where it ran. `caller` owns it or is root.
     fn migrate_home(&self, pid: Pid, side: Side, caller: Caller, reply: Done);
 
@@ -172,6 +181,10 @@ impl Node {
             Item::NodeVersion => Some(self.version.clone()),
             Item::NodeFeatures => Some(self.features.clone()),
             Item::Trust => Some(self.trusted()),
+            Item::EmigrateNpm => {
+                let line = |(pid, node): (Pid, LinkId)| format!("{pid} {node}\n");
+                Some(self.tasks.armed().into_iter().map(line).collect())
+            }
             Item::ListenerSockname => self.sockname(place),
             Item::PeerCount => Some(format!("{}\n", self.peers.list(place.entry.role).len())),
             Item::PeerId
@@ -221,19 +234,26 @@ impl Node {
                     Err(error) => done(Err(error)),
                 }
             }
-            (Item::MigrateHome, Command::MigrateHome(pid)) => {
-                match self.may_bring_home(place, pid, caller) {
-                    Ok(side) => {
-                        self.tasks.migrate_home(
-                            pid,
-                            side,
-                            caller,
-                            later(caller, place, reply.take()?),
-                        );
+            (Item::EmigrateNpm, Command::Emigrate { pid, node }) => {
+                match self.peers.destination(&node) {
+                    Ok(node) => {
+                        self.tasks.arm(pid, node, caller, later(caller, place, reply.take()?));
                         None
                     }
                     Err(error) => done(Err(error)),
                 }
+            }
+            (Item::MigrateHome, Command::MigrateHome(pid)) => {
+                let answer = later(caller, place, reply.take()?);
+                let answer = match place.entry.role {
+                    Role::Ccn => self.tasks.disarm(pid, caller, answer)?,
+                    _ => answer,
+                };
+                match self.may_bring_home(place, pid, caller) {
+                    Ok(side) => self.tasks.migrate_home(pid, side, caller, answer),
+                    Err(error) => answer(Err(error)),
+                }
+                None
             }
             (Item::PeerStop | Item::PeerMigrateHomeAll, Command::Go) => {
                 match self.send_home(caller, place, reply) {

@@ -26,6 +26,7 @@ use crate::keeper::{self, Visit};
 use crate::task::{Order, Task};
 use crate::tree::Tree;
 
+mod armed;
 mod visits;
 
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,6 +37,7 @@ type Answer = (i32, String);
 
 struct Shared {
     home: Mutex<HashMap<Pid, Arc<Task>>>,
+    armed: Mutex<HashMap<Pid, Arc<armed::Armed>>>,
     links: Mutex<HashMap<LinkId, Link>>,
     /// Offers that wait for their answer, by migration.
     offers: Mutex<HashMap<u64, Sender<Answer>>>,
@@ -66,6 +68,7 @@ impl Engine {
         let guests = Arc::new(Guests::new(state, root, module, Arc::clone(&tree))?);
         let shared = Shared {
             home: Mutex::default(),
+            armed: Mutex::default(),
             links: Mutex::default(),
             offers: Mutex::default(),
             next_migration: AtomicU64::new(first_migration),
@@ -99,6 +102,9 @@ impl Shared {
             if !matches!(state, State::Running | State::Gone | State::Failed) || task.is_held() {
                 return Err(MigrateError::Busy { pid, state });
             }
+        }
+        if self.armed.lock().contains_key(&pid) {
+            return Err(MigrateError::Busy { pid, state: State::Running });
         }
         examined.refusal()?;
         let mut task = Task::new(pid, ids, node, self.next_migration())
@@ -195,11 +201,14 @@ impl Shared {
     }
 }
 
+fn not_connected(node: LinkId) -> MigrateError {
+    MigrateError::PeerGone { node: node.to_string(), reason: "not connected".to_owned() }
+}
+
 impl Tasks for Engine {
     fn emigrate(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done) {
         let Some(link) = self.link(node) else {
-            let reason = "not connected".to_owned();
-            return reply(Err(MigrateError::PeerGone { node: node.to_string(), reason }));
+            return reply(Err(not_connected(node)));
         };
         if self.shared.ending.load(Ordering::Relaxed) {
             return reply(Err(MigrateError::ShuttingDown));
@@ -224,6 +233,21 @@ impl Tasks for Engine {
                 reply(Err(MigrateError::Local { doing: "start a move".to_owned(), source }));
             }
         }
+    }
+
+    fn arm(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done) {
+        match self.link(node) {
+            Some(link) => self.shared.arm(pid, link, caller.uid, reply),
+            None => reply(Err(not_connected(node))),
+        }
+    }
+
+    fn disarm(&self, pid: Pid, caller: Caller, reply: Done) -> Option<Done> {
+        self.shared.disarm(pid, caller.uid, reply)
+    }
+
+    fn armed(&self) -> Vec<(Pid, LinkId)> {
+        self.shared.armed.lock().iter().map(|(pid, armed)| (*pid, armed.node)).collect()
     }
 
     fn migrate_home(&self, pid: Pid, side: Side, _: Caller, reply: Done) {

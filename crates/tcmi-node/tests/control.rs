@@ -23,6 +23,7 @@ const GUEST: i32 = 400_000_002;
 struct Pretender {
     asked: Mutex<Vec<(Pid, Option<Side>)>>,
     all_home: Mutex<Vec<Done>>,
+    armed: Mutex<Vec<Pid>>,
 }
 
 fn pid(raw: i32) -> Pid {
@@ -33,6 +34,20 @@ impl Tasks for Pretender {
     fn emigrate(&self, pid: Pid, _: LinkId, _: Caller, reply: Done) {
         self.asked.lock().unwrap().push((pid, None));
         reply(Ok(()));
+    }
+    fn arm(&self, pid: Pid, _: LinkId, _: Caller, reply: Done) {
+        self.armed.lock().unwrap().push(pid);
+        reply(Ok(()));
+    }
+    fn disarm(&self, pid: Pid, _: Caller, reply: Done) -> Option<Done> {
+        let mut armed = self.armed.lock().unwrap();
+        let Some(at) = armed.iter().position(|p| *p == pid) else { return Some(reply) };
+        armed.remove(at);
+        reply(Ok(()));
+        None
+    }
+    fn armed(&self) -> Vec<(Pid, LinkId)> {
+        self.armed.lock().unwrap().iter().map(|pid| (*pid, LinkId(7))).collect()
     }
     fn migrate_home(&self, pid: Pid, side: Side, _: Caller, reply: Done) {
         self.asked.lock().unwrap().push((pid, Some(side)));
@@ -171,6 +186,21 @@ fn a_process_s_files_are_its_owner_s() {
     assert_eq!(rig.read(&format!("{dir}/last-error")).as_deref(), Ok(""));
     let link = rig.node.readlink(&at(&format!("{dir}/node")));
     assert_eq!(link.as_deref(), Ok("../../../nodes/7"));
+}
+
+#[test]
+fn a_process_may_arm_itself_and_is_called_home_to_stay() {
+    let rig = rig();
+    let own = std::process::id() as i32;
+    let caller = Caller { uid: USER, gid: USER, tid: own };
+    let command = Command::Emigrate { pid: pid(own), node: desk() };
+    let answer = rig.write(caller, "ccn/mig/emigrate-npm", command).recv().unwrap();
+    assert_eq!(answer, Ok(Answer::Done));
+    assert_eq!(rig.read("ccn/mig/emigrate-npm"), Ok(format!("{own} 7\n")));
+    let home = Command::MigrateHome(pid(own));
+    let answer = rig.write(caller, "ccn/mig/migrate-home", home).recv().unwrap();
+    assert_eq!(answer, Ok(Answer::Done));
+    assert_eq!(rig.read("ccn/mig/emigrate-npm").as_deref(), Ok(""));
 }
 
 #[test]

@@ -180,7 +180,13 @@ impl Shared {
         }
     }
 
-    fn send_after(self: &Arc<Self>, pid: Pid, frozen: Frozen, family: Arc<()>, link: &Link) {
+    pub(super) fn send_after(
+        self: &Arc<Self>,
+        pid: Pid,
+        frozen: Frozen,
+        family: Arc<()>,
+        link: &Link,
+    ) {
         let task = match self.admit(pid, link.id(), 0, family) {
             Ok(task) => task,
             Err(error) => {

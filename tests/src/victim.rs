@@ -63,6 +63,7 @@ const PLAIN: &[&str] = &[
     "calls",
     "clock",
     "dispositions",
+    "family",
     "filemap",
     "files",
     "fpu",

@@ -19,6 +19,8 @@ pub struct Thread {
     pub mask: u64,
     /// Where it goes on, with every signal blocked, if its tracer dies; None: as it was.
     fallback: Option<UserRegs>,
+    /// The signal of a job-control stop that began while it was held.
+    pub(crate) group_stop: Option<i32>,
 }
 
 impl Thread {
@@ -250,7 +252,8 @@ pub fn settle(mut t: Running) -> Result<Option<(Thread, Option<i32>)>> {
             }
         };
         let (tid, regs, mask) = (s.tid(), s.regs()?, s.sigmask()?);
-        let thread = Thread { tid, regs, mask, fallback: None, stopped: Some(s) };
+        let (fallback, stopped) = (None, Some(s));
+        let thread = Thread { tid, regs, mask, fallback, stopped, group_stop: None };
         return Ok(Some((thread, group)));
     }
 }
@@ -261,6 +264,10 @@ impl Frozen {
     }
     pub fn leader_mut(&mut self) -> &mut Thread {
         &mut self.threads[0]
+    }
+    /// Whether job control has stopped the process, before or since.
+    pub fn is_in_group_stop(&self) -> bool {
+        self.group_stop.is_some() || self.threads.iter().any(|t| t.group_stop.is_some())
     }
 
     /// Runs each thread that is inside of `ranges` on until it is not. For the vDSO: what its code

@@ -47,8 +47,8 @@ pub fn call(
     let s = thread.take()?;
     s.set_sigmask(signal::ALL)?;
     s.set_regs(&call_regs(&thread.regs, at, nr as u64, args))?;
-    let s = to_stop(s.to_syscall(0)?, Stop::Syscall)?;
-    let s = to_stop(s.to_syscall(0)?, Stop::Syscall)?;
+    let s = to_stop(s.to_syscall(0)?, Stop::Syscall, &mut thread.group_stop)?;
+    let s = to_stop(s.to_syscall(0)?, Stop::Syscall, &mut thread.group_stop)?;
     let ret = s.regs()?.rax as i64;
     thread.put_back(s);
     thread.fall_back()?;
@@ -62,22 +62,33 @@ pub fn returned(what: &'static str, ret: i64) -> Result<u64> {
     }
 }
 
-/// Waits for one kind of stop; stops of other kinds are passed over.
-fn to_stop(mut t: Running, want: Stop) -> Result<Stopped> {
+/// Waits for one kind of stop; stops of other kinds are passed over. Job control, which cannot be
+/// blocked, takes hold of the process; the thread goes on in spite of it.
+fn to_stop(mut t: Running, want: Stop, group_stop: &mut Option<i32>) -> Result<Stopped> {
     loop {
-        match t.wait()? {
+        let (s, stop) = match t.wait()? {
             Waited::Ended(_) => return Err(Error::Ended),
-            Waited::Stopped(s, stop) if stop == want => return Ok(s),
-            Waited::Stopped(s, Stop::Signal(sig)) if is_fault(sig) => {
+            Waited::Stopped(s, stop) => (s, stop),
+        };
+        let deliver = match stop {
+            stop if stop == want => return Ok(s),
+            Stop::Signal(sig) if is_fault(sig) => {
                 let mut addr = [0; 8];
                 addr.copy_from_slice(&s.siginfo()?[16..24]);
                 let address = u64::from_le_bytes(addr);
                 return Err(Error::Fault { signal: sig, rip: s.regs()?.rip, address });
             }
-            // Blocked signals are not delivered; what still comes is job control.
-            Waited::Stopped(s, _) if matches!(want, Stop::Syscall) => t = s.to_syscall(0)?,
-            Waited::Stopped(s, _) => t = s.cont(0)?,
-        }
+            Stop::Signal(libc::SIGSTOP) => libc::SIGSTOP,
+            Stop::Group(sig) => {
+                *group_stop = Some(sig);
+                0
+            }
+            _ => 0,
+        };
+        t = match want {
+            Stop::Syscall => s.to_syscall(deliver)?,
+            _ => s.cont(deliver)?,
+        };
     }
 }
 
@@ -327,10 +338,11 @@ impl Agent {
         regs.rsp = (self.scratch + SCRATCH_BYTES) & !15;
         regs.eflags &= !0x400;
         s.set_regs(&regs)?;
-        let mut s = to_stop(s.cont(0)?, Stop::Signal(self.done_signal))?;
+        let done = Stop::Signal(self.done_signal);
+        let mut s = to_stop(s.cont(0)?, done, &mut thread.group_stop)?;
         // Somebody else's signal of the same number, which its default action ignores anyway.
         while !sent_by_itself(&s, ids.tgid)? {
-            s = to_stop(s.cont(0)?, Stop::Signal(self.done_signal))?;
+            s = to_stop(s.cont(0)?, done, &mut thread.group_stop)?;
         }
         thread.put_back(s);
         // The next batch, of another thread perhaps, overwrites what would lead back.

@@ -44,6 +44,8 @@ pub struct Watched {
     running: BTreeMap<i32, Running>,
     /// Threads that stand still meanwhile.
     held: Vec<Thread>,
+    /// Signal of a job-control stop that those are in.
+    group_stop: Option<i32>,
     /// The thread that makes one call, and the number of the call that it is in.
     caller: Option<(i32, Option<u64>)>,
     /// New processes whose first stop is still to come.
@@ -87,7 +89,7 @@ impl Watched {
 
     fn new(pid: i32, held: Vec<Thread>) -> Self {
         let (running, expected, early) = Default::default();
-        Self { pid, running, held, caller: None, expected, early }
+        Self { pid, running, held, group_stop: None, caller: None, expected, early }
     }
 
     /// What has happened since the last time. Err: it has ended, or cannot be watched.
@@ -201,7 +203,8 @@ impl Watched {
     fn hold(&mut self, s: Stopped, all: &mut Vec<Happening>, what: Happening) -> Result<()> {
         s.set_options(freeze::OPTIONS)?;
         let running = s.cont_to_stop()?;
-        let (thread, _) = settle(running)?.ok_or(Error::Ended)?;
+        let (thread, group) = settle(running)?.ok_or(Error::Ended)?;
+        self.group_stop = self.group_stop.or(group);
         self.running.remove(&thread.tid);
         self.held.push(thread);
         self.caller = None;
@@ -214,7 +217,7 @@ impl Watched {
         for t in self.running.values() {
             t.interrupt()?;
         }
-        let mut group_stop = None;
+        let mut group_stop = self.group_stop;
         for t in std::mem::take(&mut self.running).into_values() {
             if let Some((t, group)) = settle(t)? {
                 t.stopped()?.set_options(freeze::OPTIONS)?;
@@ -232,7 +235,7 @@ impl Watched {
 
     /// Lets go of what is held; of the rest the kernel does when the calling OS thread ends.
     pub fn release(self) -> Result<()> {
-        Frozen { pid: self.pid, threads: self.held, group_stop: None }.thaw()
+        Frozen { pid: self.pid, threads: self.held, group_stop: self.group_stop }.thaw()
     }
 }
 

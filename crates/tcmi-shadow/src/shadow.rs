@@ -398,7 +398,7 @@ impl Shadow {
             self.running.insert(t.tid, t.take()?.cont(0)?);
         }
         self.passing = self.running.len() as u32;
-        if f.group_stop.is_none() {
+        if !f.is_in_group_stop() {
             return Ok(());
         }
         // A tracer's word makes a thread run on in spite of job control; told to stop, it finds

@@ -380,7 +380,11 @@ static void command(const char *line)
 	if (!strcmp(line, "again-thread") && !pthread_create(&thread, NULL, execute, NULL))
 		pthread_join(thread, NULL);
 	if (!strcmp(line, "fork")) {
-		memory_is_its_own();
-		say("FORKED %d\n", first_failure[0] != 0);
+		pid_t child = fork();
+		if (child == 0)
+			_exit(3);
+		say("FORKED %d\n", child < 0 ? errno : 0);
+		if (child > 0)
+			expect_exit("a child", 3, child);
 	}
 }

@@ -70,6 +70,10 @@ points! {
     HomeDecidedHome,
     HomeFinishSent,
     HomeRunsAgain,
+    /// Home: it has come for a call of one thread, and is held. A failure leaves it at home.
+    HomeVisits,
+    /// Home: the call has returned, and it is held.
+    HomeVisited,
 }
 
 enum Action {

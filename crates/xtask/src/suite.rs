@@ -23,6 +23,7 @@ const END_TO_END: &[&str] = &[
     "signals",
     "leave",
     "vdso",
+    "trees",
     "victims",
     "programs",
     "faults",

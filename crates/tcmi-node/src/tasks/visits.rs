@@ -14,6 +14,7 @@ use tcmi_core::command::Pid;
 use tcmi_core::lifecycle::State;
 use tcmi_core::limits::FAMILY_PROCESSES_MAX;
 use tcmi_kkc::Link;
+use tcmi_migr::fault::{self, Point};
 use tcmi_migr::source::{Original, has_ended};
 use tcmi_sys::proc::{self, Status};
 
@@ -46,6 +47,9 @@ impl Shared {
         visit: Visit,
     ) -> Option<Original> {
         let pid = task.pid;
+        if let Err(error) = fault::pass(Point::HomeVisits) {
+            return stay(task, visit.frozen, &error.to_string());
+        }
         let before = proc::status(pid.raw());
         let frozen = match self.call_at_home(task, link, visit) {
             Ok(Outcome::Held(frozen)) => frozen,
@@ -65,19 +69,17 @@ impl Shared {
                 return None;
             }
         };
-        let why = match before {
-            _ if self.ending.load(Ordering::Relaxed) => Some("the daemon ends".to_owned()),
-            Ok(before) => stays(pid, &before),
-            Err(error) => Some(error.to_string()),
-        };
-        if why.is_none() && !task.has_orders() {
-            return Some(Original::Held(frozen));
+        let ready = fault::pass(Point::HomeVisited)
+            .map_err(|error| error.to_string())
+            .and_then(|()| before.map_err(|error| error.to_string()))
+            .and_then(|before| may_go_again(pid, &before));
+        match ready {
+            Err(why) => stay(task, frozen, &why),
+            Ok(()) if self.ending.load(Ordering::Relaxed) => stay(task, frozen, "the daemon ends"),
+            // Somebody has called it home meanwhile.
+            Ok(()) if task.has_orders() => stay(task, frozen, ""),
+            Ok(()) => Some(Original::Held(frozen)),
         }
-        task.failed(&why.unwrap_or_default());
-        if let Err(error) = frozen.thaw() {
-            tracing::debug!(%pid, %error, "a visit");
-        }
-        None
     }
 
     fn call_at_home(
@@ -222,12 +224,21 @@ fn wait(bell: &Bell, until: Instant) -> bool {
     poll(&mut [PollFd::new(bell.as_fd(), PollFlags::POLLIN)], timeout) != Ok(0)
 }
 
-/// Why a process stays at home after its visit.
-fn stays(pid: Pid, before: &Status) -> Option<String> {
-    let now = match examine(pid, 0, false).and_then(|examined| examined.refusal()) {
-        Ok(examined) => examined.status,
-        Err(error) => return Some(error.to_string()),
-    };
-    let privileged = now.uid != before.uid || now.gid != before.gid;
-    privileged.then(|| "it has executed a set-uid program".to_owned())
+/// It runs at home.
+fn stay(task: &Task, frozen: Frozen, why: &str) -> Option<Original> {
+    task.failed(why);
+    if let Err(error) = frozen.thaw() {
+        tracing::debug!(pid = %task.pid, %error, "a visit");
+    }
+    None
+}
+
+/// Err: why a process stays at home after its visit.
+fn may_go_again(pid: Pid, before: &Status) -> Result<(), String> {
+    let examined = examine(pid, 0, false).and_then(|examined| examined.refusal());
+    let now = examined.map_err(|error| error.to_string())?.status;
+    match now.uid == before.uid && now.gid == before.gid {
+        true => Ok(()),
+        false => Err("it has executed a set-uid program".to_owned()),
+    }
 }

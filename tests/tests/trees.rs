@@ -1,0 +1,343 @@
+//! Processes that are away begin others and execute other programs: by home's kernel, with what
+//! it gives them, and on the desk again behind it.
+
+use std::fs::{self, Permissions};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::pty::openpty;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, setsid};
+use tcmi_tests::{Pair, Scratch, Victim, VictimKind, account, node, wait_until};
+
+const SOON: Duration = Duration::from_secs(20);
+const NOBODY: u32 = 65534;
+
+/// `tcmi run --on desk ARGV`.
+fn run(pair: &Pair, argv: &[&str]) -> Result<Command> {
+    let mut command = Command::new(node::built("tcmi")?);
+    command.arg("--ctlfs").arg(pair.home.path("")).args(["run", "--on", "desk"]).args(argv);
+    Ok(command)
+}
+
+fn wait_away(pair: &Pair, pid: u32) -> Result<()> {
+    wait_until(&format!("{pid} away\n{}", pair.logs()), SOON, || {
+        Ok(pair.is_guest(pid).then_some(()))
+    })
+}
+
+/// Ended and reaped whatever becomes of the test.
+struct Shell(Child);
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let below = account::descendants(self.0.id()).unwrap_or_default();
+            for pid in below.into_iter().chain([self.0.id()]) {
+                // It may have ended since.
+                kill(Pid::from_raw(pid as i32), Signal::SIGKILL).ok();
+            }
+            self.0.wait().ok();
+        }
+    }
+}
+
+impl Shell {
+    fn end(mut self) -> Result<i32> {
+        let status = wait_until("end of the command", SOON, || Ok(self.0.try_wait()?))?;
+        status.code().with_context(|| format!("{status}"))
+    }
+}
+
+#[test]
+fn a_command_that_is_run_on_a_node_is_the_caller_s_own() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.settled_accounts()?;
+    let scratch = Scratch::new("run")?;
+    let script =
+        r#"echo "$$ $PWD $1 $TESTED"; read line; echo "got $line" | tr a-z A-Z >&2; exit 7"#;
+    let mut command = run(&pair, &["sh", "-c", script, "sh", "-x"])?;
+    command.current_dir(scratch.path()).env("TESTED", "yes");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut shell = Shell(command.spawn()?);
+    let pid = shell.0.id();
+    wait_away(&pair, pid)?;
+    shell.0.stdin.take().context("stdin")?.write_all(b"a line\n")?;
+    let (mut out, mut err) = (String::new(), String::new());
+    shell.0.stdout.take().context("stdout")?.read_to_string(&mut out)?;
+    shell.0.stderr.take().context("stderr")?.read_to_string(&mut err)?;
+    ensure!(out == format!("{pid} {} -x yes\n", scratch.path().display()), "said {out:?}");
+    ensure!(err == "GOT A LINE\n", "said {err:?} as errors");
+    ensure!(shell.end()? == 7, "another status");
+    pair.wait_forgotten(pid)?;
+    pair.expect_no_leak(&before)?;
+    pair.stop()
+}
+
+#[test]
+fn a_command_that_cannot_be_run_says_so_and_nothing_is_armed() -> Result<()> {
+    let pair = Pair::new()?;
+    let status = |argv: &[&str]| -> Result<(i32, String)> {
+        let done = run(&pair, argv)?.output()?;
+        Ok((done.status.code().context("a status")?, String::from_utf8(done.stderr)?))
+    };
+    let (code, said) = status(&["/no/such/program"])?;
+    ensure!(code == 127 && said.contains("/no/such/program"), "{code}: {said}");
+    let (code, said) = status(&["/etc/passwd"])?;
+    ensure!(code == 126 && said.contains("ermission"), "{code}: {said}");
+    let mut elsewhere = Command::new(node::built("tcmi")?);
+    elsewhere.arg("--ctlfs").arg(pair.home.path("")).args(["run", "--on", "nowhere", "true"]);
+    ensure!(elsewhere.output()?.status.code() == Some(1), "to a node that is not there");
+    wait_until("nothing armed", SOON, || {
+        Ok(pair.home.read("ccn/mig/emigrate-npm")?.is_empty().then_some(()))
+    })?;
+    pair.stop()
+}
+
+#[test]
+fn an_armed_process_goes_with_its_next_program_unless_it_is_disarmed() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("family"))?;
+    let pid = victim.pid();
+    let arm = || pair.home.echo("ccn/mig/emigrate-npm", &format!("{pid} desk"));
+    arm()?;
+    ensure!(pair.home.read("ccn/mig/emigrate-npm")?.starts_with(&format!("{pid} ")), "not armed");
+    ensure!(pair.try_migrate(pid).is_err(), "moved while it waits for its program");
+    pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"))?;
+    ensure!(pair.home.read("ccn/mig/emigrate-npm")?.is_empty(), "still armed");
+    let here = [i64::from(pid)];
+    ensure!(victim.ask("again", "READY")? == here, "another program at home");
+    ensure!(!pair.is_guest(pid), "it went without being armed");
+    arm()?;
+    victim.check().context("armed, it begins others as ever")?;
+    ensure!(victim.ask("again", "READY")? == here, "another program");
+    wait_away(&pair, pid)?;
+    victim.check().context("away")?;
+    for again in ["again", "again-thread"] {
+        ensure!(victim.ask(again, "READY")? == here, "{again} on the desk");
+        wait_away(&pair, pid)?;
+        ensure!(victim.ask("fork", "FORKED")? == [0], "behind {again}");
+    }
+    pair.bring_home(pid)?;
+    victim.check().context("home again")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+#[test]
+fn orders_wait_for_what_is_at_home_for_a_moment() -> Result<()> {
+    const ROUNDS: u32 = 12;
+    let pair = Pair::new()?;
+    let script = "i=0; while read -t 0 x || [ $i -lt 100000 ]; do i=$((i+1)); (exit 3); done";
+    let mut command = Command::new("bash");
+    command.args(["-c", &format!("trap 'exit 5' TERM; {script}")]).stdin(Stdio::null());
+    let shell = Shell(command.spawn()?);
+    let pid = shell.0.id();
+    for round in 0..ROUNDS {
+        pair.try_migrate(pid).with_context(|| format!("round {round}"))?;
+        pair.bring_home(pid).with_context(|| format!("round {round}"))?;
+    }
+    kill(Pid::from_raw(pid as i32), Signal::SIGTERM)?;
+    ensure!(shell.end()? == 5, "another status");
+    pair.stop()
+}
+
+#[test]
+fn what_a_process_begins_follows_it_and_each_comes_home_by_itself() -> Result<()> {
+    let pair = Pair::new()?;
+    let work = "while :; do i=$((i+1)); done";
+    let script =
+        format!("read x; ({work}) & ({work}) & read x; kill -9 $!; wait $!; echo $?; wait");
+    let mut command = Command::new("bash");
+    command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut shell = Shell(command.spawn()?);
+    let pid = shell.0.id();
+    pair.migrate(pid)?;
+    let mut stdin = shell.0.stdin.take().context("stdin")?;
+    stdin.write_all(b"\n")?;
+    let children = wait_until("two children away", SOON, || {
+        let all = account::children(pid)?;
+        Ok((all.len() == 2 && all.iter().all(|c| pair.is_guest(*c))).then_some(all))
+    })?;
+    pair.bring_home(children[0])?;
+    ensure!(account::state(children[0]) == Some('R'), "the first does not work at home");
+    ensure!(pair.is_guest(children[1]), "the second came along");
+    stdin.write_all(b"\n")?;
+    let mut said = [0; 4];
+    shell.0.stdout.take().context("stdout")?.read_exact(&mut said)?;
+    ensure!(&said == b"137\n", "its child ended otherwise: {said:?}");
+    pair.wait_forgotten(children[1])?;
+    kill(Pid::from_raw(children[0] as i32), Signal::SIGTERM)?;
+    ensure!(shell.end()? == 0, "another status");
+    pair.stop()
+}
+
+/// What home's kernel makes of it, not the node's.
+#[test]
+fn a_set_uid_program_brings_the_process_home() -> Result<()> {
+    let pair = Pair::new()?;
+    let scratch = Scratch::new("set-uid")?;
+    fs::set_permissions(scratch.path(), Permissions::from_mode(0o755))?;
+    let id = scratch.join("id");
+    fs::copy("/usr/bin/id", &id)?;
+    let sleep = scratch.join("sleep");
+    fs::copy("/bin/sleep", &sleep)?;
+    for program in [&id, &sleep] {
+        fs::set_permissions(program, Permissions::from_mode(0o4755))?;
+    }
+    let script =
+        format!("read x; {} -u; {} -ru; exec {} 60", id.display(), id.display(), sleep.display());
+    let mut command = Command::new("bash");
+    command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut shell = Shell(command.uid(NOBODY).gid(NOBODY).spawn()?);
+    let pid = shell.0.id();
+    pair.migrate(pid)?;
+    shell.0.stdin.take().context("stdin")?.write_all(b"\n")?;
+    let mut said = [0; 8];
+    shell.0.stdout.as_mut().context("stdout")?.read_exact(&mut said)?;
+    ensure!(&said == b"0\n65534\n", "effective and real user: {}", String::from_utf8_lossy(&said));
+    wait_until("at home, as another program", SOON, || {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"))?;
+        Ok((name == "sleep\n" && !pair.is_guest(pid)).then_some(()))
+    })?;
+    let why = pair.home.read(&format!("ccn/mig/migproc/{pid}/last-error"))?;
+    ensure!(why.contains("set-uid"), "why it stays: {why}");
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL)?;
+    drop(shell);
+    pair.stop()
+}
+
+/// What it says, until `text` is in it.
+fn hear(master: &OwnedFd, heard: &mut String, text: &str) -> Result<()> {
+    let until = Instant::now() + SOON;
+    while !heard.contains(text) {
+        let left = until.saturating_duration_since(Instant::now()).as_millis() as i32;
+        let mut fd = [nix::poll::PollFd::new(master.as_fd(), nix::poll::PollFlags::POLLIN)];
+        let timeout = nix::poll::PollTimeout::try_from(left)?;
+        ensure!(nix::poll::poll(&mut fd, timeout)? > 0, "waited for {text:?} in vain: {heard:?}");
+        let mut bytes = [0; 4096];
+        let n = nix::unistd::read(master, &mut bytes)?;
+        heard.push_str(&String::from_utf8_lossy(&bytes[..n]));
+    }
+    let end = heard.find(text).map_or(0, |at| at + text.len());
+    heard.drain(..end);
+    Ok(())
+}
+
+/// A shell at a terminal: jobs are stopped, brought forward and interrupted from there.
+#[test]
+fn job_control_from_the_terminal_reaches_jobs_of_a_shell_that_is_away() -> Result<()> {
+    let pair = Pair::new()?;
+    let terminal = openpty(None, None)?;
+    let mut command = run(&pair, &["bash", "--norc", "--noediting", "-i"])?;
+    command.env("PS1", "ready> ").env("HISTFILE", "");
+    let slave = || -> Result<Stdio> { Ok(terminal.slave.try_clone()?.into()) };
+    command.stdin(slave()?).stdout(slave()?).stderr(slave()?);
+    let controlling = || {
+        setsid()?;
+        // SAFETY: the terminal is this process's stdin; nothing is allocated.
+        match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: setsid(2) and ioctl(2) may be called between fork and exec.
+    unsafe { command.pre_exec(controlling) };
+    let shell = Shell(command.spawn()?);
+    drop(command);
+    let (master, mut heard) = (terminal.master, String::new());
+    let say = |text: &str| nix::unistd::write(&master, text.as_bytes()).map(drop);
+    hear(&master, &mut heard, "ready> ")?;
+    wait_away(&pair, shell.0.id())?;
+    say("sleep 61\n")?;
+    let job = wait_until("the job away", SOON, || {
+        let all = account::children(shell.0.id())?;
+        Ok(all.first().copied().filter(|job| pair.is_guest(*job)))
+    })?;
+    say("\x1a")?;
+    hear(&master, &mut heard, "Stopped")?;
+    ensure!(account::state(job) != Some('S'), "the job sleeps on");
+    hear(&master, &mut heard, "ready> ")?;
+    say("fg\n")?;
+    hear(&master, &mut heard, "sleep 61")?;
+    wait_until("the job in front", SOON, || {
+        // SAFETY: plain call on a terminal.
+        let group = unsafe { libc::tcgetpgrp(std::os::fd::AsRawFd::as_raw_fd(&master)) };
+        Ok((group == job as i32 && account::state(job) == Some('S')).then_some(()))
+    })?;
+    say("\x03")?;
+    hear(&master, &mut heard, "ready> ")?;
+    say("echo status $?\n")?;
+    hear(&master, &mut heard, "status 130")?;
+    hear(&master, &mut heard, "ready> ")?;
+    say("exit 3\n")?;
+    ensure!(shell.end()? == 3, "another status");
+    pair.stop()
+}
+
+fn project(at: &Path) -> Result<()> {
+    const FILES: usize = 6;
+    let names: Vec<String> = (0..FILES).map(|n| format!("f{n}.o")).collect();
+    for n in 0..FILES {
+        let text = format!(
+            "#include <stdio.h>\n#include <string.h>\n\
+             int f{n}(int x) {{ char b[32]; snprintf(b, sizeof b, \"%d\", x * {n}); return strlen(b); }}\n"
+        );
+        fs::write(at.join(format!("f{n}.c")), text)?;
+    }
+    let calls: String = (0..FILES).map(|n| format!(" + f{n}(99)")).collect();
+    let declared: String = (0..FILES).map(|n| format!("int f{n}(int);\n")).collect();
+    let main = format!(
+        "#include <stdio.h>\n{declared}int main(void) {{ printf(\"%d\\n\", 0{calls}); }}\n"
+    );
+    fs::write(at.join("main.c"), main)?;
+    let objects = names.join(" ");
+    let make = format!(
+        "prog: main.o {objects}\n\tcc -o prog main.o {objects}\n\
+         %.o: %.c\n\tcc -O1 -c -o $@ $<\n"
+    );
+    Ok(fs::write(at.join("Makefile"), make)?)
+}
+
+/// Its compilers go with it, and what it makes is what it makes at home.
+#[test]
+fn a_build_that_is_moved_in_its_midst_makes_what_it_makes_at_home() -> Result<()> {
+    let (moved, unmoved) = (Scratch::new("moved")?, Scratch::new("unmoved")?);
+    project(moved.path())?;
+    project(unmoved.path())?;
+    let make = |at: &Scratch| {
+        let mut command = Command::new("make");
+        command.arg("-j2").current_dir(at.path()).stdout(Stdio::null());
+        command
+    };
+    ensure!(make(&unmoved).status()?.success(), "unmoved");
+    let pair = Pair::new()?;
+    let before = pair.settled_accounts()?;
+    let build = Shell(make(&moved).spawn()?);
+    let pid = build.0.id();
+    wait_until("its first compiler", SOON, || {
+        Ok((!account::descendants(pid)?.is_empty()).then_some(()))
+    })?;
+    pair.try_migrate(pid)?;
+    wait_until("a compiler away", SOON, || {
+        let all = account::descendants(pid)?;
+        if all.is_empty() && account::state(pid) == Some('Z') {
+            bail!("it was over too soon");
+        }
+        Ok(all.iter().any(|p| pair.is_guest(*p)).then_some(()))
+    })?;
+    ensure!(build.end()? == 0, "moved\n{}", pair.logs());
+    for name in ["prog", "main.o", "f0.o", "f5.o"] {
+        ensure!(fs::read(moved.join(name))? == fs::read(unmoved.join(name))?, "{name} differs");
+    }
+    let said = Command::new(moved.join("prog")).output()?;
+    ensure!(said.stdout == Command::new(unmoved.join("prog")).output()?.stdout, "what it says");
+    pair.expect_no_leak(&before)?;
+    pair.stop()
+}

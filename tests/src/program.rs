@@ -14,6 +14,7 @@ use crate::wait::wait_until;
 
 pub const PI_SCRIPT: &str = include_str!("../programs/pi.py");
 const POOL_SCRIPT: &str = include_str!("../programs/pool.py");
+const CHILDREN_SCRIPT: &str = include_str!("../programs/children.py");
 
 /// A program and its arguments. It runs in a directory of its own; what is in
 /// there at its end is its output.
@@ -23,6 +24,8 @@ pub struct Program {
     pub argv: Vec<String>,
     /// The output holds measured numbers: only its shape is compared.
     pub measures: bool,
+    /// Others do its work: how far it is, its output tells.
+    pub begins_others: bool,
 }
 
 /// What the programs read: made once, the same on every machine.
@@ -62,6 +65,7 @@ impl Inputs {
         }
         fs::write(inputs.0.join("pi.py"), PI_SCRIPT)?;
         fs::write(inputs.0.join("pool.py"), POOL_SCRIPT)?;
+        fs::write(inputs.0.join("children.py"), CHILDREN_SCRIPT)?;
         Ok(inputs)
     }
 
@@ -75,7 +79,9 @@ impl Inputs {
             name,
             argv: argv.iter().map(|a| a.to_string()).collect(),
             measures: false,
+            begins_others: false,
         };
+        let parent = |name, argv: &[&str]| Program { begins_others: true, ..program(name, argv) };
         let lines = self.path("lines");
         let tree = self.path("tree");
         let many = |argv: &[&str], walks: usize| {
@@ -87,7 +93,7 @@ impl Inputs {
         let grep = many(&["grep", "-rE", r"([0-9a-f])([0-9a-f])\2\1[0-9a-f]\1\2"], WALKS / 2);
         let tar = many(&["tar", "--sort=name", "-cf", "tree.tar"], WALKS);
         let printing = ["-type", "f", "-printf", "%p %s %m\n"].map(str::to_owned);
-        let found = |name, argv| Program { name, argv, measures: false };
+        let found = |name, argv| Program { name, argv, ..program("", &[]) };
         vec![
             program("python3", &["python3", &self.path("pi.py"), "pi.txt", "180"]),
             program("python3-pool", &["python3", &self.path("pool.py"), "60"]),
@@ -95,6 +101,9 @@ impl Inputs {
             program("xz", &["xz", "-T1", "-0", "-k", "-c", &lines]),
             program("xz-threads", &["xz", "-T2", "-0", "-k", "-c", &lines]),
             program("bash", &["bash", "-c", BASH]),
+            parent("dash-pipes", &["dash", "-c", DASH_PIPES]),
+            parent("perl-fork", &["perl", "-e", PERL_FORK]),
+            parent("python3-subprocess", &["python3", &self.path("children.py"), "60"]),
             program("sqlite3", &["sqlite3", ":memory:", SQLITE]),
             Program {
                 measures: true,
@@ -129,6 +138,33 @@ const BASH: &str = r#"
         if ((i % 4000 == 0)); then printf '%d %d\n' "$i" "$x"; fi
     done
     exit 5
+"#;
+
+const DASH_PIPES: &str = r#"
+    n=0
+    while [ $n -lt 40 ]; do
+        n=$((n + 1)) i=0 x=$n
+        while [ $i -lt 8000 ]; do i=$((i + 1)) x=$(((x * 31 + i) % 1000003)); done
+        echo "$n $x" | sed 's/ /-/' | tr 0-4 a-e
+        [ -e "part.$((n % 4))" ] || (echo "$n" >"part.$((n % 4))") &
+        wait
+    done
+    cat part.* >all
+    exit 4
+"#;
+
+const PERL_FORK: &str = r#"
+    $| = 1;
+    my $x = 17;
+    for my $i (1 .. 40) {
+        $x = ($x * 1103515245 + 12345) % 2147483648 for 1 .. 60_000;
+        my $child = fork();
+        die "fork: $!" unless defined $child;
+        exit(($x + $i) % 100) if $child == 0;
+        waitpid($child, 0) == $child or die "waitpid: $!";
+        print "$i ", $? >> 8, " ", `expr $x % 1009`;
+    }
+    exit 6;
 "#;
 
 const SQLITE: &str = "
@@ -185,6 +221,12 @@ impl Run {
 
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Whole lines of its output.
+    pub fn lines(&self) -> io::Result<usize> {
+        let out = fs::read(self.directory.join("stdout"))?;
+        Ok(out.iter().filter(|byte| **byte == b'\n').count())
     }
 
     /// Its status and output, once it ended.

@@ -206,8 +206,10 @@ fn a_set_uid_program_brings_the_process_home() -> Result<()> {
         let name = fs::read_to_string(format!("/proc/{pid}/comm"))?;
         Ok((name == "sleep\n" && !pair.is_guest(pid)).then_some(()))
     })?;
-    let why = pair.home.read(&format!("ccn/mig/migproc/{pid}/last-error"))?;
-    ensure!(why.contains("set-uid"), "why it stays: {why}");
+    wait_until("why it stays", SOON, || {
+        let why = pair.home.read(&format!("ccn/mig/migproc/{pid}/last-error"))?;
+        Ok(why.contains("set-uid").then_some(()))
+    })?;
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL)?;
     drop(shell);
     pair.stop()
@@ -258,7 +260,10 @@ fn job_control_from_the_terminal_reaches_jobs_of_a_shell_that_is_away() -> Resul
     say("sleep 61\n")?;
     let job = wait_until("the job away", SOON, || {
         let all = account::children(shell.0.id())?;
-        Ok(all.first().copied().filter(|job| pair.is_guest(*job)))
+        let executed = |job: &u32| {
+            fs::read_to_string(format!("/proc/{job}/comm")).is_ok_and(|name| name == "sleep\n")
+        };
+        Ok(all.first().copied().filter(|job| executed(job) && pair.is_guest(*job)))
     })?;
     say("\x1a")?;
     hear(&master, &mut heard, "Stopped")?;

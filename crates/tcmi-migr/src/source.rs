@@ -20,7 +20,7 @@ use tcmi_ckpt::remote::{self, Agent, page_up};
 use tcmi_core::lifecycle::State;
 use tcmi_kkc::{BulkError, BulkReader, BulkWriter, Stream};
 use tcmi_sys::maps::Mapping;
-use tcmi_sys::namespace;
+use tcmi_sys::{namespace, signal};
 
 /// Told how far a move is.
 pub trait Watch {
@@ -513,6 +513,7 @@ fn transfer(
     let mut image = capture::capture(f, &a.agent, &|tid| tid, &maps, &mut files)?;
     files.hash()?;
     image.files = files.refs.clone();
+    leave_stops(&mut image);
     fault::pass(Point::HomeCaptured)?;
     let runs = capture::own_pages(f.pid, &image.mm.vmas)?;
     let total: u64 = runs.iter().map(|r: &Range<u64>| r.end - r.start).sum();
@@ -536,6 +537,27 @@ fn transfer(
     *installed = Some(Installed::install(f, a, streams, a.room.saturating_sub(f.threads.len()))?);
     fault::pass(Point::HomeStreamsInstalled)?;
     Ok(Transfer { image, bytes: total, by_module, since })
+}
+
+/// A stop that came while the process was held is for its parent at home to see: the shadow takes
+/// it. One that is blocked moves with what blocks it.
+fn leave_stops(image: &mut ProcessImage) {
+    const SIG_DFL: u64 = 0;
+    let default = |n| !image.actions.iter().any(|a| a.signal == n && a.handler != SIG_DFL);
+    let stops: u64 = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU]
+        .into_iter()
+        .filter(|&n| default(n))
+        .map(signal::bit)
+        .sum();
+    let nobody = image.threads.iter().fold(signal::ALL, |all, t| all & t.mask);
+    let stays = |info: &Vec<u8>, blocked: u64| {
+        let number = info.first_chunk().map_or(0, |n| i32::from_le_bytes(*n));
+        (1..=64).contains(&number) && signal::bit(number) & stops & !blocked != 0
+    };
+    image.pending.retain(|info| !stays(info, nobody));
+    for t in &mut image.threads {
+        t.pending.retain(|info| !stays(info, t.mask));
+    }
 }
 
 /// Puts a held original back as it was and lets it run.

@@ -55,6 +55,7 @@ pub struct Status {
     /// It has an address space: neither a kernel thread nor on its way to be a zombie.
     pub has_memory: bool,
     pub seccomp: u32,
+    pub permitted_capabilities: u64,
     /// PR_SET_THP_DISABLE was not used.
     pub huge_pages: bool,
     pub sig_pending: u64,
@@ -95,6 +96,7 @@ fn parse_status(text: &str) -> Option<Status> {
             "Threads" => s.threads = v.parse().ok()?,
             "THP_enabled" => s.huge_pages = v != "0",
             "Seccomp" => s.seccomp = v.parse().ok()?,
+            "CapPrm" => s.permitted_capabilities = hex()?,
             "SigPnd" => s.sig_pending = hex()?,
             "ShdPnd" => s.shared_pending = hex()?,
             "SigBlk" => s.sig_blocked = hex()?,

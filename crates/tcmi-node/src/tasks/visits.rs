@@ -237,8 +237,9 @@ fn stay(task: &Task, frozen: Frozen, why: &str) -> Option<Original> {
 fn may_go_again(pid: Pid, before: &Status) -> Result<(), String> {
     let examined = examine(pid, 0, false).and_then(|examined| examined.refusal());
     let now = examined.map_err(|error| error.to_string())?.status;
-    match now.uid == before.uid && now.gid == before.gid {
+    let gained = now.permitted_capabilities & !before.permitted_capabilities;
+    match now.uid == before.uid && now.gid == before.gid && gained == 0 {
         true => Ok(()),
-        false => Err("it has executed a set-uid program".to_owned()),
+        false => Err("it has executed a set-uid program, or one with capabilities".to_owned()),
     }
 }

@@ -37,3 +37,4 @@ pub use session::{
     Dial, DownReason, Hello, Moment, NameError, Role, Session, SessionEvent, SessionOptions,
 };
 pub use stream::Stream;
+pub use tls::ExportedKeys;

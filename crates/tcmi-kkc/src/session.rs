@@ -239,7 +239,8 @@ impl Session {
                 self.fail(DownReason::NoHello(self.options.hello_timeout));
             }
             State::Up { .. } if now >= self.heard_at + self.options.keepalive_limit => {
-                self.fail(DownReason::Silent(self.options.keepalive_limit));
+                // No Bye: if it arrives after all, the peer has lost its link, and not been left.
+                self.end(DownReason::Silent(self.options.keepalive_limit));
             }
             State::Up { ping_at } => {
                 if now >= ping_at {

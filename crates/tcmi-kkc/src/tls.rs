@@ -160,7 +160,18 @@ impl Write for RecordAtATime<'_> {
 pub(crate) struct Keys {
     pub tx: DirectionKeys,
     pub rx: DirectionKeys,
+    pub exported: ExportedKeys,
 }
+
+/// For what the ends of a link say to each other beside it: fresh with each link, and no other
+/// node's. No Debug: they are in no log.
+#[derive(Clone, Copy)]
+pub struct ExportedKeys {
+    pub sent: [u8; 32],
+    pub received: [u8; 32],
+}
+
+const EXPORTER_LABEL: &[u8] = b"EXPORTER-tcmi-peer-v1";
 
 /// An authenticated connection in its first exchange of messages.
 pub(crate) struct Handshake<'a> {
@@ -249,9 +260,20 @@ impl<'a> Handshake<'a> {
         if state.plaintext_bytes_to_read() > 0 || self.io.body_left > 0 {
             return Err(OpenError::TooEager);
         }
+        let exported = export(&self.conn)?;
         let secrets = self.conn.dangerous_extract_secrets().map_err(from_tls)?;
-        Ok(Keys { tx: direction(secrets.tx)?, rx: direction(secrets.rx)? })
+        Ok(Keys { tx: direction(secrets.tx)?, rx: direction(secrets.rx)?, exported })
     }
+}
+
+fn export(conn: &Connection) -> Result<ExportedKeys, OpenError> {
+    let key = |of: &[u8]| conn.export_keying_material([0; 32], EXPORTER_LABEL, Some(of));
+    let of_dialer = key(b"dialer").map_err(from_tls)?;
+    let of_listener = key(b"listener").map_err(from_tls)?;
+    Ok(match conn {
+        Connection::Client(_) => ExportedKeys { sent: of_dialer, received: of_listener },
+        Connection::Server(_) => ExportedKeys { sent: of_listener, received: of_dialer },
+    })
 }
 
 fn direction((seq, secrets): (u64, ConnectionTrafficSecrets)) -> Result<DirectionKeys, OpenError> {

@@ -20,6 +20,21 @@ fn both_ends_know_each_other() {
 }
 
 #[test]
+fn each_link_has_keys_of_its_own_for_each_direction() {
+    let keys = || {
+        let p = Pair::new();
+        let (home, desk) = (p.at_home.exported_keys(), p.at_desk.exported_keys());
+        assert_eq!((home.sent, home.received), (desk.received, desk.sent));
+        assert_eq!(p.at_home.local_address(), p.at_desk.peer_address());
+        assert_eq!(p.at_desk.local_address(), p.at_home.peer_address());
+        [home.sent, home.received]
+    };
+    let [a, b] = [keys(), keys()];
+    assert!(a[0] != a[1] && b[0] != b[1]);
+    assert!(!a.iter().any(|key| b.contains(key)));
+}
+
+#[test]
 fn messages_arrive_in_order_both_ways() {
     let p = Pair::new();
     let offer = |n: u64| Control::Offer {

@@ -25,7 +25,7 @@ use crate::message::{Control, StreamKind};
 use crate::session::{Dial, DownReason, Hello, Moment, Role, Session, SessionEvent};
 use crate::socket::{recv_some, timespec};
 use crate::stream::Stream;
-use crate::tls::{self, Keys};
+use crate::tls::{self, ExportedKeys, Keys};
 
 /// How long the writer waits, after its last message, for the peer to close too.
 const LINGER: Duration = Duration::from_secs(1);
@@ -51,7 +51,9 @@ pub(super) struct Inner {
     pub peer: PeerKey,
     pub session_id: u64,
     pub streams: Streams,
+    local_address: SocketAddr,
     address: SocketAddr,
+    exported: ExportedKeys,
     hello: OnceLock<Hello>,
     load: AtomicU32,
     session: Mutex<Session>,
@@ -83,7 +85,9 @@ pub(super) fn start(shared: &Arc<Shared>, connection: Connection) -> io::Result<
         peer,
         session_id: session,
         streams: Streams::default(),
+        local_address: tcp.local_addr()?,
         address,
+        exported: keys.exported,
         hello: OnceLock::new(),
         load: AtomicU32::new(0),
         session: Mutex::new(Session::new(
@@ -423,6 +427,15 @@ impl Link {
 
     pub fn peer_address(&self) -> SocketAddr {
         self.0.address
+    }
+
+    pub fn local_address(&self) -> SocketAddr {
+        self.0.local_address
+    }
+
+    /// Known to the two ends of this link alone.
+    pub fn exported_keys(&self) -> ExportedKeys {
+        self.0.exported
     }
 
     pub fn peer_name(&self) -> &str {

@@ -39,64 +39,28 @@ static int session_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
-static long tell_version(void __user *user)
-{
-	struct tcmi_version version = { .abi = TCMI_ABI };
+union tcmi_args {
+	struct tcmi_version version;
+	struct tcmi_freeze_args freeze;
+	struct tcmi_capture_args capture;
+	struct tcmi_send_args send;
+	struct tcmi_watch_args watch;
+	struct tcmi_ctl_serve_args serve;
+	struct tcmi_ctl_add_args add;
+	struct tcmi_ctl_remove_args remove;
+};
 
-	tcmi_ctl_version(&version);
-	return copy_to_user(user, &version, sizeof(version)) ? -EFAULT : 0;
-}
-
-static long freeze(struct tcmi_session *session, void __user *user)
+static long freeze(struct tcmi_session *session, struct tcmi_freeze_args *args)
 {
-	struct tcmi_freeze_args args;
 	struct tcmi_freeze *freeze;
 
-	if (copy_from_user(&args, user, sizeof(args)))
-		return -EFAULT;
 	if (session->freeze)
 		return -EBUSY;
-	freeze = tcmi_freeze(&args);
+	freeze = tcmi_freeze(args);
 	if (IS_ERR(freeze))
 		return PTR_ERR(freeze);
-	if (copy_to_user(user, &args, sizeof(args))) {
-		tcmi_thaw(freeze);
-		return -EFAULT;
-	}
 	session->freeze = freeze;
 	return 0;
-}
-
-static long capture(struct tcmi_session *session, void __user *user)
-{
-	struct tcmi_capture_args args;
-	long err;
-
-	if (copy_from_user(&args, user, sizeof(args)))
-		return -EFAULT;
-	if (!session->freeze)
-		return -EINVAL;
-	err = tcmi_capture(session->freeze, &args);
-	if (!err || err == -EMSGSIZE) {
-		if (copy_to_user(user, &args, sizeof(args)))
-			err = -EFAULT;
-	}
-	return err;
-}
-
-static long send_memory(struct tcmi_session *session, void __user *user)
-{
-	struct tcmi_send_args args;
-	long err;
-
-	if (copy_from_user(&args, user, sizeof(args)))
-		return -EFAULT;
-	if (!session->freeze)
-		return -EINVAL;
-	err = tcmi_send(session->freeze, &args);
-	if (err)
-		return err;
-	return copy_to_user(user, &args, sizeof(args)) ? -EFAULT : 0;
 }
 
 static long thaw(struct tcmi_session *session)
@@ -108,85 +72,81 @@ static long thaw(struct tcmi_session *session)
 	return 0;
 }
 
-static long watch(struct tcmi_session *session, void __user *user,
+static long watch(struct tcmi_session *session, const struct tcmi_watch_args *args,
 		  int (*act)(struct tcmi_session *session, pid_t pid))
 {
-	struct tcmi_watch_args args;
-
-	if (copy_from_user(&args, user, sizeof(args)))
-		return -EFAULT;
-	if (args.reserved || args.pid <= 0)
+	if (args->reserved || args->pid <= 0)
 		return -EINVAL;
-	return act(session, args.pid);
+	return act(session, args->pid);
 }
 
-static long serve(struct tcmi_session *session, void __user *user)
+static long serve(struct tcmi_session *session, const struct tcmi_ctl_serve_args *args)
 {
-	struct tcmi_ctl_serve_args args;
-
-	if (copy_from_user(&args, user, sizeof(args)))
-		return -EFAULT;
-	if (args.reserved)
+	if (args->reserved)
 		return -EINVAL;
 	return session->serves ? -EBUSY : tcmi_serve(session);
 }
 
-static long add(struct tcmi_session *session, void __user *user)
-{
-	struct tcmi_ctl_add_args args;
-
-	if (copy_from_user(&args, user, sizeof(args)))
-		return -EFAULT;
-	return session->serves ? tcmi_ctl_add(&args) : -EINVAL;
-}
-
-static long ctl_remove(struct tcmi_session *session, void __user *user)
-{
-	struct tcmi_ctl_remove_args args;
-
-	if (copy_from_user(&args, user, sizeof(args)))
-		return -EFAULT;
-	return session->serves ? tcmi_ctl_remove(&args) : -EINVAL;
-}
-
-static long run_ioctl(struct tcmi_session *session, unsigned int command, void __user *user)
+static long run(struct tcmi_session *session, unsigned int command, union tcmi_args *args)
 {
 	switch (command) {
 	case TCMI_VERSION:
-		return tell_version(user);
+		args->version.abi = TCMI_ABI;
+		tcmi_ctl_version(&args->version);
+		return 0;
 	case TCMI_FREEZE:
-		return freeze(session, user);
+		return freeze(session, &args->freeze);
 	case TCMI_CAPTURE:
-		return capture(session, user);
+		return session->freeze ? tcmi_capture(session->freeze, &args->capture) : -EINVAL;
 	case TCMI_SEND:
-		return send_memory(session, user);
+		return session->freeze ? tcmi_send(session->freeze, &args->send) : -EINVAL;
 	case TCMI_THAW:
 		return thaw(session);
 	case TCMI_WATCH:
-		return watch(session, user, tcmi_watch);
+		return watch(session, &args->watch, tcmi_watch);
 	case TCMI_UNWATCH:
-		return watch(session, user, tcmi_unwatch);
+		return watch(session, &args->watch, tcmi_unwatch);
 	case TCMI_CTL_SERVE:
-		return serve(session, user);
+		return serve(session, &args->serve);
 	case TCMI_CTL_ADD:
-		return add(session, user);
+		return session->serves ? tcmi_ctl_add(&args->add) : -EINVAL;
 	case TCMI_CTL_REMOVE:
-		return ctl_remove(session, user);
+		return session->serves ? tcmi_ctl_remove(&args->remove) : -EINVAL;
 	default:
 		return -ENOTTY;
 	}
 }
 
-static long session_ioctl(struct file *file, unsigned int command, unsigned long arg)
+static long run_locked(struct tcmi_session *session, unsigned int command, union tcmi_args *args,
+		       void __user *user)
 {
-	struct tcmi_session *session = file->private_data;
 	long ret;
 
 	if (mutex_lock_killable(&session->lock))
 		return -EINTR;
-	ret = run_ioctl(session, command, (void __user *)arg);
+	ret = run(session, command, args);
+	if ((!ret || ret == -EMSGSIZE) && (_IOC_DIR(command) & _IOC_READ) &&
+	    copy_to_user(user, args, _IOC_SIZE(command))) {
+		ret = -EFAULT;
+		if (command == TCMI_FREEZE)
+			thaw(session);
+	}
 	mutex_unlock(&session->lock);
 	return ret;
+}
+
+static long session_ioctl(struct file *file, unsigned int command, unsigned long arg)
+{
+	struct tcmi_session *session = file->private_data;
+	void __user *user = (void __user *)arg;
+	size_t size = _IOC_SIZE(command);
+	union tcmi_args args = {};
+
+	if (size > sizeof(args))
+		return -ENOTTY;
+	if ((_IOC_DIR(command) & _IOC_WRITE) && copy_from_user(&args, user, size))
+		return -EFAULT;
+	return run_locked(session, command, &args, user);
 }
 
 static bool is_readable(struct tcmi_session *session)

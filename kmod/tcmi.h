@@ -13,12 +13,14 @@
 #include "uapi/tcmi.h"
 
 struct tcmi_freeze;
+struct tcmi_peer;
 
 /* An open file of /dev/tcmi. */
 struct tcmi_session {
 	/* Serializes ioctls, so at most one of them changes what follows. */
 	struct mutex lock;
 	struct tcmi_freeze *freeze;
+	struct tcmi_peer *peer;
 	bool serves;
 	/* Under the watches' lock. */
 	struct list_head watches;
@@ -62,6 +64,14 @@ int tcmi_capture(struct tcmi_freeze *freeze, struct tcmi_capture_args *args);
 
 /* pages.c */
 int tcmi_send(struct tcmi_freeze *freeze, struct tcmi_send_args *args);
+
+/* peer.c */
+struct tcmi_peer *tcmi_set_peer(const struct tcmi_peer_set_args *args);
+int tcmi_ask_peer(struct tcmi_peer *peer, struct tcmi_peer_ask_args *args);
+void tcmi_forget_peer(struct tcmi_peer *peer);
+/* It goes on to answer. */
+void tcmi_abandon_peer(struct tcmi_peer *peer);
+void tcmi_peer_exit(void);
 
 /* trace.c: tracepoints that are not exported, by name. */
 struct tcmi_probe {

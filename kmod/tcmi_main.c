@@ -35,6 +35,8 @@ static int session_release(struct inode *inode, struct file *file)
 	if (session->serves)
 		tcmi_stop_serving(session);
 	tcmi_unwatch_all(session);
+	if (session->peer)
+		tcmi_abandon_peer(session->peer);
 	kfree(session);
 	return 0;
 }
@@ -48,6 +50,8 @@ union tcmi_args {
 	struct tcmi_ctl_serve_args serve;
 	struct tcmi_ctl_add_args add;
 	struct tcmi_ctl_remove_args remove;
+	struct tcmi_peer_set_args peer_set;
+	struct tcmi_peer_ask_args peer_ask;
 };
 
 static long freeze(struct tcmi_session *session, struct tcmi_freeze_args *args)
@@ -87,6 +91,28 @@ static long serve(struct tcmi_session *session, const struct tcmi_ctl_serve_args
 	return session->serves ? -EBUSY : tcmi_serve(session);
 }
 
+static long set_peer(struct tcmi_session *session, const struct tcmi_peer_set_args *args)
+{
+	struct tcmi_peer *peer;
+
+	if (session->peer)
+		return -EBUSY;
+	peer = tcmi_set_peer(args);
+	if (IS_ERR(peer))
+		return PTR_ERR(peer);
+	session->peer = peer;
+	return 0;
+}
+
+static long forget_peer(struct tcmi_session *session)
+{
+	if (!session->peer)
+		return -EINVAL;
+	tcmi_forget_peer(session->peer);
+	session->peer = NULL;
+	return 0;
+}
+
 static long run(struct tcmi_session *session, unsigned int command, union tcmi_args *args)
 {
 	switch (command) {
@@ -112,6 +138,12 @@ static long run(struct tcmi_session *session, unsigned int command, union tcmi_a
 		return session->serves ? tcmi_ctl_add(&args->add) : -EINVAL;
 	case TCMI_CTL_REMOVE:
 		return session->serves ? tcmi_ctl_remove(&args->remove) : -EINVAL;
+	case TCMI_PEER_SET:
+		return set_peer(session, &args->peer_set);
+	case TCMI_PEER_ASK:
+		return session->peer ? tcmi_ask_peer(session->peer, &args->peer_ask) : -EINVAL;
+	case TCMI_PEER_FORGET:
+		return forget_peer(session);
 	default:
 		return -ENOTTY;
 	}
@@ -141,12 +173,16 @@ static long session_ioctl(struct file *file, unsigned int command, unsigned long
 	void __user *user = (void __user *)arg;
 	size_t size = _IOC_SIZE(command);
 	union tcmi_args args = {};
+	long ret;
 
 	if (size > sizeof(args))
 		return -ENOTTY;
 	if ((_IOC_DIR(command) & _IOC_WRITE) && copy_from_user(&args, user, size))
 		return -EFAULT;
-	return run_locked(session, command, &args, user);
+	ret = run_locked(session, command, &args, user);
+	/* Keys are among them. */
+	memzero_explicit(&args, sizeof(args));
+	return ret;
 }
 
 static bool is_readable(struct tcmi_session *session)
@@ -239,6 +275,7 @@ static int __init tcmi_init(void)
 static void __exit tcmi_exit(void)
 {
 	misc_deregister(&device);
+	tcmi_peer_exit();
 	tcmi_ctlfs_exit();
 	/* Probes that are unregistered may still run. */
 	tracepoint_synchronize_unregister();

@@ -13,7 +13,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define TCMI_ABI 1
+#define TCMI_ABI 2
 
 struct tcmi_version {
 	__u32 abi;
@@ -160,6 +160,40 @@ struct tcmi_ctl_remove_args {
 	__u64 key;
 };
 
+#define TCMI_PEER_KEY_BYTES 32
+#define TCMI_PEER_ADDRESS_BYTES 28
+#define TCMI_PEERS_ABANDONED_MAX 64
+
+/*
+ * The other end of a link between two nodes: its module and ours ask each other by UDP.
+ * One a session. What we answer outlives the session, for that is what it tells, until
+ * so many later ones have been abandoned. Only in the initial network namespace
+ * (EOPNOTSUPP).
+ */
+struct tcmi_peer_set_args {
+	/* Never used before. The peer has them the other way round. */
+	__u8 sent_key[TCMI_PEER_KEY_BYTES];
+	__u8 received_key[TCMI_PEER_KEY_BYTES];
+	/* A sockaddr_in or sockaddr_in6 each, of the same family. */
+	__u8 local[TCMI_PEER_ADDRESS_BYTES];
+	__u8 remote[TCMI_PEER_ADDRESS_BYTES];
+};
+
+/* The peer's session that set us there: is open, or was closed with its process. */
+enum tcmi_peer_state {
+	TCMI_PEER_SERVED = 1,
+	TCMI_PEER_ABANDONED = 2,
+};
+
+#define TCMI_PEER_TIMEOUT_MS_MAX 60000
+
+/* ETIMEDOUT: no answer. */
+struct tcmi_peer_ask_args {
+	__u32 timeout_ms;
+	/* Set by the module. */
+	__u32 state;
+};
+
 #define TCMI_VERSION	_IOR(0xB7, 0x00, struct tcmi_version)
 #define TCMI_FREEZE	_IOWR(0xB7, 0x01, struct tcmi_freeze_args)
 #define TCMI_CAPTURE	_IOWR(0xB7, 0x02, struct tcmi_capture_args)
@@ -170,6 +204,9 @@ struct tcmi_ctl_remove_args {
 #define TCMI_CTL_ADD	_IOW(0xB7, 0x07, struct tcmi_ctl_add_args)
 #define TCMI_CTL_REMOVE	_IOW(0xB7, 0x08, struct tcmi_ctl_remove_args)
 #define TCMI_SEND	_IOWR(0xB7, 0x09, struct tcmi_send_args)
+#define TCMI_PEER_SET	_IOW(0xB7, 0x0a, struct tcmi_peer_set_args)
+#define TCMI_PEER_ASK	_IOWR(0xB7, 0x0b, struct tcmi_peer_ask_args)
+#define TCMI_PEER_FORGET _IO(0xB7, 0x0c)
 
 /*
  * read() gives one message and waits for it unless the file is O_NONBLOCK;

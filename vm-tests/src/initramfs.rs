@@ -25,6 +25,7 @@ const TESTS: &[&str] = &[
     "kmod-bench",
     "kmod-freezer",
     "kmod-send",
+    "kmod-peer",
     "kmod-ctlfs",
     "kmod-fuzz",
     "freezers",

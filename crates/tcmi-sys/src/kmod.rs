@@ -10,8 +10,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 pub mod abi;
+mod peer;
 
 use abi::*;
+pub use peer::{Peer, PeerState};
 
 pub const DEVICE: &str = "/dev/tcmi";
 

@@ -26,7 +26,8 @@ fn checks() -> Vec<Check> {
     let mut all = constants!(TCMI_ABI TCMI_FREEZE_TREE TCMI_EVENT_STOP TCMI_EVENT_CONTINUE
         TCMI_EVENT_KILL TCMI_EVENT_EXIT TCMI_CTL_READ TCMI_CTL_WRITE TCMI_CTL_READLINK
         TCMI_CTL_NONBLOCK TCMI_VERSION TCMI_FREEZE TCMI_CAPTURE TCMI_THAW TCMI_WATCH TCMI_UNWATCH
-        TCMI_CTL_SERVE TCMI_CTL_ADD TCMI_CTL_REMOVE TCMI_SEND);
+        TCMI_CTL_SERVE TCMI_CTL_ADD TCMI_CTL_REMOVE TCMI_SEND TCMI_PEER_SERVED
+        TCMI_PEER_ABANDONED TCMI_PEERS_ABANDONED_MAX TCMI_PEER_SET TCMI_PEER_ASK TCMI_PEER_FORGET);
     all.extend(layout!(
         Version,
         "tcmi_version",
@@ -78,6 +79,20 @@ fn checks() -> Vec<Check> {
         entry = "entry",
         reserved = "reserved",
         key = "key"
+    ));
+    all.extend(layout!(
+        PeerSetArgs,
+        "tcmi_peer_set_args",
+        sent_key = "sent_key",
+        received_key = "received_key",
+        local = "local",
+        remote = "remote"
+    ));
+    all.extend(layout!(
+        PeerAskArgs,
+        "tcmi_peer_ask_args",
+        timeout_ms = "timeout_ms",
+        state = "state"
     ));
     all.extend(layout!(
         RawEvent,

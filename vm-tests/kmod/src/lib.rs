@@ -1,6 +1,8 @@
 //! Cases and their victims. As root, in a machine with the module loaded.
 
 use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::FromRawFd;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -53,6 +55,34 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Outcome {
         std::thread::yield_now();
     }
     Ok(())
+}
+
+/// At a loopback port that others may have as well, and connected to another; does not wait.
+pub fn udp_socket(local: u16, remote: u16) -> Result<UdpSocket, String> {
+    let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: plain call.
+    let fd = system("socket", unsafe { libc::socket(libc::AF_INET, flags, 0) }.into())?;
+    // SAFETY: a new descriptor, and nobody else's.
+    let socket = unsafe { UdpSocket::from_raw_fd(fd as i32) };
+    let one: i32 = 1;
+    // SAFETY: `one` is as long as is said.
+    let set = unsafe {
+        let value = (&raw const one).cast();
+        libc::setsockopt(fd as i32, libc::SOL_SOCKET, libc::SO_REUSEADDR, value, 4)
+    };
+    system("setsockopt", set.into())?;
+    let address = |port: u16| libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(Ipv4Addr::LOCALHOST).to_be() },
+        sin_zero: [0; 8],
+    };
+    let (local, length) = (address(local), size_of::<libc::sockaddr_in>() as u32);
+    // SAFETY: an address of this length.
+    let bound = unsafe { libc::bind(fd as i32, (&raw const local).cast(), length) };
+    system("bind", bound.into())?;
+    socket.connect((Ipv4Addr::LOCALHOST, remote)).map_err(|e| e.to_string())?;
+    Ok(socket)
 }
 
 /// Words that a victim and its test share.

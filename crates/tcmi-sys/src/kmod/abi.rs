@@ -2,7 +2,7 @@
 
 use crate::ptrace::UserRegs;
 
-pub const TCMI_ABI: u32 = 1;
+pub const TCMI_ABI: u32 = 2;
 pub const TCMI_FREEZE_TREE: u32 = 1;
 pub const TCMI_EVENT_STOP: u32 = 1;
 pub const TCMI_EVENT_CONTINUE: u32 = 2;
@@ -12,6 +12,9 @@ pub const TCMI_CTL_READ: u32 = 1;
 pub const TCMI_CTL_WRITE: u32 = 2;
 pub const TCMI_CTL_READLINK: u32 = 3;
 pub const TCMI_CTL_NONBLOCK: u32 = 1;
+pub const TCMI_PEER_SERVED: u32 = 1;
+pub const TCMI_PEER_ABANDONED: u32 = 2;
+pub const TCMI_PEERS_ABANDONED_MAX: u32 = 64;
 
 pub(super) const THREAD_STOPPED: u32 = 1;
 pub(super) const RECORD_PROCESS: u32 = 1;
@@ -37,8 +40,10 @@ pub const TCMI_UNWATCH: u64 = request::<WatchArgs>(IN, 5);
 pub const TCMI_CTL_SERVE: u64 = request::<ServeArgs>(IN, 6);
 pub const TCMI_CTL_ADD: u64 = request::<AddArgs>(IN, 7);
 pub const TCMI_CTL_REMOVE: u64 = request::<RemoveArgs>(IN, 8);
-
 pub const TCMI_SEND: u64 = request::<SendArgs>(IN | OUT, 9);
+pub const TCMI_PEER_SET: u64 = request::<PeerSetArgs>(IN, 10);
+pub const TCMI_PEER_ASK: u64 = request::<PeerAskArgs>(IN | OUT, 11);
+pub const TCMI_PEER_FORGET: u64 = request::<Nothing>(NONE, 12);
 
 /// # Safety
 /// Any bytes are a value of the type: integers, without padding.
@@ -56,6 +61,7 @@ macro_rules! argument {
     )*};
 }
 argument!(Version FreezeArgs CaptureArgs Nothing WatchArgs ServeArgs AddArgs RemoveArgs SendArgs);
+argument!(PeerSetArgs PeerAskArgs);
 argument!(RawEvent RawRequest RawProcess RawThread);
 
 #[repr(C)]
@@ -129,6 +135,22 @@ pub struct RemoveArgs {
     pub entry: u32,
     pub reserved: u32,
     pub key: u64,
+}
+
+/// No Debug: keys are in no log.
+#[repr(C)]
+pub struct PeerSetArgs {
+    pub sent_key: [u8; 32],
+    pub received_key: [u8; 32],
+    pub local: [u8; 28],
+    pub remote: [u8; 28],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAskArgs {
+    pub timeout_ms: u32,
+    pub state: u32,
 }
 
 #[repr(C)]

@@ -10,11 +10,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
-use tcmi_kmod_tests::{Outcome, Shared, Victim, ensure, pause_for_ever, system, wait_until};
+use tcmi_kmod_tests::{
+    Outcome, Shared, Victim, ensure, pause_for_ever, system, udp_socket, wait_until,
+};
 use tcmi_sys::kmod::{DEVICE, Extent, Message, Session, abi};
 
 const VICTIMS: usize = 4;
-const WORKERS: usize = 8;
+const WORKERS: usize = 9;
+/// Of peers.
+const PORTS: usize = 4;
+const LAST_PORT: u16 = 20_009;
 const MOUNT: &str = "/tmp/tcmi-fuzz";
 
 struct Random(u64);
@@ -40,7 +45,10 @@ impl Random {
     }
 }
 
-const COMMANDS: [u64; 10] = [
+const COMMANDS: [u64; 13] = [
+    abi::TCMI_PEER_SET,
+    abi::TCMI_PEER_ASK,
+    abi::TCMI_PEER_FORGET,
     abi::TCMI_SEND,
     abi::TCMI_VERSION,
     abi::TCMI_FREEZE,
@@ -105,10 +113,52 @@ fn random_ioctl(random: &mut Random, shared: &Shared, session: &fs::File) {
         room[8..24].fill(0);
         room[8..16].copy_from_slice(&(random.next() >> random.below(64)).to_le_bytes());
     }
+    if command == abi::TCMI_PEER_SET && !random.one_in(4) {
+        peer(random, &mut room);
+    }
+    if command == abi::TCMI_PEER_ASK && !random.one_in(4) {
+        room[..4].copy_from_slice(&(random.below(300) as u32).to_le_bytes());
+    }
     let arg = if random.one_in(10) { pointer(random, &mut room) } else { room.as_mut_ptr() as u64 };
     // SAFETY: whatever the module writes there is in `room`, or a wild pointer's, whose page is
     // no memory of this program but by a chance of 2^-30; a worker may die of it.
     unsafe { libc::ioctl(session.as_raw_fd(), command as _, arg) };
+}
+
+/// Of few addresses and one key, so that many ask each other.
+fn peer(random: &mut Random, room: &mut [u8; 4096]) {
+    room.fill(0);
+    for at in [64, 92] {
+        let port = LAST_PORT - random.below(PORTS) as u16;
+        room[at..][..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+        room[at + 2..][..2].copy_from_slice(&port.to_be_bytes());
+        room[at + 4..][..4].copy_from_slice(&[127, 0, 0, 1]);
+    }
+}
+
+/// Garbage, and what others have said, whole and spoilt, from and to where peers are.
+fn datagrams(mut random: Random) {
+    let mut heard = vec![0; 48];
+    loop {
+        let port = |random: &mut Random| LAST_PORT - random.below(PORTS) as u16;
+        let (local, remote) = (port(&mut random), port(&mut random));
+        let Ok(socket) = udp_socket(local, remote) else { continue };
+        for _ in 0..100 {
+            let mut room = [0; 100];
+            if let Ok(length @ 1..) = socket.recv(&mut room) {
+                heard = room[..length].to_vec();
+            }
+            let mut said = heard.clone();
+            let length = random.below(2000);
+            match random.below(4) {
+                0 => said = random.bytes(length),
+                1 => said.truncate(length / 20),
+                2 => said[length % heard.len()] ^= 1,
+                _ => {}
+            }
+            socket.send(&said).ok();
+        }
+    }
 }
 
 fn open_device() -> Option<fs::File> {
@@ -259,6 +309,7 @@ fn worker(number: usize, seed: u64, shared: &Shared) -> Result<Victim, String> {
         3 | 4 => closer(random, &mine),
         5 | 6 => control_files(random),
         7 => server(random),
+        8 => datagrams(random),
         _ => pause_for_ever(),
     })
 }

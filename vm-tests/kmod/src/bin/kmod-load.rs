@@ -1,11 +1,13 @@
 //! `kmod-load MODULE`: loads and unloads it, idle and in use. It is not loaded before.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 use tcmi_kmod_tests::{Outcome, Victim, ensure, pause_for_ever, system, wait_until};
-use tcmi_sys::kmod::{Extent, Session};
+use tcmi_sys::kmod::{Extent, Peer, PeerState, Session};
 
 const ROUNDS: u32 = 8;
 const FREEZES: u32 = 100;
@@ -64,6 +66,27 @@ fn unload_under_stopped(module: &Path, victim: &Victim) -> Outcome {
     wait_until("go on", || victim.state() == Some('S'))
 }
 
+/// A peer outlives who set it, and hinders nobody.
+fn unload_under_peer(module: &Path) -> Outcome {
+    load(module)?;
+    let [here, there] = [20_001, 20_002].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let answers = |from, to| Peer::set(from, to, [7; 32], [7; 32]).map_err(|e| e.to_string());
+    let victim = Victim::start(|| {
+        let _peer = answers(there, here);
+        pause_for_ever();
+    })?;
+    let peer = answers(here, there)?;
+    let asked = |state| {
+        wait_until("an answer", || peer.ask(Duration::from_secs(1)).is_ok_and(|a| a == Some(state)))
+    };
+    asked(PeerState::Served)?;
+    ensure(unload().is_err(), || "unloaded with a peer's session".to_owned())?;
+    drop(victim);
+    asked(PeerState::Abandoned)?;
+    drop(peer);
+    unload()
+}
+
 fn rounds(module: &Path) -> Outcome {
     let victim = Victim::start(|| {
         for _ in 0..16 {
@@ -77,11 +100,13 @@ fn rounds(module: &Path) -> Outcome {
     })?;
     for _ in 0..2 {
         freeze_and_unload(module, &victim)?;
+        unload_under_peer(module)?;
     }
     let before = slab_kib()?;
     for _ in 0..ROUNDS {
         freeze_and_unload(module, &victim)?;
         unload_under_stopped(module, &victim)?;
+        unload_under_peer(module)?;
     }
     let after = slab_kib()?;
     // A kernel that looks for leaks itself, and keeps what was freed for KASAN, tells in the end.

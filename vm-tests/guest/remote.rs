@@ -27,6 +27,12 @@ pub enum Order {
     IsHalted,
     Log,
     Threads,
+    /// The daemon dies; its kernel lives.
+    Kill,
+    /// Anew on the same state.
+    Restart,
+    /// Unloads the kernel module and loads it again.
+    Reload,
     /// The daemon is to end well, and the kernel to have nothing to complain of.
     Stop,
 }
@@ -98,8 +104,14 @@ fn obey(node: &mut Option<Node>, order: Order) -> Result<String> {
         }
         return system::kernel_is_content().map(|()| String::new());
     }
-    let node = node.as_ref().context("started")?;
+    let node = node.as_mut().context("started")?;
     match order {
+        Order::Kill => node.kill().map(|()| String::new()),
+        Order::Restart => node.restart(Vec::new()).map(|()| String::new()),
+        Order::Reload => {
+            system::unload_module()?;
+            system::load_module(system::TCMI_MODULE).map(|()| String::new())
+        }
         Order::Start { .. } | Order::Stop => unreachable!("see above"),
         Order::Read(file) => Ok(node.read(&file)?),
         Order::Write(file, value) => node.echo(&file, &value).map(|()| String::new()),

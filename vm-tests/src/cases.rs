@@ -51,6 +51,7 @@ pub const CASES: &[Case] = &[
     case("link-cut", Machines::Alike),
     case("emigrate", Machines::Mixed),
     case("threads", Machines::Mixed),
+    with_module(case("module-beat", Machines::Alike), &[BOTH]),
     with_module(case("module-pair", Machines::Alike), &[BOTH]),
     with_module(
         case("module-one-sided", Machines::Mixed),

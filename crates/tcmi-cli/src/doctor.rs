@@ -21,7 +21,8 @@ const KERNEL_MIN: (u32, u32) = (5, 14);
 const KERNEL_KILLABLE: (u32, u32) = (5, 19);
 const NAMESPACES: [&str; 6] = ["user", "pid", "mnt", "net", "ipc", "time"];
 const GAIN: &str = "with it processes are frozen at one instant, the kernel sends \
-    their pages, and control files answer at once when the daemon is gone";
+    their pages, control files answer at once when the daemon is gone, and other nodes \
+    with it can tell that from a dead machine";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -12,7 +12,7 @@ use tcmi_ctlfs::{Answer, Caller, Capture, Control, Owner, Place, Reply};
 use tcmi_kkc::{Control as Message, Link, LinkId};
 use tracing::{debug, info, warn};
 
-use crate::peers::{Peer, Peers};
+use crate::peers::{Peer, Peers, link_lost};
 
 /// How a command ended. Called once, from any thread.
 pub type Done = Box<dyn FnOnce(Result<(), MigrateError>) + Send>;
@@ -146,13 +146,16 @@ impl Node {
 
     /// None: the peer is gone.
     fn peer_value(&self, place: &Place) -> Option<String> {
-        let (id, peer) = self.peer(place)?;
-        let link = self.peers.link(place.entry.role, id)?;
+        let (_, peer) = self.peer(place)?;
+        let link = peer.link;
         Some(match place.entry.item {
             Item::PeerId => format!("{}\n", link.peer_key()),
             Item::PeerName => format!("{}\n", peer.name),
-            Item::PeerState if peer.leaving => "leaving\n".to_owned(),
-            Item::PeerState => "connected\n".to_owned(),
+            Item::PeerState => match peer.lost {
+                Some(sign) => format!("lost{sign}\n"),
+                None if peer.leaving => "leaving\n".to_owned(),
+                None => "connected\n".to_owned(),
+            },
             Item::PeerAddress => format!("tcp:{}\n", link.peer_address()),
             Item::PeerLoad => {
                 let load = link.peer_load();
@@ -293,9 +296,11 @@ impl Node {
     }
 
     fn kill(&self, place: &Place) -> Result<(), MigrateError> {
-        let (id, _) = self.peer(place).ok_or_else(|| gone(place))?;
-        let link = self.peers.link(place.entry.role, id).ok_or_else(|| gone(place))?;
-        link.close("dropped by its operator");
+        let (id, peer) = self.peer(place).ok_or_else(|| gone(place))?;
+        match peer.lost {
+            Some(_) => self.peers.forget(id),
+            None => peer.link.close("dropped by its operator"),
+        }
         if place.entry.role == Role::Ccn {
             self.tasks.give_up_moves(id);
         }
@@ -308,8 +313,11 @@ impl Node {
         place: &Place,
         reply: &mut Option<Reply>,
     ) -> Result<(), MigrateError> {
-        let (id, _) = self.peer(place).ok_or_else(|| gone(place))?;
+        let (id, peer) = self.peer(place).ok_or_else(|| gone(place))?;
         let side = Side::of(place.entry.role).ok_or_else(|| gone(place))?;
+        if let Some(sign) = peer.lost {
+            return Err(link_lost(&peer.name, sign));
+        }
         let link = self.peers.link(place.entry.role, id).ok_or_else(|| gone(place))?;
         let stops = place.entry.item == Item::PeerStop;
         if stops && !self.peers.set_leaving(id) {

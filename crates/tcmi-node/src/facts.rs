@@ -6,6 +6,8 @@ use std::io;
 use tcmi_kkc::PROTOCOL_VERSION;
 use tcmi_migr::module::ByModule;
 
+use crate::beat;
+
 /// Processor features that programs use, by the start of their names in /proc/cpuinfo.
 const CPU_FEATURE_PREFIXES: [&str; 19] = [
     "abm", "adx", "aes", "amx", "avx", "bmi", "f16c", "fma", "fsgsbase", "gfni", "movbe", "pclmul",
@@ -29,6 +31,7 @@ pub fn features(module: Option<ByModule>) -> io::Result<Vec<String>> {
         if module.is_some() { "freezer=module" } else { "freezer=ptrace" }.to_owned(),
         if module.is_some() { "ctlfs=kernel" } else { "ctlfs=fuse" }.to_owned(),
         if module.is_some_and(|m| m.sends) { "pages=kernel" } else { "pages=userspace" }.to_owned(),
+        if module.is_some() { beat::FEATURE } else { "beat=none" }.to_owned(),
     ];
     features.extend(cpu_features(&fs::read_to_string("/proc/cpuinfo")?));
     Ok(features)

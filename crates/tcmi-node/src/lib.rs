@@ -1,6 +1,7 @@
 //! `tcmid`: the control files, the peers behind them, and who carries commands out.
 #![forbid(unsafe_code)]
 
+pub mod beat;
 pub mod config;
 pub mod control;
 mod doorbell;

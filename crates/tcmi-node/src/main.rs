@@ -105,7 +105,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     let by_module = module.is_some().then(|| ByModule { sends: tcmi_kkc::kernel_protects() });
     let features = facts::features(by_module)?;
     let tree = Arc::new(Tree::default());
-    let (peers, events) = start_links(&config, &state, &features, &tree)?;
+    let (peers, events) = start_links(&config, &state, &features, by_module.is_some(), &tree)?;
     let root = config.pen_root.clone().unwrap_or_else(|| config.state.join("root"));
     let (place, first) = (state.path().to_owned(), first_migration()?);
     let engine = Engine::new(place, root, features.clone(), by_module, first, Arc::clone(&tree));
@@ -137,7 +137,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     drop(running);
     let unmounted = server.unmount().context("cannot unmount the control filesystem");
     tasks.shut_down();
-    peers.endpoint().close("the node is going down");
+    peers.close("the node is going down");
     unmounted
 }
 
@@ -189,6 +189,7 @@ fn start_links(
     config: &Config,
     state: &StateDir,
     features: &[String],
+    beats: bool,
     tree: &Arc<Tree>,
 ) -> anyhow::Result<(Arc<Peers>, LinkEvents)> {
     let identity = Identity::load_or_create(state.path())?;
@@ -196,7 +197,8 @@ fn start_links(
     let more = config.trust.iter().map(peer_key).collect::<Result<Vec<_>, _>>()?;
     let (sender, events) = bounded(LINK_EVENTS_MAX);
     let endpoint = Endpoint::new(identity, config.name.as_str(), features.to_vec(), sender)?;
-    Ok((Arc::new(Peers::new(endpoint, trusted, &more, Arc::clone(tree))), events))
+    let peers = Peers::new(endpoint, trusted, &more, beats, Arc::clone(tree));
+    Ok((Arc::new(peers), events))
 }
 
 fn node(config: &Config, features: &[String], peers: &Arc<Peers>, tasks: &Arc<dyn Tasks>) -> Node {

@@ -98,7 +98,8 @@ fn rig() -> Rig {
     home.trust(desk.key());
     let listener = home.listen("tcp:127.0.0.1:0").unwrap();
     let key = home.key();
-    let peers = Arc::new(Peers::new(home, Trusted::load(dir.path()).unwrap(), &[], Arc::default()));
+    let peers =
+        Arc::new(Peers::new(home, Trusted::load(dir.path()).unwrap(), &[], false, Arc::default()));
     let tasks = Arc::new(Pretender::default());
     let (follower, follows) = (Arc::clone(&peers), tasks.clone() as Arc<dyn Tasks>);
     thread::spawn(move || follower.follow(&link_events, &follows));

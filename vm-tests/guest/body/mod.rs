@@ -29,6 +29,7 @@ pub fn run(words: &CommandLine, port: &Port) -> Result<()> {
         "module-ctlfs" => module::ctlfs(port),
         "module-cost" => module::cost(port),
         "module-pair" | "module-one-sided" => module::pair(port, words),
+        "module-beat" => module::beat(port),
         "module-fuzz" => module::fuzz(words),
         other => bail!("no case {other:?}"),
     }

@@ -3,10 +3,11 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use tcmi_tests::{Victim, VictimKind};
+use tcmi_tests::{Victim, VictimKind, wait_until};
+use tcmi_vm_tests::wire::Order as HostOrder;
 
 use super::moves;
-use super::pair::Pair;
+use super::pair::{Pair, TIMEOUT};
 use crate::port::Port;
 use crate::remote::Order;
 use crate::system::{CommandLine, TCMI_MODULE};
@@ -64,8 +65,8 @@ pub fn ctlfs(port: &Port) -> Result<()> {
 pub fn pair(port: &Port, words: &CommandLine) -> Result<()> {
     moves::with_pair(port, |pair| {
         let says = |module| match module {
-            true => ["freezer=module", "ctlfs=kernel", "pages=kernel"],
-            false => ["freezer=ptrace", "ctlfs=fuse", "pages=userspace"],
+            true => ["freezer=module", "ctlfs=kernel", "pages=kernel", "beat=kernel"],
+            false => ["freezer=ptrace", "ctlfs=fuse", "pages=userspace", "beat=none"],
         };
         for (text, module) in [
             (pair.home.read("node/features")?, words.home_module),
@@ -86,6 +87,66 @@ pub fn pair(port: &Port, words: &CommandLine) -> Result<()> {
         } else {
             moves::shell_loop(port, pair)
         }
+    })
+}
+
+const DAEMON_THERE: &str = "lost: its daemon is there, the link failed";
+const DAEMON_GONE: &str = "lost: its machine answers, its daemon is gone";
+const NO_SIGN: &str = "lost: its machine gives no sign";
+
+/// What home says of a desk whose link is lost, and the desk of its home.
+pub fn beat(port: &Port) -> Result<()> {
+    passes("kmod-peer", &[], &[])?;
+    port.progress("answers who has the keys, and nobody else")?;
+    moves::with_pair(port, |pair| {
+        wait_beat(pair)?;
+        port.progress("both answer")?;
+        pair.desk.order(&Order::Kill)?;
+        wait_state(pair, DAEMON_GONE)?;
+        let refused = pair.try_migrate(1).map_err(|e| e.raw_os_error());
+        ensure!(refused == Err(Some(libc::EHOSTUNREACH)), "a move to a lost node: {refused:?}");
+        port.progress("a dead daemon is told from a dead machine")?;
+        pair.desk.order(&Order::Reload)?;
+        wait_state(pair, NO_SIGN)?;
+        port.progress("a kernel that has forgotten is silent")?;
+
+        restart(pair)?;
+        port.please(HostOrder::Link { up: false })?;
+        let silent = wait_state(pair, NO_SIGN);
+        port.please(HostOrder::Link { up: true })?;
+        silent?;
+        wait_state(pair, DAEMON_THERE)?;
+        wait_until("the desk is told of home", TIMEOUT, || {
+            Ok((pair.desk.read("pen/nodes/home/state")? == DAEMON_THERE).then_some(()))
+        })?;
+        port.progress("a dead link is told from a dead machine")?;
+        pair.connect()?;
+        ensure!(pair.home.read("ccn/nodes/count")? == "1", "the lost link is still listed");
+        Ok(())
+    })
+}
+
+fn restart(pair: &Pair) -> Result<()> {
+    pair.desk.order(&Order::Restart)?;
+    pair.connect()?;
+    wait_beat(pair)
+}
+
+fn wait_state(pair: &Pair, state: &str) -> Result<()> {
+    wait_until(state, TIMEOUT, || {
+        Ok((pair.home.read("ccn/nodes/desk/state")? == state).then_some(()))
+    })
+}
+
+/// Of the link that is up, by the end of each log.
+fn wait_beat(pair: &Pair) -> Result<()> {
+    let told = |log: String| {
+        let last_up = log.rfind("link is up").unwrap_or(log.len());
+        log[last_up..].contains("answers for it")
+    };
+    wait_until("both kernels answer", TIMEOUT, || {
+        let both = told(pair.home.log()) && told(pair.desk.order(&Order::Log)?);
+        Ok(both.then_some(()))
     })
 }
 

@@ -224,7 +224,10 @@ impl Victim {
     /// directory need not be open to others.
     pub fn spawn_as(kind: &VictimKind, user: u32, dir: &Path) -> Result<Self> {
         let program = dir.join(kind.name());
-        std::fs::copy(kind.path(), &program)?;
+        // By another process: a fork that a test beside us makes meanwhile would have the copy
+        // open for writing, and what somebody may write is not executed.
+        let copied = Command::new("cp").arg(kind.path()).arg(&program).status()?;
+        ensure!(copied.success(), "cp to {}: {copied}", program.display());
         let mut command = Command::new(&program);
         command.uid(user).gid(user);
         Self::spawn_by(kind, command)

@@ -3,14 +3,18 @@
 //!
 //! Errors of pointers are left to home's kernel wherever it would have an opinion of
 //! its own first (`write(-1, bad, 1)` is EBADF): a pointer that cannot be read goes
-//! out as [`BAD_POINTER`], which faults there at the same place.
+//! out as [`BAD_POINTER`], which faults there at the same place. What is there in part stands
+//! at the end of home's buffer, with nothing behind it: home's kernel meets the same hole, and
+//! decides itself whether that makes the call short, or fails it, or does not matter.
 
 mod arguments;
 mod message;
 
 use alloc::vec::Vec;
 
-use crate::frame::{CallHeader, OutRange, ReplyHeader, kind, out_rule};
+use crate::frame::{
+    CALL_BUFFER_MAX_BYTES, CallHeader, OutRange, ReplyHeader, call_flags, kind, out_rule,
+};
 use crate::table::errno::{EFAULT, ENAMETOOLONG, ENOSYS, Errno};
 use crate::table::{self, Arg, Class, LocalIf, Row, When};
 
@@ -19,6 +23,8 @@ pub const PATH_MAX_BYTES: usize = 4096;
 /// In a page that no process has (`mmap_min_addr`). A user address, so that it fails where it is
 /// used, not where addresses are checked.
 pub const BAD_POINTER: u64 = 16;
+/// Of one buffer: a call's others (names, addresses, ancillary data) find room beside it.
+const DATA_MAX_BYTES: usize = CALL_BUFFER_MAX_BYTES - 256 * 1024;
 const USER_END: u64 = 1 << 47;
 const PAGE_BYTES: u64 = 4096;
 /// A call's buffers above this are given back after it.
@@ -91,8 +97,12 @@ struct Place {
 #[derive(Clone, Copy, Debug)]
 enum Content {
     Buffer(When),
-    /// Bytes of a `read`: a fault after the first byte makes it short.
-    Stream,
+    /// A `socklen_t`, and whether it was made smaller on its way.
+    Length {
+        clamped: bool,
+    },
+    /// Ancillary data: of each message what it says to be long.
+    Control,
     /// Over the segments kept in [`Call::segments`].
     Segments,
     /// Of a `struct msghdr` only the lengths and flags: its pointers are home's.
@@ -117,6 +127,22 @@ struct OutArea {
     out: usize,
 }
 
+/// What the guest has only the beginning of. There is one at most, as there is one end.
+#[derive(Clone, Copy, Debug)]
+enum Ragged {
+    /// Sent, and returned as this of `outs`.
+    In(Slot, Option<usize>),
+    /// Of `areas`.
+    Out(usize),
+}
+
+/// Bytes of a buffer, and the length argument that has to become smaller for them.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    len: usize,
+    clamped: Option<(usize, u64)>,
+}
+
 /// One forwarded call from marshalling to its result. Keep it: its buffers are reused.
 #[derive(Debug, Default)]
 pub struct Call {
@@ -127,6 +153,9 @@ pub struct Call {
     outs: Vec<OutRange>,
     places: Vec<Place>,
     areas: Vec<OutArea>,
+    ragged: Option<Ragged>,
+    /// The bytes of [`Ragged::In`].
+    tail: Vec<u8>,
     segments: Vec<(u64, u64)>,
     /// Nanoseconds by which timeouts are shortened.
     elapsed_ns: u64,
@@ -187,11 +216,14 @@ impl Call {
         mem: &mut M,
     ) -> Result<i64, BadReply> {
         let count = self.outs.len();
-        if reply.kind != kind::REPLY
-            || reply.seq != self.header.seq
-            || usize::from(reply.outs) != count
-            || reply.ret < -4095
-        {
+        if reply.kind != kind::REPLY || reply.seq != self.header.seq || reply.ret < -4095 {
+            return Err(BadReply);
+        }
+        // A call that was not made: it named one of our descriptors, or there was no memory.
+        if reply.ret < 0 && reply.outs == 0 && payload.is_empty() {
+            return Ok(reply.ret);
+        }
+        if usize::from(reply.outs) != count {
             return Err(BadReply);
         }
         let (lens, mut bytes) = payload.split_at_checked(4 * count).ok_or(BadReply)?;
@@ -220,7 +252,10 @@ impl Call {
     ) -> Result<(), i64> {
         let place = self.places[i];
         let range = match place.content {
+            Content::Buffer(When::Changed) => &range[..self.changed(i, range)],
             Content::Buffer(when) => &range[..taken(when, range.len(), ret)],
+            // A call that failed may have had a look at it and no more.
+            Content::Length { clamped } if ret < 0 || !clamped => &range[..self.changed(i, range)],
             _ => range,
         };
         if range.is_empty() {
@@ -231,14 +266,26 @@ impl Call {
             Content::Buffer(When::SuccessOrInterrupted) => {
                 return mem.write(place.addr, range).or(Ok(()));
             }
-            Content::Buffer(_) => mem.write(place.addr, range).map_err(|_| EFAULT.ret()),
-            Content::Stream => mem.write(place.addr, range).map_err(short_or_fault),
+            Content::Buffer(When::Changed) => {
+                return mem.write(place.addr, range).map_err(|_| EFAULT.ret());
+            }
+            Content::Buffer(_) | Content::Length { .. } => {
+                mem.write(place.addr, range).map_err(|_| EFAULT.ret())
+            }
+            Content::Control => message::put_control(place.addr, range, mem),
             Content::Segments => self.put_segments(range, mem),
             Content::Msghdr => message::put_msghdr(place.addr, range, mem),
             Content::Mmsghdr => message::put_mmsghdr(place.addr, range, ret, mem),
         };
         // A call that failed has its own errno.
         if ret < 0 { Ok(()) } else { outcome }
+    }
+
+    /// How many bytes of a range that was sent, up to the last that is another now.
+    fn changed(&self, i: usize, range: &[u8]) -> usize {
+        let sent = &self.image[self.outs[i].off as usize..];
+        let last = range.iter().zip(sent).rposition(|(now, sent)| now != sent);
+        last.map_or(0, |at| at + 1)
     }
 
     fn reset(&mut self, kind: u16, nr: u16, seq: u64) {
@@ -249,6 +296,9 @@ impl Call {
         self.outs.clear();
         self.places.clear();
         self.areas.clear();
+        self.ragged = None;
+        self.tail.clear();
+        self.tail.shrink_to(KEPT_BYTES);
         self.segments.clear();
         self.elapsed_ns = 0;
     }
@@ -275,15 +325,33 @@ impl Call {
 
     /// Gives the areas that are not sent their offsets and writes the header's bytes.
     fn finish(&mut self) {
-        let in_len = self.image.len();
-        let mut end = in_len;
-        for k in 0..self.areas.len() {
+        let mut end = self.image.len();
+        let ragged = match self.ragged {
+            Some(Ragged::Out(k)) => Some(k),
+            _ => None,
+        };
+        let others = (0..self.areas.len()).filter(|k| Some(*k) != ragged);
+        for k in others.chain(ragged) {
             let OutArea { slot, len, out } = self.areas[k];
             end = end.next_multiple_of(8);
             self.outs[out].off = end as u32;
             self.point(slot, end);
             end += len;
         }
+        if let Some(Ragged::In(slot, out)) = self.ragged {
+            let at = end.next_multiple_of(8);
+            self.image.resize(at, 0);
+            self.image.extend_from_slice(&self.tail);
+            self.point(slot, at);
+            if let Some(out) = out {
+                self.outs[out].off = at as u32;
+            }
+            end = self.image.len();
+        }
+        if self.ragged.is_some() {
+            self.header.flags |= call_flags::HOLE;
+        }
+        let in_len = self.image.len();
         let tables = 4 * self.fixups.len() + OutRange::BYTES * self.outs.len();
         self.header.fixups = self.fixups.len() as u16;
         self.header.outs = self.outs.len() as u16;
@@ -328,7 +396,7 @@ impl Call {
         at
     }
 
-    /// Appends guest memory to the image; the image is as before if it faults.
+    /// Appends guest memory to the image, as far as it is there.
     fn append<M: GuestMemory>(
         &mut self,
         addr: u64,
@@ -352,30 +420,59 @@ impl Call {
         self.places.push(place);
     }
 
-    /// A range that home only writes. One that cannot be written here must fail there, before
-    /// what it was to hold is consumed.
-    fn receives<M: GuestMemory>(
+    /// A range that home only writes, of which `there` bytes can be written here: what cannot
+    /// must fail there, before what it was to hold is consumed.
+    fn receives(
         &mut self,
         slot: Slot,
-        len: usize,
+        extent: Extent,
+        there: usize,
         rule: (u32, u32),
         place: Place,
-        mem: &mut M,
     ) {
-        let is_bad = len > 0
-            && matches!(place.content, Content::Buffer(_) | Content::Stream)
-            && mem.writable(place.addr, 1) == 0;
-        if is_bad {
+        let whole = there >= extent.len;
+        if !whole && (there == 0 || self.ragged.is_some()) {
             return self.point_raw(slot, BAD_POINTER);
         }
+        self.clamp(extent);
+        if !whole {
+            self.ragged = Some(Ragged::Out(self.areas.len()));
+        }
+        let len = there.min(extent.len);
         self.areas.push(OutArea { slot, len, out: self.outs.len() });
         self.returns(0, len, rule, place);
+    }
+
+    fn clamp(&mut self, extent: Extent) {
+        if let Some((i, len)) = extent.clamped {
+            self.header.args[i] = len;
+        }
+    }
+
+    /// The beginning of what is sent, all that the guest has of it; returned to `back`.
+    fn sends_part(
+        &mut self,
+        slot: Slot,
+        extent: Extent,
+        part: Vec<u8>,
+        back: Option<(When, Place)>,
+    ) {
+        if part.is_empty() || self.ragged.is_some() {
+            return self.point_raw(slot, BAD_POINTER);
+        }
+        self.clamp(extent);
+        let out = back.map(|(when, place)| {
+            self.returns(0, part.len(), wire_rule(when), place);
+            self.outs.len() - 1
+        });
+        self.ragged = Some(Ragged::In(slot, out));
+        self.tail = part;
     }
 }
 
 fn wire_rule(when: When) -> (u32, u32) {
     match when {
-        When::Always => (out_rule::ALWAYS, 0),
+        When::Always | When::Changed => (out_rule::ALWAYS, 0),
         When::Success | When::Positive | When::ReturnPlus(_) => (out_rule::ON_SUCCESS, 0),
         When::Return(unit) => (out_rule::BY_RETURN, unit),
         When::Interrupted | When::SuccessOrInterrupted => (out_rule::ON_SUCCESS_OR_EINTR, 0),
@@ -386,7 +483,7 @@ fn wire_rule(when: When) -> (u32, u32) {
 fn taken(when: When, len: usize, ret: i64) -> usize {
     let all_if = |seen: bool| if seen { len } else { 0 };
     match when {
-        When::Always => len,
+        When::Always | When::Changed => len,
         When::Success => all_if(ret >= 0),
         When::Positive => all_if(ret > 0),
         When::Interrupted => all_if(ret == table::errno::EINTR.ret()),

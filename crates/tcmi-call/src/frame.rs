@@ -87,11 +87,18 @@ pub struct CallHeader {
     pub fd_args: u8,
     pub fixups: u16,
     pub outs: u16,
-    pub pad: u16,
+    /// Bits of [`call_flags`].
+    pub flags: u16,
     pub buf_len: u32,
     pub in_len: u32,
     pub pad2: u64,
     pub args: [u64; 6],
+}
+
+pub mod call_flags {
+    /// Behind the buffer's last byte there is nothing: what the guest has only a part of ends
+    /// there, and the kernel faults where it would have in the guest.
+    pub const HOLE: u16 = 1;
 }
 
 /// A buffer range that comes back.

@@ -1,6 +1,6 @@
 #![cfg(feature = "engine")]
 use tcmi_call::engine::{BAD_POINTER, Call, SliceMemory};
-use tcmi_call::frame::{CallHeader, OutRange, ReplyHeader, kind, out_rule};
+use tcmi_call::frame::{CallHeader, OutRange, ReplyHeader, call_flags, kind, out_rule};
 use tcmi_call::table::errno::{ENAMETOOLONG, ENOSYS, ENOTTY};
 
 const BASE: u64 = 0x10_0000;
@@ -74,12 +74,13 @@ fn a_reply_longer_than_asked_is_refused() {
 }
 
 #[test]
-fn write_is_cut_short_at_a_bad_page() {
+fn what_a_bad_page_cuts_off_ends_at_a_hole() {
     let mut bytes = *b"0123456789";
     let mut mem = SliceMemory { base: BASE, bytes: &mut bytes };
     let mut call = Call::new();
     call.marshal(nr("write"), &[1, BASE + 6, 100, 0, 0, 0], 1, 0, &mut mem).unwrap();
-    assert_eq!(header(&call).args[2], 4);
+    let h = header(&call);
+    assert_eq!((h.args[2], h.flags, h.buf_len), (100, call_flags::HOLE, 4));
     assert_eq!(call.frame()[1], b"6789");
     call.marshal(nr("write"), &[1, BASE + 100, 1, 0, 0, 0], 1, 0, &mut mem).unwrap();
     assert_eq!(header(&call).args[1], BAD_POINTER);
@@ -193,9 +194,16 @@ fn room_that_cannot_be_written_is_bad_at_home_too() {
     let (h, outs, _) = made("read", [0, end, 100, 0, 0, 0], &mut bytes);
     assert_eq!((h.args[1], h.args[2], h.ptr_args, outs), (BAD_POINTER, 100, 0, 0));
     let (h, outs, _) = made("read", [0, end - 10, 100, 0, 0, 0], &mut bytes);
-    assert_eq!((h.args[2], h.ptr_args, outs), (10, 2, 1));
+    assert_eq!((h.args[2], h.ptr_args, outs), (100, 2, 1));
+    assert_eq!((h.flags, h.buf_len), (call_flags::HOLE, 10));
     let (h, outs, _) = made("fstat", [0, end, 0, 0, 0, 0], &mut bytes);
     assert_eq!((h.args[1], outs), (BAD_POINTER, 0));
+    // Two that are cut off: there is one end.
+    let socket = [3, 0, 0, end - 4, end - 2, 0];
+    let (h, _, _) = made("getxattr", [BASE, BASE, end - 4, 100, 0, 0], &mut bytes);
+    assert_eq!((h.flags, h.buf_len % 8), (call_flags::HOLE, 4));
+    let (h, _, _) = made("getsockopt", socket, &mut bytes);
+    assert_eq!((h.args[3], h.args[4]), (BAD_POINTER, BAD_POINTER));
     // Segments: up to the first that is bad, and none if that is the first.
     let mut segments = |first: u64| {
         let iovecs = [first, 8, end, 8, BASE, 8].map(u64::to_le_bytes).concat();
@@ -204,6 +212,62 @@ fn room_that_cannot_be_written_is_bad_at_home_too() {
         let iovec = &image[image.len() - 16..];
         (outs, u64::from_le_bytes(iovec[8..].try_into().unwrap()))
     };
-    assert_eq!(segments(BASE + 512), (1, 8));
+    assert_eq!(segments(BASE + 512), (1, 24));
     assert_eq!(segments(end).0, 0);
+}
+
+/// A length that only the guest's memory bears out: home's kernel would go on behind its buffer.
+#[test]
+fn no_length_is_longer_than_homes_buffer() {
+    let mut bytes = [1u8; 4096];
+    let mut call = Call::new();
+    for len in [1 << 47, i64::MAX as u64] {
+        for (name, args) in [
+            ("recvfrom", [3, BASE, len, 0, 0, 0]),
+            ("sendto", [3, BASE, len, 0, 0, 0]),
+            ("msgrcv", [3, BASE, len, 0, 0, 0]),
+            ("msgsnd", [3, BASE, len, 0, 0, 0]),
+            ("getcwd", [BASE, len, 0, 0, 0, 0]),
+            ("read", [3, BASE, len, 0, 0, 0]),
+            ("getxattr", [BASE + 4095, BASE + 4095, BASE, len, 0, 0]),
+        ] {
+            let mut mem = SliceMemory { base: BASE, bytes: &mut bytes };
+            call.marshal(nr(name), &args, 1, 0, &mut mem).unwrap();
+            let h = header(&call);
+            assert!(h.ptr_args == 0 || h.flags == call_flags::HOLE, "{name} {len:x}");
+        }
+    }
+}
+
+#[test]
+fn a_message_of_several_brings_all_its_bytes() {
+    let mut bytes = [0u8; 512];
+    let iovec = [BASE + 256, 100].map(u64::to_le_bytes).concat();
+    bytes[128..144].copy_from_slice(&iovec);
+    bytes[16..24].copy_from_slice(&(BASE + 128).to_le_bytes());
+    bytes[24] = 1;
+    let mut mem = SliceMemory { base: BASE, bytes: &mut bytes };
+    let mut call = Call::new();
+    call.marshal(nr("recvmmsg"), &[3, BASE, 5, 0, 0, 0], 1, 0, &mut mem).unwrap();
+    let data = outs(&call)[0];
+    assert_eq!((data.len, data.rule), (100, out_rule::BY_LENGTH));
+    let mut header = [0; 64];
+    header[56] = 7;
+    let (r, payload) = reply(&call, 1, &[b"message", &header]);
+    assert_eq!(call.unmarshal(&r, &payload, &mut mem), Ok(1));
+    assert_eq!((&bytes[256..264], bytes[56]), (&b"message\0"[..], 7));
+}
+
+/// The agent answers so where it has not begun: the call names a descriptor that is ours.
+#[test]
+fn a_call_that_was_not_made_brings_nothing() {
+    let mut bytes = [3u8; 200];
+    let mut mem = SliceMemory { base: BASE, bytes: &mut bytes };
+    let mut call = Call::new();
+    call.marshal(nr("fstat"), &[3, BASE, 0, 0, 0, 0], 1, 0, &mut mem).unwrap();
+    let (r, payload) = reply(&call, -9, &[]);
+    assert_eq!(call.unmarshal(&r, &payload, &mut mem), Ok(-9));
+    let (r, payload) = reply(&call, 0, &[]);
+    assert!(call.unmarshal(&r, &payload, &mut mem).is_err());
+    assert_eq!(bytes, [3; 200]);
 }

@@ -10,17 +10,21 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use parking_lot::Mutex;
 use tcmi_call::abi::BatchOp;
 use tcmi_call::engine::SliceMemory;
-use tcmi_call::table::errno::{EACCES, EINVAL, EIO, ENODEV, ENOMEM, Errno};
+use tcmi_call::table::errno::{EACCES, EINVAL, EIO, ENODEV, ENOMEM, EOVERFLOW, EPERM, Errno};
 
 use crate::calls::Shared;
 use crate::stream::StreamError;
 use crate::worker::Thread;
 
 const PAGE_BYTES: u64 = 4096;
+/// All that a process may map.
+const USER_BYTES: u64 = (1 << 47) - PAGE_BYTES;
 const FETCH_BYTES: usize = 1024 * 1024;
 /// Address at which the fetched bytes stand for the engine.
 const OWN_BASE: u64 = 0x1_0000;
 const STAT_BYTES: usize = 144;
+const STATFS_BYTES: usize = 120;
+const STATFS_FLAGS: usize = 80;
 
 /// What a memfd in the guest stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,8 +83,11 @@ impl From<io::Error> for Refusal {
 fn checked(args: &[u64; 6]) -> Result<Request, Errno> {
     let [addr, len, prot, flags, fd, offset] = *args;
     let kind = flags as i32 & 0xf;
-    if len == 0 || !offset.is_multiple_of(PAGE_BYTES) || offset.checked_add(len).is_none() {
+    if len == 0 {
         return Err(EINVAL);
+    }
+    if len > USER_BYTES - PAGE_BYTES {
+        return Err(ENOMEM);
     }
     match kind {
         libc::MAP_PRIVATE => {}
@@ -104,12 +111,20 @@ pub(crate) fn map_file(
     id: u64,
     args: &[u64; 6],
 ) -> Result<i64, Refusal> {
+    let [.., fd, offset] = *args;
+    if !offset.is_multiple_of(PAGE_BYTES) {
+        return Err(Refusal::Errno(EINVAL));
+    }
+    let (dev, ino, mode, size) = stat(thread, fd)?;
     let request = checked(args).map_err(Refusal::Errno)?;
-    let (dev, ino, mode, size) = stat(thread, request.fd)?;
-    match mode & libc::S_IFMT {
-        libc::S_IFREG => {}
-        libc::S_IFDIR => return Err(Refusal::Errno(ENODEV)),
-        _ => return Err(Refusal::Errno(EACCES)),
+    if mode & libc::S_IFMT != libc::S_IFREG {
+        return Err(Refusal::Errno(ENODEV));
+    }
+    if offset > i64::MAX as u64 - request.len {
+        return Err(Refusal::Errno(EOVERFLOW));
+    }
+    if request.prot as i32 & libc::PROT_EXEC != 0 && may_not_execute(thread, fd)? {
+        return Err(Refusal::Errno(EPERM));
     }
     let memfd = fetch(thread, &request, size)?;
     let inode = memfd.metadata()?.ino();
@@ -160,12 +175,22 @@ fn stat(thread: &mut Thread, fd: u64) -> Result<(u64, u64, u32, u64), Refusal> {
     let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut bytes };
     let args = [fd, OWN_BASE, 0, 0, 0, 0];
     positive(thread.ask(libc::SYS_fstat as u32, &args, &mut mem)?)?;
-    let word = |at: usize| {
-        let mut b = [0; 8];
-        b.copy_from_slice(&bytes[at..at + 8]);
-        u64::from_le_bytes(b)
-    };
+    let word = |at| word(&bytes, at);
     Ok((word(0), word(8), word(24) as u32, word(48)))
+}
+
+/// The file is on a file system that is mounted so.
+fn may_not_execute(thread: &mut Thread, fd: u64) -> Result<bool, Refusal> {
+    let mut bytes = [0u8; STATFS_BYTES];
+    let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut bytes };
+    positive(thread.ask(libc::SYS_fstatfs as u32, &[fd, OWN_BASE, 0, 0, 0, 0], &mut mem)?)?;
+    Ok(word(&bytes, STATFS_FLAGS) & libc::ST_NOEXEC != 0)
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    let mut b = [0; 8];
+    b.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(b)
 }
 
 fn positive(ret: i64) -> Result<u64, Refusal> {

@@ -20,6 +20,7 @@ use crate::stream::{CallStream, StreamError};
 use crate::visit;
 
 const SIGSET_BYTES: u64 = 8;
+const NS_PER_S: i64 = 1_000_000_000;
 /// The guest's kernel, and whoever captures its thread, makes `restart_syscall` of it.
 const ERESTART_RESTARTBLOCK: i32 = 516;
 
@@ -203,7 +204,9 @@ fn forward(
     let mut mem = ProcessMemory { pid: notif.tid, writable: &shared.writable };
     let mask = match own_mask(row, &notif.args, &mut mem) {
         Ok(mask) => mask,
-        Err(errno) => return Ok(failed(errno)),
+        Err(errno) => {
+            return Ok(failed(bad_timeout(row, &notif.args, &mut mem).unwrap_or(errno)));
+        }
     };
     let begun = Instant::now();
     let mut elapsed_ns = 0;
@@ -333,6 +336,23 @@ fn own_mask(
     }
     words(addr, &mut pair[..8])?;
     Ok(Some(Mask { bits: word(&pair, 0), addr }))
+}
+
+/// What is wrong with the time that a call is to wait for: kernels look at it before the mask,
+/// but in `epoll_pwait`, whose milliseconds are always right.
+fn bad_timeout(row: &Row, args: &[u64; 6], mem: &mut ProcessMemory<'_>) -> Option<Errno> {
+    let i = row.args.iter().position(|a| matches!(a, Arg::Timeout | Arg::TimeoutRest))?;
+    let mut time = [0; 16];
+    if args[i] == 0 {
+        return None;
+    }
+    if mem.read(args[i], &mut time).is_err() {
+        return Some(EFAULT);
+    }
+    let time = u128::from_le_bytes(time);
+    let (seconds, ns) = (time as i64, (time >> 64) as i64);
+    let sound = seconds >= 0 && (0..NS_PER_S).contains(&ns);
+    (!sound).then_some(EINVAL)
 }
 
 /// Home learns what becomes of a signal before the guest's kernel does: a signal in between

@@ -1,60 +1,55 @@
 //! One argument at a time, by its kind.
 
-use super::{BAD_POINTER, Call, Content, GuestMemory, Place, Slot, USER_END, wire_rule};
-use crate::frame::{CALL_BUFFER_MAX_BYTES, out_rule};
-use crate::table::errno::{EFAULT, EINVAL, ENOTTY, Errno};
+use super::message::{u32_at, u64_at};
+use super::{
+    BAD_POINTER, Call, Content, DATA_MAX_BYTES, Extent, GuestMemory, Place, Slot, USER_END,
+    wire_rule,
+};
+use crate::frame::out_rule;
+use crate::table::errno::{EFAULT, ENOTTY, Errno};
 use crate::table::{Arg, Size, When, ioctl, prctl};
 
 const NS_PER_S: u64 = 1_000_000_000;
 /// Descriptor bits of a `select` that are looked at; kernels stop at the table's size.
 const SELECT_BITS_MAX: u64 = 1 << 20;
+/// User space has all below its last page.
+pub(super) const LAST_PAGE: u64 = USER_END - 4096;
+/// `struct ifconf`, and what a machine's interfaces take at most.
+const IFCONF_BYTES: usize = 16;
+const IFCONF_MAX_BYTES: u64 = 1024 * 1024;
 /// No process has lower mappings (`mmap_min_addr`), so a pointer there is bad for sure.
 const LOWEST_POINTER: u64 = 4096;
 
-/// Bytes of a buffer, and what its length argument becomes.
-struct Extent {
-    len: usize,
-    argument: Option<(usize, u64)>,
-}
-
-impl Extent {
-    fn fixed(len: usize) -> Extent {
-        Extent { len, argument: None }
-    }
-}
-
-/// How many bytes `size` means here; clamped to what a frame can carry.
+/// How many bytes `size` means here; at most what a call can carry.
 fn extent(size: Size, args: &[u64; 6]) -> Extent {
-    let max = CALL_BUFFER_MAX_BYTES as u64;
+    let max = DATA_MAX_BYTES as u64;
+    let counted = |i: u8, n: u64, unit: u64, more: u64| {
+        let most = (max - more) / unit;
+        let clamped = (n > most).then_some((usize::from(i), most));
+        Extent { len: (n.min(most) * unit + more) as usize, clamped }
+    };
     match size {
-        Size::Bytes(n) => Extent::fixed(n as usize),
-        // Longer than an address space: home's own check refuses it, no byte is looked at.
-        Size::Arg(i) if args[i as usize] >= USER_END => Extent::fixed(0),
-        Size::Arg(i) => {
-            let len = args[i as usize].min(max);
-            Extent { len: len as usize, argument: Some((i as usize, len)) }
+        Size::Bytes(n) => Extent { len: n as usize, clamped: None },
+        Size::Arg(i) | Size::Checked(i) => counted(i, args[i as usize], 1, 0),
+        // Negative: for home to refuse.
+        Size::Plus(i, more) if i64::try_from(args[i as usize]).is_err() => {
+            Extent { len: more as usize, clamped: None }
         }
-        Size::Plus(i, _) if args[i as usize] >= USER_END => Extent::fixed(0),
-        Size::Plus(i, more) => {
-            let len = args[i as usize].min(max - u64::from(more));
-            Extent { len: (len + u64::from(more)) as usize, argument: Some((i as usize, len)) }
-        }
-        Size::Int(i) => match u64::try_from(args[i as usize] as i32) {
-            Ok(n) => Extent { len: n.min(max) as usize, argument: Some((i as usize, n.min(max))) },
-            Err(_) => Extent::fixed(0),
-        },
-        Size::Items(i, unit) => match u64::try_from(args[i as usize] as i32) {
-            Ok(n) => {
-                let n = n.min(max / u64::from(unit));
-                Extent { len: (n * u64::from(unit)) as usize, argument: Some((i as usize, n)) }
-            }
-            Err(_) => Extent::fixed(0),
-        },
-        Size::Bits(i) => {
-            let bits = u64::try_from(args[i as usize] as i32).unwrap_or(0).min(SELECT_BITS_MAX);
-            Extent::fixed((bits.div_ceil(64) * 8) as usize)
+        Size::Plus(i, more) => counted(i, args[i as usize], 1, more.into()),
+        Size::Int(i) => counted(i, natural(args[i as usize]), 1, 0),
+        Size::Items(i, unit) => {
+            let n = natural(args[i as usize]);
+            let extent = counted(i, n, unit.into(), 0);
+            // More than any kernel takes: for home to refuse.
+            let refused = n > i32::MAX as u64 / u64::from(unit);
+            Extent { clamped: extent.clamped.filter(|_| !refused), ..extent }
         }
     }
+}
+
+/// An `int`; a negative one is for home to refuse, and means no bytes.
+fn natural(int: u64) -> u64 {
+    u64::try_from(int as i32).unwrap_or(0)
 }
 
 /// Pointers that mean the same on every machine: none, and surely bad ones.
@@ -84,9 +79,8 @@ impl Call {
             Arg::Length => {}
             Arg::Ioctl => self.copy_argument(i, ioctl::ioctl(args[1]).ok_or(ENOTTY)?, args, mem)?,
             Arg::Fcntl => self.copy_argument(i, ioctl::fcntl(args[1]), args, mem)?,
-            Arg::Semctl => {
-                self.copy_argument(i, ioctl::semctl(args[2]).ok_or(EINVAL)?, args, mem)?
-            }
+            Arg::Semctl => self.copy_argument(i, ioctl::semctl(args[2]), args, mem)?,
+            Arg::Msgctl => self.copy_argument(i, ioctl::msgctl(args[1]), args, mem)?,
             Arg::Prctl => match prctl::option(args[0]) {
                 prctl::Side::Home(arg) | prctl::Side::HomeThenLocal(arg) => {
                     self.copy_argument(i, arg, args, mem)?
@@ -116,31 +110,21 @@ impl Call {
         let slot = Slot::Arg(i);
         match arg {
             Arg::Path => self.copy_path(slot, args[i], mem)?,
-            Arg::In(size) => {
-                let len = self.clamped(size, args);
-                self.copy_in(slot, args[i], len, None, mem);
+            Arg::In(size) | Arg::InOut(size, _) | Arg::Out(size, _) if beyond(size, i, args) => {
+                self.point_raw(slot, LAST_PAGE);
             }
+            Arg::In(size) => self.copy_in(slot, args[i], extent(size, args), None, mem),
             Arg::InOut(size, when) => {
-                let len = self.clamped(size, args);
-                self.copy_in(slot, args[i], len, Some(when), mem);
+                self.copy_in(slot, args[i], extent(size, args), Some(when), mem);
             }
             Arg::Out(size, when) => {
-                let len = self.clamped(size, args);
+                let extent = extent(size, args);
+                let there = mem.writable(args[i], extent.len);
                 let place = Place { addr: args[i], content: Content::Buffer(when) };
-                self.receives(slot, len, wire_rule(when), place, mem);
+                self.receives(slot, extent, there, wire_rule(when), place);
             }
-            Arg::StreamIn(n) => self.copy_stream(i, n, args, mem),
-            Arg::StreamOut(n) => {
-                let len = self.clamped(Size::Arg(n), args);
-                let place = Place { addr: args[i], content: Content::Stream };
-                // As far as it can be written, which is a short read.
-                let room = mem.writable(args[i], len);
-                if room > 0 && room < len {
-                    self.header.args[n as usize] = room as u64;
-                }
-                let len = if room > 0 { room } else { len };
-                self.receives(slot, len, (out_rule::BY_RETURN, 1), place, mem);
-            }
+            Arg::Bits => self.copy_bits(slot, args[i], args[0], mem),
+            Arg::Ifconf => self.copy_ifconf(slot, args[i], mem),
             Arg::Timeout => self.copy_timeout(slot, args[i], 1, None, mem),
             Arg::TimeoutRest => {
                 self.copy_timeout(slot, args[i], 1, Some(When::SuccessOrInterrupted), mem)
@@ -153,7 +137,8 @@ impl Call {
             Arg::MsghdrIn => self.copy_msghdr(slot, args[i], true, false, mem),
             Arg::MsghdrOut => self.copy_msghdr(slot, args[i], false, false, mem),
             Arg::MmsghdrIn | Arg::MmsghdrOut => {
-                let count = args[2].min(1);
+                // An `unsigned int`.
+                let count = u64::from(args[2] as u32).min(1);
                 self.header.args[2] = count;
                 match count {
                     0 => self.header.args[i] = 0,
@@ -171,17 +156,10 @@ impl Call {
             | Arg::Ioctl
             | Arg::Fcntl
             | Arg::Semctl
+            | Arg::Msgctl
             | Arg::Prctl => unreachable!("resolved by copy_argument"),
         }
         Ok(())
-    }
-
-    fn clamped(&mut self, size: Size, args: &[u64; 6]) -> usize {
-        let extent = extent(size, args);
-        if let Some((i, n)) = extent.argument {
-            self.header.args[i] = n;
-        }
-        extent.len
     }
 
     fn copy_path<M: GuestMemory>(
@@ -203,34 +181,67 @@ impl Call {
         &mut self,
         slot: Slot,
         addr: u64,
-        len: usize,
+        extent: Extent,
         back: Option<When>,
         mem: &mut M,
     ) {
-        match self.append(addr, len, mem) {
-            Ok(at) => {
-                self.point(slot, at);
-                if let Some(when) = back {
-                    let place = Place { addr, content: Content::Buffer(when) };
-                    self.returns(at, len, wire_rule(when), place);
-                }
-            }
-            Err(_) => self.point_raw(slot, BAD_POINTER),
+        let back = back.map(|when| (when, Place { addr, content: Content::Buffer(when) }));
+        let must_be_writable = matches!(back, Some((When::Success | When::Always, _)));
+        let len = extent.len;
+        if len > 0 && must_be_writable && mem.writable(addr, len) < len {
+            return self.point_raw(slot, BAD_POINTER);
+        }
+        let at = self.align();
+        if self.append(addr, len, mem).is_err() {
+            let part = self.image.split_off(at);
+            return self.sends_part(slot, extent, part, back);
+        }
+        self.clamp(extent);
+        self.point(slot, at);
+        if let Some((when, place)) = back {
+            self.returns(at, len, wire_rule(when), place);
         }
     }
 
-    fn copy_stream<M: GuestMemory>(&mut self, i: usize, n: u8, args: &[u64; 6], mem: &mut M) {
-        let len = self.clamped(Size::Arg(n), args);
-        let at = self.image.len().next_multiple_of(8);
-        match self.append(args[i], len, mem) {
-            Ok(at) => self.point(Slot::Arg(i), at),
-            // As far as it can be read, which is a short write.
-            Err(fault) if fault.copied > 0 => {
-                self.header.args[n as usize] = fault.copied as u64;
-                self.point(Slot::Arg(i), at);
-            }
-            Err(_) => self.point_raw(Slot::Arg(i), BAD_POINTER),
+    /// How much of it home's kernel looks at is told by its descriptors, which are more there
+    /// than here: what is not there is empty.
+    fn copy_bits<M: GuestMemory>(&mut self, slot: Slot, addr: u64, bits: u64, mem: &mut M) {
+        let wanted = (natural(bits).min(SELECT_BITS_MAX).div_ceil(64) * 8) as usize;
+        let at = self.align();
+        let there = match self.append(addr, wanted, mem) {
+            Ok(_) => wanted,
+            Err(fault) => fault.copied & !7,
+        };
+        self.image.truncate(at + there);
+        if wanted > 0 && there == 0 {
+            return self.point_raw(slot, BAD_POINTER);
         }
+        self.image.resize(at + wanted, 0);
+        self.point(slot, at);
+        let place = Place { addr, content: Content::Buffer(When::Success) };
+        self.returns(at, there, wire_rule(When::Success), place);
+    }
+
+    fn copy_ifconf<M: GuestMemory>(&mut self, slot: Slot, addr: u64, mem: &mut M) {
+        let at = self.align();
+        if self.append(addr, IFCONF_BYTES, mem).is_err() {
+            self.image.truncate(at);
+            return self.point_raw(slot, BAD_POINTER);
+        }
+        self.point(slot, at);
+        let place = Place { addr, content: Content::Buffer(When::Success) };
+        self.returns(at, 4, wire_rule(When::Success), place);
+        let word = |at: usize| u64_at(&self.image, at);
+        let (room, pointer) = (natural(word(at)).min(IFCONF_MAX_BYTES), word(at + 8));
+        let base = Slot::Image(at + 8);
+        if let Some(pointer) = universal(pointer) {
+            return self.point_raw(base, pointer);
+        }
+        self.image[at..at + 4].copy_from_slice(&(room as u32).to_le_bytes());
+        let extent = Extent { len: room as usize, clamped: None };
+        let there = mem.writable(pointer, extent.len);
+        let place = Place { addr: pointer, content: Content::Buffer(When::Success) };
+        self.receives(base, extent, there, (out_rule::BY_LENGTH, at as u32), place);
     }
 
     fn shortened_ms(&self, timeout: u64) -> u64 {
@@ -250,7 +261,7 @@ impl Call {
         mem: &mut M,
     ) {
         let at = self.image.len().next_multiple_of(8);
-        self.copy_in(slot, addr, 16, back, mem);
+        self.copy_in(slot, addr, Extent { len: 16, clamped: None }, back, mem);
         if self.elapsed_ns == 0 || self.image.len() != at + 16 {
             return;
         }
@@ -288,31 +299,41 @@ impl Call {
             }
             return;
         }
-        let Ok(at) = self.append(args[length], 4, mem) else {
+        let at = self.align();
+        let room = match self.append(args[length], 4, mem) {
+            Ok(_) => u32_at(&self.image, at) as i32,
+            Err(_) => 0,
+        };
+        // A negative one is refused before anything is written.
+        let must_be_writable = result.is_none() && room >= 0;
+        if self.image.len() < at + 4 || (must_be_writable && mem.writable(args[length], 4) < 4) {
+            self.image.truncate(at);
             self.header.args[length] = BAD_POINTER;
             if result.is_none() {
                 self.header.args[i] = BAD_POINTER;
             }
             return;
-        };
+        }
         self.point(Slot::Arg(length), at);
-        let place = Place { addr: args[length], content: Content::Buffer(When::Always) };
+        let len = u32::try_from(room).map_or(0, |n| n.min(max));
+        let clamped = result.is_none() && room > 0 && len < room as u32;
+        let place = Place { addr: args[length], content: Content::Length { clamped } };
         self.returns(at, 4, wire_rule(When::Always), place);
-        let room = i32::from_le_bytes([
-            self.image[at],
-            self.image[at + 1],
-            self.image[at + 2],
-            self.image[at + 3],
-        ]);
         if result.is_some() {
             return;
         }
-        let len = u32::try_from(room).map_or(0, |n| n.min(max));
-        if room > 0 {
+        if clamped {
             self.image[at..at + 4].copy_from_slice(&len.to_le_bytes());
         }
+        let extent = Extent { len: len as usize, clamped: None };
+        let there = mem.writable(args[i], extent.len);
         let place = Place { addr: args[i], content: Content::Buffer(When::Success) };
-        let rule = (out_rule::BY_LENGTH, at as u32);
-        self.receives(Slot::Arg(i), len as usize, rule, place, mem);
+        self.receives(Slot::Arg(i), extent, there, (out_rule::BY_LENGTH, at as u32), place);
     }
+}
+
+/// Whether a call that checks its buffer finds that it ends behind user space.
+fn beyond(size: Size, i: usize, args: &[u64; 6]) -> bool {
+    let ends_behind = |n: u64| args[i].checked_add(n).is_none_or(|end| end > LAST_PAGE);
+    matches!(size, Size::Checked(n) if ends_behind(args[n as usize]))
 }

@@ -3,9 +3,12 @@
 //! The segments of a call travel as one: home sees an array of one element, which
 //! means the same to every file and socket.
 
-use super::arguments::universal;
-use super::{BAD_POINTER, Call, Content, Fault, GuestMemory, Place, Slot, short_or_fault};
-use crate::frame::{CALL_BUFFER_MAX_BYTES, out_rule};
+use super::arguments::{LAST_PAGE, universal};
+use super::{
+    BAD_POINTER, Call, Content, DATA_MAX_BYTES, Extent, Fault, GuestMemory, Place, Slot,
+    short_or_fault,
+};
+use crate::frame::out_rule;
 use crate::table::errno::EFAULT;
 
 const IOVEC_BYTES: usize = 16;
@@ -25,24 +28,27 @@ const CONTROL_LEN: usize = 40;
 const FLAGS: usize = 48;
 const MSG_LEN: usize = 56;
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut b = [0; 8];
     b.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(b)
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut b = [0; 4];
     b.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(b)
 }
 
-/// Which way a call's data goes, and whether half of it is better than none.
+const CMSGHDR_BYTES: usize = 16;
+
+/// How home's kernel is to know how much data came.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Transfer {
-    Write,
     Send,
     Receive,
+    /// By the `msg_len` of the `mmsghdr` at this image offset.
+    ReceiveInto(usize),
 }
 
 /// What the segments of an array amount to.
@@ -51,6 +57,8 @@ enum Total {
     Bytes(usize),
     /// One has this length, which no `ssize_t` holds.
     Negative(u64),
+    /// One ends behind user space.
+    Beyond,
 }
 
 impl Call {
@@ -63,13 +71,14 @@ impl Call {
         inward: bool,
         mem: &mut M,
     ) {
-        let count = args[n];
+        // Kernels take an `unsigned int` of it.
+        let count = u64::from(args[n] as u32);
         if count == 0 || count > SEGMENTS_MAX {
             // Home looks at the descriptor and the count, and at no segment.
             self.header.args[i] = 0;
             return;
         }
-        let transfer = if inward { Transfer::Write } else { Transfer::Receive };
+        let transfer = if inward { Transfer::Send } else { Transfer::Receive };
         self.header.args[n] = 1;
         self.copy_segments(Slot::Arg(i), args[i], count, transfer, mem);
     }
@@ -86,15 +95,17 @@ impl Call {
             .append(addr, IOVEC_BYTES * count as usize, mem)
             .inspect_err(|_| self.image.truncate(start))?;
         let mut total = 0;
-        let max = CALL_BUFFER_MAX_BYTES as u64;
+        let max = DATA_MAX_BYTES as u64;
         self.segments.clear();
         let mut negative = None;
+        let mut beyond = false;
         for k in 0..count as usize {
             let base = u64_at(&self.image, at + IOVEC_BYTES * k);
             let len = u64_at(&self.image, at + IOVEC_BYTES * k + 8);
             if i64::try_from(len).is_err() {
                 negative = Some(len);
             }
+            beyond |= base.checked_add(len).is_none_or(|end| end > LAST_PAGE);
             let len = len.min(max - total);
             total += len;
             if len > 0 {
@@ -102,7 +113,11 @@ impl Call {
             }
         }
         self.image.truncate(start);
-        Ok(negative.map_or(Total::Bytes(total as usize), Total::Negative))
+        Ok(match negative {
+            Some(len) => Total::Negative(len),
+            None if beyond => Total::Beyond,
+            None => Total::Bytes(total as usize),
+        })
     }
 
     /// Puts the one iovec that home sees behind `slot`, for the `count` at `addr`.
@@ -127,19 +142,32 @@ impl Call {
                 self.image[at + 8..at + 16].copy_from_slice(&len.to_le_bytes());
                 return;
             }
-        };
-        let base = Slot::Image(at);
-        if transfer == Transfer::Receive {
-            let room = self.room_in_segments(mem);
-            let bytes = if room > 0 { room } else { total };
-            self.image[at + 8..at + 16].copy_from_slice(&(bytes as u64).to_le_bytes());
-            if total > 0 && room == 0 {
-                return self.point_raw(base, BAD_POINTER);
+            Total::Beyond => {
+                self.image.truncate(at);
+                self.point_raw(slot, BAD_POINTER);
+                return;
             }
-            let place = Place { addr: 0, content: Content::Segments };
-            self.receives(base, bytes, (out_rule::BY_RETURN, 1), place, mem);
-            return;
+        };
+        self.image[at + 8..at + 16].copy_from_slice(&(total as u64).to_le_bytes());
+        let base = Slot::Image(at);
+        let extent = Extent { len: total, clamped: None };
+        let place = Place { addr: 0, content: Content::Segments };
+        match transfer {
+            Transfer::Send => self.send_segments(base, extent, mem),
+            Transfer::Receive => {
+                let room = self.room_in_segments(mem);
+                self.receives(base, extent, room, (out_rule::BY_RETURN, 1), place);
+            }
+            Transfer::ReceiveInto(header) => {
+                let room = self.room_in_segments(mem);
+                let rule = (out_rule::BY_LENGTH, (header + MSG_LEN) as u32);
+                self.receives(base, extent, room, rule, place);
+            }
         }
+    }
+
+    fn send_segments<M: GuestMemory>(&mut self, slot: Slot, extent: Extent, mem: &mut M) {
+        let total = extent.len;
         let data = self.align();
         self.image.resize(data + total, 0);
         let mut done = 0;
@@ -154,16 +182,12 @@ impl Call {
                 }
             }
         }
-        self.image.truncate(data + done);
-        let whole = done == total;
-        if whole || (transfer == Transfer::Write && done > 0) {
-            self.image[at + 8..at + 16].copy_from_slice(&(done as u64).to_le_bytes());
-            self.point(base, data);
-        } else {
-            self.image.truncate(data);
-            self.image[at + 8..at + 16].copy_from_slice(&(total as u64).to_le_bytes());
-            self.point_raw(base, BAD_POINTER);
+        if done == total {
+            return self.point(slot, data);
         }
+        let part = self.image[data..data + done].to_vec();
+        self.image.truncate(data);
+        self.sends_part(slot, extent, part, None);
     }
 
     /// Bytes of the segments up to the first that cannot be written.
@@ -205,14 +229,16 @@ impl Call {
         multiple: bool,
         mem: &mut M,
     ) {
-        let Ok(at) = self.append(addr, MSGHDR_BYTES, mem) else {
+        let at = self.align();
+        if self.append(addr, MSGHDR_BYTES, mem).is_err() {
+            self.image.truncate(at);
             return self.point_raw(slot, BAD_POINTER);
-        };
+        }
         let size = if multiple { MMSGHDR_BYTES } else { MSGHDR_BYTES };
         self.image.resize(at + size, 0);
         self.point(slot, at);
         self.copy_name(at, inward, mem);
-        self.copy_message_data(at, inward, mem);
+        self.copy_message_data(at, inward, multiple, mem);
         self.copy_control(at, inward, mem);
         if multiple || !inward {
             let content = if multiple { Content::Mmsghdr } else { Content::Msghdr };
@@ -223,25 +249,33 @@ impl Call {
     fn copy_name<M: GuestMemory>(&mut self, at: usize, inward: bool, mem: &mut M) {
         let pointer = u64_at(&self.image, at + NAME);
         let len = u32_at(&self.image, at + NAME_LEN);
-        // A negative length goes to home for its EINVAL.
-        if i32::try_from(len).is_err() {
-            return self.point_raw(Slot::Image(at + NAME), 0);
-        }
-        let len = len.min(ADDRESS_MAX_BYTES);
-        self.image[at + NAME_LEN..at + NAME_LEN + 4].copy_from_slice(&len.to_le_bytes());
         let slot = Slot::Image(at + NAME);
         if let Some(pointer) = universal(pointer) {
             return self.point_raw(slot, pointer);
         }
-        if inward {
-            return self.copy_in(slot, pointer, len as usize, None, mem);
+        // A negative length goes to home for its EINVAL.
+        if i32::try_from(len).is_err() {
+            return self.point_raw(slot, BAD_POINTER);
         }
+        let len = len.min(ADDRESS_MAX_BYTES);
+        self.image[at + NAME_LEN..at + NAME_LEN + 4].copy_from_slice(&len.to_le_bytes());
+        let extent = Extent { len: len as usize, clamped: None };
+        if inward {
+            return self.copy_in(slot, pointer, extent, None, mem);
+        }
+        let there = mem.writable(pointer, extent.len);
         let place = Place { addr: pointer, content: Content::Buffer(crate::table::When::Success) };
         let rule = (out_rule::BY_LENGTH, (at + NAME_LEN) as u32);
-        self.receives(slot, len as usize, rule, place, mem);
+        self.receives(slot, extent, there, rule, place);
     }
 
-    fn copy_message_data<M: GuestMemory>(&mut self, at: usize, inward: bool, mem: &mut M) {
+    fn copy_message_data<M: GuestMemory>(
+        &mut self,
+        at: usize,
+        inward: bool,
+        multiple: bool,
+        mem: &mut M,
+    ) {
         let slot = Slot::Image(at + IOV);
         let segments = u64_at(&self.image, at + IOV_LEN);
         let pointer = u64_at(&self.image, at + IOV);
@@ -253,7 +287,11 @@ impl Call {
             return self.point_raw(slot, pointer);
         }
         self.image[at + IOV_LEN..at + IOV_LEN + 8].copy_from_slice(&1u64.to_le_bytes());
-        let transfer = if inward { Transfer::Send } else { Transfer::Receive };
+        let transfer = match (inward, multiple) {
+            (true, _) => Transfer::Send,
+            (false, false) => Transfer::Receive,
+            (false, true) => Transfer::ReceiveInto(at),
+        };
         self.copy_segments(slot, pointer, segments, transfer, mem);
     }
 
@@ -270,12 +308,14 @@ impl Call {
         }
         let len = len.min(CONTROL_MAX_BYTES);
         self.image[at + CONTROL_LEN..at + CONTROL_LEN + 8].copy_from_slice(&len.to_le_bytes());
+        let extent = Extent { len: len as usize, clamped: None };
         if inward {
-            return self.copy_in(slot, pointer, len as usize, None, mem);
+            return self.copy_in(slot, pointer, extent, None, mem);
         }
-        let place = Place { addr: pointer, content: Content::Buffer(crate::table::When::Success) };
+        let there = mem.writable(pointer, extent.len);
+        let place = Place { addr: pointer, content: Content::Control };
         let rule = (out_rule::BY_LENGTH, (at + CONTROL_LEN) as u32);
-        self.receives(slot, len as usize, rule, place, mem);
+        self.receives(slot, extent, there, rule, place);
     }
 }
 
@@ -289,6 +329,22 @@ pub(super) fn put_msghdr<M: GuestMemory>(addr: u64, b: &[u8], mem: &mut M) -> Re
     write(NAME_LEN, 4)?;
     write(CONTROL_LEN, 8)?;
     write(FLAGS, 4)
+}
+
+/// A kernel does not write what stands between two of them.
+pub(super) fn put_control<M: GuestMemory>(
+    mut addr: u64,
+    mut b: &[u8],
+    mem: &mut M,
+) -> Result<(), i64> {
+    while b.len() >= CMSGHDR_BYTES {
+        let len = usize::try_from(u64_at(b, 0)).unwrap_or(b.len()).clamp(CMSGHDR_BYTES, b.len());
+        mem.write(addr, &b[..len]).map_err(|_| EFAULT.ret())?;
+        let next = len.next_multiple_of(8).min(b.len());
+        addr += next as u64;
+        b = &b[next..];
+    }
+    Ok(())
 }
 
 pub(super) fn put_mmsghdr<M: GuestMemory>(

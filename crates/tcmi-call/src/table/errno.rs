@@ -23,5 +23,6 @@ pub const EINVAL: Errno = Errno(22);
 pub const ENOTTY: Errno = Errno(25);
 pub const ENAMETOOLONG: Errno = Errno(36);
 pub const ENOSYS: Errno = Errno(38);
+pub const EOVERFLOW: Errno = Errno(75);
 pub const EMSGSIZE: Errno = Errno(90);
 pub const EOPNOTSUPP: Errno = Errno(95);

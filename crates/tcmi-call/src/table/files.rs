@@ -3,19 +3,17 @@
 use super::Arg::*;
 use super::Restart::{NoHandler, SaRestart};
 use super::Size::*;
-use super::When::{Return, Success};
+use super::When::{Changed, Return, Success};
 use super::{Restart, Row};
 
 const STAT: super::Arg = Out(Bytes(144), Success);
-/// Read first, so that a bad pointer fails before there are descriptors.
-const PAIR: super::Arg = InOut(Bytes(8), Success);
+const PAIR: super::Arg = Out(Bytes(8), Success);
 const STATFS: super::Arg = Out(Bytes(120), Success);
 const TIMESPECS: super::Arg = In(Bytes(32));
-const BITS: super::Arg = InOut(super::Size::Bits(0), Success);
 
 pub(super) const ROWS: &[(usize, Row)] = &[
-    (0, Row::waits("read", SaRestart, &[Fd, StreamOut(2), Value])),
-    (1, Row::waits("write", SaRestart, &[Fd, StreamIn(2), Value])),
+    (0, Row::waits("read", SaRestart, &[Fd, Out(Checked(2), Return(1)), Value])),
+    (1, Row::waits("write", SaRestart, &[Fd, In(Checked(2)), Value])),
     (2, Row::waits("open", SaRestart, &[Path, Value, Value])),
     (3, Row::forward("close", &[Fd])),
     (4, Row::forward("stat", &[Path, STAT])),
@@ -24,16 +22,16 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (7, Row::waits("poll", NoHandler, &[InOut(Items(1, 8), Success), Value, TimeoutMs])),
     (8, Row::forward("lseek", &[Fd, Value, Value])),
     (16, Row::waits("ioctl", SaRestart, &[Fd, Value, Ioctl])),
-    (17, Row::waits("pread64", SaRestart, &[Fd, StreamOut(2), Value, Value])),
-    (18, Row::waits("pwrite64", SaRestart, &[Fd, StreamIn(2), Value, Value])),
+    (17, Row::waits("pread64", SaRestart, &[Fd, Out(Checked(2), Return(1)), Value, Value])),
+    (18, Row::waits("pwrite64", SaRestart, &[Fd, In(Checked(2)), Value, Value])),
     (19, Row::waits("readv", SaRestart, &[Fd, IovecOut(2), Value])),
     (20, Row::waits("writev", SaRestart, &[Fd, IovecIn(2), Value])),
     (21, Row::forward("access", &[Path, Value])),
     (22, Row::forward("pipe", &[PAIR])),
-    (23, Row::waits("select", NoHandler, &[Value, BITS, BITS, BITS, TimevalRest])),
+    (23, Row::waits("select", NoHandler, &[Value, Bits, Bits, Bits, TimevalRest])),
     (32, Row::forward("dup", &[Fd])),
     (33, Row::forward("dup2", &[Fd, Fd])),
-    (40, Row::waits("sendfile", SaRestart, &[Fd, Fd, InOut(Bytes(8), Success), Value])),
+    (40, Row::waits("sendfile", SaRestart, &[Fd, Fd, InOut(Bytes(8), Changed), Value])),
     (72, Row::waits("fcntl", SaRestart, &[Fd, Value, Fcntl])),
     (73, Row::waits("flock", SaRestart, &[Fd, Value])),
     (74, Row::forward("fsync", &[Fd])),
@@ -107,7 +105,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (267, Row::forward("readlinkat", &[Fd, Path, Out(Int(3), Return(1)), Value])),
     (268, Row::forward("fchmodat", &[Fd, Path, Value])),
     (269, Row::forward("faccessat", &[Fd, Path, Value])),
-    (270, Row::waits("pselect6", NoHandler, &[Value, BITS, BITS, BITS, TimeoutRest, MaskPair])),
+    (270, Row::waits("pselect6", NoHandler, &[Value, Bits, Bits, Bits, TimeoutRest, MaskPair])),
     (
         271,
         Row::waits(
@@ -121,7 +119,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
         Row::waits(
             "splice",
             SaRestart,
-            &[Fd, InOut(Bytes(8), Success), Fd, InOut(Bytes(8), Success), Value, Value],
+            &[Fd, InOut(Bytes(8), Changed), Fd, InOut(Bytes(8), Changed), Value, Value],
         ),
     ),
     (276, Row::waits("tee", SaRestart, &[Fd, Fd, Value, Value])),
@@ -157,7 +155,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
         Row::waits(
             "copy_file_range",
             SaRestart,
-            &[Fd, InOut(Bytes(8), Success), Fd, InOut(Bytes(8), Success), Value, Value],
+            &[Fd, InOut(Bytes(8), Changed), Fd, InOut(Bytes(8), Changed), Value, Value],
         ),
     ),
     (327, Row::waits("preadv2", SaRestart, &[Fd, IovecOut(2), Value, Value, Value, Value])),

@@ -2,16 +2,18 @@
 
 use super::Arg;
 use super::Size::Bytes;
-use super::When::Success;
+use super::When::{Changed, Success};
 
 const OUT_INT: Arg = Arg::Out(Bytes(4), Success);
 const IN_INT: Arg = Arg::In(Bytes(4));
 const TERMIOS: u32 = 36;
 const TERMIO: u32 = 18;
-const IFREQ: Arg = Arg::InOut(Bytes(40), Success);
+const IFREQ: Arg = Arg::InOut(Bytes(40), Changed);
 
 /// Requests from before the size encoding.
 const OLD: &[(u32, Arg)] = &[
+    (0x0001, Arg::InOut(Bytes(4), Changed)),     // FIBMAP
+    (0x0002, OUT_INT),                           // FIGETBSZ
     (0x5401, Arg::Out(Bytes(TERMIOS), Success)), // TCGETS
     (0x5402, Arg::In(Bytes(TERMIOS))),           // TCSETS
     (0x5403, Arg::In(Bytes(TERMIOS))),           // TCSETSW
@@ -61,7 +63,9 @@ const OLD: &[(u32, Arg)] = &[
     (0x8906, Arg::Out(Bytes(16), Success)),      // SIOCGSTAMP
     (0x8907, Arg::Out(Bytes(16), Success)),      // SIOCGSTAMPNS
     (0x8910, IFREQ),                             // SIOCGIFNAME
+    (0x8912, Arg::Ifconf),                       // SIOCGIFCONF
     (0x8913, IFREQ),                             // SIOCGIFFLAGS
+    (0x8914, IFREQ),                             // SIOCSIFFLAGS
     (0x8915, IFREQ),                             // SIOCGIFADDR
     (0x8917, IFREQ),                             // SIOCGIFDSTADDR
     (0x8919, IFREQ),                             // SIOCGIFBRDADDR
@@ -70,6 +74,8 @@ const OLD: &[(u32, Arg)] = &[
     (0x8921, IFREQ),                             // SIOCGIFMTU
     (0x8927, IFREQ),                             // SIOCGIFHWADDR
     (0x8933, IFREQ),                             // SIOCGIFINDEX
+    (0x8934, IFREQ),                             // SIOCSIFPFLAGS
+    (0x8935, IFREQ),                             // SIOCGIFPFLAGS
     (0x8942, IFREQ),                             // SIOCGIFTXQLEN
     (0x1260, Arg::Out(Bytes(8), Success)),       // BLKGETSIZE
     (0x125e, OUT_INT),                           // BLKROGET
@@ -103,7 +109,7 @@ pub fn ioctl(request: u64) -> Option<Arg> {
         DIR_READ => Some(Arg::Out(size, Success)),
         DIR_WRITE => Some(Arg::In(size)),
         0 => None,
-        _ => Some(Arg::InOut(size, Success)),
+        _ => Some(Arg::InOut(size, Changed)),
     }
 }
 
@@ -123,13 +129,27 @@ pub fn fcntl(cmd: u64) -> Arg {
     }
 }
 
-/// The fourth argument of `semctl`. None: an array whose length only IPC_STAT tells; EINVAL.
-pub fn semctl(cmd: u64) -> Option<Arg> {
+/// Of a semaphore set, as many as the kernel may be set to allow: two bytes each.
+const SEMAPHORES_BYTES: u32 = 2 * 65_536;
+
+/// The fourth argument of `semctl`.
+pub fn semctl(cmd: u64) -> Arg {
     match cmd as u32 & !0x100 {
-        1 => Some(Arg::In(Bytes(104))),                     // IPC_SET
-        2 | 18 | 20 => Some(Arg::Out(Bytes(104), Success)), // IPC_STAT, SEM_STAT(_ANY)
-        3 | 19 => Some(Arg::Out(Bytes(40), Success)),       // IPC_INFO, SEM_INFO
-        13 | 17 => None,                                    // GETALL, SETALL
-        _ => Some(Arg::Value),
+        1 => Arg::In(Bytes(104)),                           // IPC_SET
+        2 | 18 | 20 => Arg::Out(Bytes(104), Success),       // IPC_STAT, SEM_STAT(_ANY)
+        3 | 19 => Arg::Out(Bytes(40), Success),             // IPC_INFO, SEM_INFO
+        13 => Arg::InOut(Bytes(SEMAPHORES_BYTES), Changed), // GETALL
+        17 => Arg::In(Bytes(SEMAPHORES_BYTES)),             // SETALL
+        _ => Arg::Value,
+    }
+}
+
+/// The third argument of `msgctl`.
+pub fn msgctl(cmd: u64) -> Arg {
+    match cmd as u32 & !0x100 {
+        1 => Arg::In(Bytes(120)),                     // IPC_SET
+        2 | 11 | 13 => Arg::Out(Bytes(120), Success), // IPC_STAT, MSG_STAT(_ANY)
+        3 | 12 => Arg::Out(Bytes(32), Success),       // IPC_INFO, MSG_INFO
+        _ => Arg::Value,
     }
 }

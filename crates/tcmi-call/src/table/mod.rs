@@ -111,20 +111,23 @@ pub enum Size {
     Bytes(u32),
     /// A `size_t` in argument i.
     Arg(u8),
+    /// The same of a call that takes no buffer beyond the end of user space.
+    Checked(u8),
     /// An `int` in argument i; a negative one is passed on with an empty buffer.
     Int(u8),
     /// Argument i (an `int`) times a unit.
     Items(u8, u32),
     /// Argument i plus a header of so many bytes.
     Plus(u8, u32),
-    /// Argument i (an `int`) bits, in words of 64.
-    Bits(u8),
 }
 
 /// When a buffer is written back to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
+    /// Also by a call that fails.
     Always,
+    /// As far as it is no longer what was sent, which may stand in read-only memory.
+    Changed,
     /// The call did not fail.
     Success,
     /// It returned more than 0.
@@ -149,10 +152,8 @@ pub enum Arg {
     In(Size),
     Out(Size, When),
     InOut(Size, When),
-    /// Bytes of a `write`: `size_t` in argument i; clamped, and cut short at a bad page.
-    StreamIn(u8),
-    /// Bytes of a `read`: `size_t` in argument i; clamped.
-    StreamOut(u8),
+    /// Descriptors of a `select`, so many in argument 0.
+    Bits,
     /// `struct iovec` array, count in argument i.
     IovecIn(u8),
     IovecOut(u8),
@@ -184,6 +185,10 @@ pub enum Arg {
     Fcntl,
     /// `semctl`, by the command in argument 2.
     Semctl,
+    /// `msgctl`, by the command in argument 1.
+    Msgctl,
+    /// `struct ifconf`: a length and a pointer to so many bytes.
+    Ifconf,
     /// `prctl`, by the option in argument 0.
     Prctl,
 }

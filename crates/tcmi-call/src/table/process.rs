@@ -3,7 +3,7 @@
 use super::Arg::*;
 use super::Restart::{NoHandler, SaRestart};
 use super::Size::*;
-use super::When::{Interrupted, Positive, Return, Success};
+use super::When::{Changed, Interrupted, Positive, Return, Success};
 use super::{Both, LocalIf, Row};
 
 const RUSAGE: super::Arg = Out(Bytes(144), Positive);
@@ -46,8 +46,8 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (123, Row::forward("setfsgid", &[Value])),
     (124, Row::forward("getsid", &[Value])),
     // Versions 2 and 3 have two data elements; an old version reads and writes only the first.
-    (125, Row::forward("capget", &[InOut(Bytes(8), super::When::Always), Out(Bytes(24), Success)])),
-    (126, Row::forward("capset", &[InOut(Bytes(8), super::When::Always), In(Bytes(24))])),
+    (125, Row::forward("capget", &[InOut(Bytes(8), Changed), InOut(Bytes(24), Success)])),
+    (126, Row::forward("capset", &[InOut(Bytes(8), Changed), In(Bytes(24))])),
     (
         129,
         Row::forward("rt_sigqueueinfo", &[Value, Value, In(Bytes(128))]).local_if(LocalIf::OwnPid),
@@ -86,13 +86,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
         Row::waits(
             "waitid",
             SaRestart,
-            &[
-                Value,
-                Value,
-                InOut(Bytes(128), super::When::Always),
-                Value,
-                InOut(Bytes(144), Success),
-            ],
+            &[Value, Value, InOut(Bytes(128), Changed), Value, InOut(Bytes(144), Success)],
         ),
     ),
     (251, Row::forward("ioprio_set", &[Value, Value, Value])),
@@ -107,5 +101,6 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (322, Row::both("execveat", Both::AtHome, &[Value, Value, Value, Value, Value])),
     (424, Row::forward("pidfd_send_signal", &[Fd, Value, In(Bytes(128)), Value])),
     (434, Row::forward("pidfd_open", &[Value, Value])),
-    (438, Row::forward("pidfd_getfd", &[Fd, Value, Value])),
+    // Of itself, too: our own are nobody's.
+    (438, Row::forward("pidfd_getfd", &[Fd, Fd, Value])),
 ];

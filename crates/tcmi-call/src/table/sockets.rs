@@ -4,7 +4,7 @@ use super::Arg::*;
 use super::Restart::{Never, NoHandler, SaRestart};
 use super::Row;
 use super::Size::*;
-use super::When::{Return, ReturnPlus, Success};
+use super::When::{Always, Return, ReturnPlus, Success};
 
 /// `struct sockaddr_storage`: the kernel gives no longer address.
 const ADDRESS_MAX_BYTES: u32 = 128;
@@ -20,7 +20,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
         Row::waits(
             "recvfrom",
             SaRestart,
-            &[Fd, StreamOut(2), Value, Value, Measured(5, ADDRESS_MAX_BYTES), Length],
+            &[Fd, Out(Arg(2), Return(1)), Value, Value, Measured(5, ADDRESS_MAX_BYTES), Length],
         ),
     ),
     (46, Row::waits("sendmsg", SaRestart, &[Fd, MsghdrIn, Value])),
@@ -30,7 +30,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (50, Row::forward("listen", &[Fd, Value])),
     (51, Row::forward("getsockname", &[Fd, Measured(2, ADDRESS_MAX_BYTES), Length])),
     (52, Row::forward("getpeername", &[Fd, Measured(2, ADDRESS_MAX_BYTES), Length])),
-    (53, Row::forward("socketpair", &[Value, Value, Value, InOut(Bytes(8), Success)])),
+    (53, Row::forward("socketpair", &[Value, Value, Value, InOut(Bytes(8), Always)])),
     (54, Row::forward("setsockopt", &[Fd, Value, Value, In(Int(4)), Value])),
     (55, Row::forward("getsockopt", &[Fd, Value, Value, Measured(4, OPTION_MAX_BYTES), Length])),
     (64, Row::forward("semget", &[Value, Value, Value])),
@@ -46,8 +46,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
             &[Value, Out(Plus(2, 8), ReturnPlus(8)), Value, Value, Value],
         ),
     ),
-    // IPC_STAT gives a msqid_ds of 120 bytes, IPC_SET takes one, IPC_INFO gives less.
-    (71, Row::forward("msgctl", &[Value, Value, InOut(Bytes(120), Success)])),
+    (71, Row::forward("msgctl", &[Value, Value, Msgctl])),
     (220, Row::waits("semtimedop", Never, &[Value, In(Items(2, 6)), Value, Timeout])),
     (240, Row::forward("mq_open", &[Path, Value, Value, In(Bytes(64))])),
     (241, Row::forward("mq_unlink", &[Path])),

@@ -8,35 +8,50 @@ use crate::window::{CallEnd, forwarded_call};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use linux_raw_sys::errno::{EBADF, ENOMEM};
 use linux_raw_sys::general::{
-    __NR_close_range, __NR_mmap, __NR_munmap, MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE,
+    __NR_close_range, __NR_mmap, __NR_mprotect, __NR_munmap, MAP_ANONYMOUS, MAP_PRIVATE, PROT_NONE,
+    PROT_READ, PROT_WRITE,
 };
 use tcmi_call::frame::{
     CALL_BUFFER_INLINE_BYTES, CALL_BUFFER_MAX_BYTES, CallHeader, FIXUPS_MAX, OUTS_MAX, OutRange,
-    ReplyHeader, kind, out_rule, reply_flags,
+    ReplyHeader, call_flags, kind, out_rule, reply_flags,
 };
+
+const PAGE_BYTES: usize = 4096;
 
 /// The call's buffer: the thread's own, or a mapping for as long as the call.
 pub struct Buffer {
     start: *mut u8,
     len: usize,
-    mapped: bool,
+    /// Of a mapping: its address and length.
+    mapped: Option<(u64, u64)>,
 }
 
 impl Buffer {
-    /// Zeroed from `filled` on. None: no memory.
-    fn new(shadow: &Shadow, len: usize, filled: usize) -> Option<Self> {
-        if len <= CALL_BUFFER_INLINE_BYTES {
+    /// Zeroed from `filled` on, with nothing behind it where `hole` says so. None: no memory.
+    fn new(shadow: &Shadow, len: usize, filled: usize, hole: bool) -> Option<Self> {
+        if len <= CALL_BUFFER_INLINE_BYTES && !hole {
             // SAFETY: the inline buffer is this thread's, used by one call at a time.
             let start = unsafe { (&raw mut (*shadow.area).buffer.0).cast::<u8>() };
             // SAFETY: `filled <= len <=` the buffer's size.
             unsafe { start.add(filled).write_bytes(0, len - filled) };
-            return Some(Self { start, len, mapped: false });
+            return Some(Self { start, len, mapped: None });
         }
+        let there = len.next_multiple_of(PAGE_BYTES);
+        let whole = (there + if hole { PAGE_BYTES } else { 0 }) as u64;
         let protection = u64::from(PROT_READ | PROT_WRITE);
         let flags = u64::from(MAP_PRIVATE | MAP_ANONYMOUS);
         // SAFETY: a new mapping wherever there is room.
-        let at = unsafe { syscall(__NR_mmap, [0, len as u64, protection, flags, u64::MAX, 0]) };
-        (at > 0).then_some(Self { start: at as *mut u8, len, mapped: true })
+        let at = unsafe { syscall(__NR_mmap, [0, whole, protection, flags, u64::MAX, 0]) };
+        if at <= 0 {
+            return None;
+        }
+        let before = if hole { there - len } else { 0 };
+        let buffer =
+            Self { start: (at as usize + before) as *mut u8, len, mapped: Some((at as u64, whole)) };
+        let behind = [at as u64 + there as u64, PAGE_BYTES as u64, PROT_NONE.into(), 0, 0, 0];
+        // SAFETY: the last page of the new mapping.
+        let made = !hole || unsafe { syscall(__NR_mprotect, behind) } == 0;
+        made.then_some(buffer)
     }
 
     pub fn bytes(&mut self) -> &mut [u8] {
@@ -59,9 +74,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.mapped {
+        if let Some((at, len)) = self.mapped {
             // SAFETY: the mapping made in `new`, referred to no more.
-            unsafe { syscall(__NR_munmap, [self.start as u64, self.len as u64, 0, 0, 0, 0]) };
+            unsafe { syscall(__NR_munmap, [at, len, 0, 0, 0, 0]) };
         }
     }
 }
@@ -72,7 +87,8 @@ pub fn serve(shadow: &mut Shadow, header: &CallHeader) -> Result<(), Broken> {
     let outs = header.outs as usize;
     take_tables(shadow, fixups, outs)?;
     let in_len = header.in_len as usize;
-    let Some(mut buffer) = Buffer::new(shadow, header.buf_len as usize, in_len) else {
+    let hole = header.flags & call_flags::HOLE != 0;
+    let Some(mut buffer) = Buffer::new(shadow, header.buf_len as usize, in_len, hole) else {
         // SAFETY: the stream's state is this thread's.
         shadow.incoming.skip(unsafe { &mut (*shadow.area).calls }, in_len)?;
         shadow.end_of_frame()?;

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tcmi_call::frame::{
-    CallHeader, OutRange, ReplyHeader, SignalFrame, kind, out_rule, reply_flags,
+    CallHeader, OutRange, ReplyHeader, SignalFrame, call_flags, kind, out_rule, reply_flags,
 };
 use tcmi_call::record::DirectionKeys;
 use tcmi_shadow::CallStream;
@@ -113,13 +113,49 @@ fn u32_at(bytes: &[u8], at: usize) -> usize {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize
 }
 
+/// A call's bytes, with nothing behind their last page.
+struct Buffer {
+    at: *mut libc::c_void,
+    len: usize,
+}
+
+const PAGE: usize = 4096;
+
+impl Buffer {
+    fn new(len: usize) -> Buffer {
+        let room = len.next_multiple_of(PAGE) + PAGE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, of which the last page is taken away.
+        unsafe {
+            let rw = libc::PROT_READ | libc::PROT_WRITE;
+            let at = libc::mmap(std::ptr::null_mut(), room, rw, flags, -1, 0);
+            assert_ne!(at, libc::MAP_FAILED);
+            assert_eq!(libc::mprotect(at.add(room - PAGE), PAGE, libc::PROT_NONE), 0);
+            Buffer { at, len }
+        }
+    }
+
+    fn start(&self, hole: bool) -> u64 {
+        let before = if hole { self.len.next_multiple_of(PAGE) - self.len } else { 0 };
+        self.at as u64 + before as u64
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: the whole mapping, which nothing refers to any more.
+        unsafe { libc::munmap(self.at, self.len.next_multiple_of(PAGE) + PAGE) };
+    }
+}
+
 fn execute(stream: &mut CallStream, header: &CallHeader, rest: &[u8]) {
     let (fixups, rest) = rest.split_at(4 * usize::from(header.fixups));
     let (outs, image) = rest.split_at(OutRange::BYTES * usize::from(header.outs));
     assert_eq!(image.len(), header.in_len as usize);
-    let mut buffer = vec![0u64; (header.buf_len as usize).div_ceil(8) + 1];
-    let base = buffer.as_mut_ptr() as u64;
-    // SAFETY: the vector has at least buf_len bytes and lives to the end of the function.
+    let buffer = Buffer::new(header.buf_len as usize);
+    let base = buffer.start(header.flags & call_flags::HOLE != 0);
+    // SAFETY: the mapping has at least buf_len bytes from there and lives to the end of the
+    // function.
     let bytes = unsafe { std::slice::from_raw_parts_mut(base as *mut u8, header.buf_len as usize) };
     bytes[..image.len()].copy_from_slice(image);
     for fixup in fixups.chunks(4) {

@@ -9,6 +9,9 @@ use tcmi_call::abi::{BatchOp, StewardArea};
 
 /// How often a wait for the steward looks whether the guest still lives.
 const ALIVE_CHECK_NS: i64 = 100_000_000;
+/// So many looks, and the guest has done something to it. Counted and not timed: a machine that
+/// keeps the steward from running keeps us, too.
+const LOOKS_MAX: u32 = 100;
 
 /// The guest ended before the steward answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,7 +63,8 @@ impl Steward {
     }
 
     /// Executes `ops` in the guest, in order; their results stand in them afterwards.
-    /// At most 16 ops and 2048 bytes of data, or this panics.
+    /// At most 16 ops and 2048 bytes of data, or this panics. A guest whose steward does not
+    /// answer, which is the guest's doing, is ended.
     pub fn run(&self, ops: &mut [BatchOp], data: &[u8]) -> Result<(), GuestGone> {
         let _turn = self.turn.lock();
         let area = self.area.as_ptr();
@@ -75,13 +79,23 @@ impl Steward {
         let number = request.load(Ordering::Relaxed).wrapping_add(1);
         request.store(number, Ordering::Release);
         futex_wake(request);
+        let mut looks = 0;
         loop {
             let seen = answered.load(Ordering::Acquire);
             if seen == number {
                 break;
             }
             futex_wait(answered, seen);
-            if answered.load(Ordering::Acquire) != number && self.guest_ended() {
+            if answered.load(Ordering::Acquire) == number {
+                continue;
+            }
+            if self.guest_ended() {
+                return Err(GuestGone);
+            }
+            looks += u32::from(!self.is_stopped());
+            if looks > LOOKS_MAX {
+                tracing::error!(tid = self.tid, "the steward does not answer: its guest is ended");
+                self.end_guest();
                 return Err(GuestGone);
             }
         }
@@ -101,12 +115,38 @@ impl Steward {
         }
     }
 
+    /// As a stopped process's threads are, until it is continued.
+    fn is_stopped(&self) -> bool {
+        let read = |file: String| std::fs::read_to_string(file).unwrap_or_default();
+        let info = read(format!("/proc/self/fdinfo/{}", self.pidfd.as_raw_fd()));
+        let Some(pid) = fields(&info, "Pid:").next().and_then(|pid| pid.parse().ok()) else {
+            return false;
+        };
+        let ours = self.tid.to_string();
+        let tids = tcmi_sys::proc::tids(pid).unwrap_or_default();
+        let status = tids.iter().map(|tid| read(format!("/proc/{pid}/task/{tid}/status")));
+        status
+            .filter(|status| fields(status, "NSpid:").last() == Some(ours.as_str()))
+            .any(|status| matches!(fields(&status, "State:").next(), Some("T" | "t")))
+    }
+
+    fn end_guest(&self) {
+        let (fd, no_info) = (self.pidfd.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: plain call; it fails only when the guest is gone.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, no_info, 0) };
+    }
+
     fn guest_ended(&self) -> bool {
         let mut poll =
             libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one valid pollfd, no waiting.
         unsafe { libc::poll(&mut poll, 1, 0) > 0 }
     }
+}
+
+fn fields<'a>(status: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
+    let line = status.lines().find_map(|l| l.strip_prefix(name));
+    line.unwrap_or_default().split_ascii_whitespace()
 }
 
 fn futex_wake(word: &AtomicU32) {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::chown;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -50,8 +51,13 @@ fn cases(victim: &mut Victim, directory: &Scratch, who: &str) -> Result<Vec<Stri
     }
 }
 
+/// Message queues have one name for all.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// What it says unmoved and what it says as a guest.
 fn both(user: u32, who: &str) -> Result<[Vec<String>; 2]> {
+    // Of another that failed, nothing is kept there.
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let programs = Scratch::new("differ-program")?;
     let directory = Scratch::new("differ")?;
     chown(directory.path(), Some(user), Some(user))?;

@@ -141,6 +141,7 @@ static void make_events(void)
 	put(open(ptsname(PTY), O_RDWR | O_NOCTTY | O_NONBLOCK), TERMINAL);
 	struct mq_attr shape = { .mq_maxmsg = 4, .mq_msgsize = 64 };
 	mq_unlink(queue_name);
+	mq_unlink("/tcmi-differ-none");
 	put(mq_open(queue_name, O_RDWR | O_CREAT | O_NONBLOCK, 0600, &shape), QUEUE);
 }
 

@@ -47,6 +47,8 @@ pub struct Plan<'a> {
     pub sockets: &'a Path,
     pub console: PathBuf,
     pub networked: bool,
+    /// All emulated processors in one thread.
+    pub one_thread: bool,
 }
 
 pub struct Machine {
@@ -177,8 +179,9 @@ fn end(child: &mut Child) {
 
 pub fn qemu(plan: &Plan) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
+    let threads = if plan.one_thread { "single" } else { "multi" };
     command
-        .args(["-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max", "-M", "pc"])
+        .args(["-accel", &format!("tcg,thread={threads},tb-size=128"), "-cpu", "max", "-M", "pc"])
         .args(["-smp", "2", "-m", &plan.kernel.memory_mib.to_string()])
         .args(["-nodefaults", "-no-reboot", "-kernel"])
         .arg(&plan.kernel.image)

@@ -24,6 +24,8 @@ const END_TO_END: &[&str] = &[
     "leave",
     "vdso",
     "trees",
+    "escapes",
+    "differ",
     "victims",
     "programs",
     "faults",

@@ -178,8 +178,9 @@ pub struct Victim {
     ready_word: Option<String>,
 }
 
-/// Who runs the tests in the background has had a shell ignore these for all of them.
-fn heed_the_terminal() -> std::io::Result<()> {
+/// Who runs the tests in the background has had a shell ignore these for all of them. Between fork
+/// and exec.
+pub fn heed_the_terminal() -> std::io::Result<()> {
     for signal in [libc::SIGINT, libc::SIGQUIT] {
         // SAFETY: the default action is no code of ours.
         if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setsid};
+use tcmi_tests::victim::heed_the_terminal;
 use tcmi_tests::{Pair, Scratch, Victim, VictimKind, account, node, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -242,6 +243,7 @@ fn job_control_from_the_terminal_reaches_jobs_of_a_shell_that_is_away() -> Resul
     let slave = || -> Result<Stdio> { Ok(terminal.slave.try_clone()?.into()) };
     command.stdin(slave()?).stdout(slave()?).stderr(slave()?);
     let controlling = || {
+        heed_the_terminal()?;
         setsid()?;
         // SAFETY: the terminal is this process's stdin; nothing is allocated.
         match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
@@ -249,7 +251,7 @@ fn job_control_from_the_terminal_reaches_jobs_of_a_shell_that_is_away() -> Resul
             _ => Err(std::io::Error::last_os_error()),
         }
     };
-    // SAFETY: setsid(2) and ioctl(2) may be called between fork and exec.
+    // SAFETY: signal(2), setsid(2) and ioctl(2) may be called between fork and exec.
     unsafe { command.pre_exec(controlling) };
     let shell = Shell(command.spawn()?);
     drop(command);

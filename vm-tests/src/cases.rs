@@ -31,24 +31,16 @@ pub struct Case {
     pub machines: Machines,
     /// One run with each.
     pub loads: &'static [Loads],
-    /// It has the kernel patch its own code often. A processor that QEMU emulates in a thread of its
-    /// own has been seen to run into the breakpoint of a patch that was over (Oops: int3, where
-    /// the memory had the instruction again): here all have one thread.
-    pub patches: bool,
     /// Measures rather than tests: run by its name alone, and what it says is shown.
     pub measures: bool,
 }
 
 const fn case(name: &'static str, machines: Machines) -> Case {
-    Case { name, machines, loads: &[NONE], patches: false, measures: false }
+    Case { name, machines, loads: &[NONE], measures: false }
 }
 
 const fn with_module(case: Case, loads: &'static [Loads]) -> Case {
     Case { loads, ..case }
-}
-
-const fn that_patches(case: Case) -> Case {
-    Case { patches: true, ..case }
 }
 
 /// The longest first, so that none is left over at the end.
@@ -65,11 +57,11 @@ pub const CASES: &[Case] = &[
         case("module-one-sided", Machines::Mixed),
         &[Loads { home: true, desk: false }, Loads { home: false, desk: true }],
     ),
-    that_patches(with_module(case("module-freezers", Machines::One), &[BOTH])),
+    with_module(case("module-freezers", Machines::One), &[BOTH]),
     with_module(case("module-ctlfs", Machines::One), &[BOTH]),
-    that_patches(with_module(case("module-fuzz", Machines::One), &[BOTH])),
+    with_module(case("module-fuzz", Machines::One), &[BOTH]),
     // It loads the module itself.
-    that_patches(case("module-load", Machines::One)),
+    case("module-load", Machines::One),
     case("boot", Machines::One),
     Case { measures: true, ..case("module-cost", Machines::One) },
 ];

@@ -242,7 +242,6 @@ impl<'a> Stage<'a> {
             sockets: self.sockets.path(),
             console: self.bench.logs.join(self.run.log_name(role, self.boots)),
             networked: self.run.desk.is_some(),
-            one_thread: self.run.case.patches,
         };
         let machine = Machine::boot(&plan, self.said.clone());
         self.machines.push(machine.with_context(|| format!("boot {role}"))?);
@@ -364,7 +363,6 @@ pub fn shell(options: &Options) -> Result<()> {
         sockets: Path::new("/"),
         console: PathBuf::new(),
         networked: false,
-        one_thread: false,
     };
     let mut command = qemu(&plan);
     let status = command

@@ -131,7 +131,10 @@ impl Shared {
         link: &Link,
     ) {
         let Some(pid) = Pid::new(child.pid) else { return };
-        if child.memory == Memory::Shared || Arc::strong_count(family) > FAMILY_PROCESSES_MAX {
+        if child.memory == Memory::Shared
+            || Arc::strong_count(family) > FAMILY_PROCESSES_MAX
+            || self.ending.load(Ordering::Relaxed)
+        {
             tracing::debug!(%pid, "stays at home");
             return;
         }

@@ -3,10 +3,13 @@
 
 pub mod account;
 mod bare;
+pub mod catalogue;
 pub mod node;
 pub mod pair;
 pub mod program;
 pub mod scratch;
+pub mod started;
+pub mod terminal;
 pub mod victim;
 pub mod wait;
 
@@ -15,5 +18,7 @@ pub use node::{Launch, Node, Root};
 pub use pair::Pair;
 pub use program::Program;
 pub use scratch::Scratch;
+pub use started::Started;
+pub use terminal::Terminal;
 pub use victim::{Victim, VictimKind, Wake};
 pub use wait::wait_until;

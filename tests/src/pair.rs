@@ -56,6 +56,12 @@ impl Pair {
         self.home.write("ccn/mig/emigrate-ppm-p", format!("{pid} {}\n", self.desk.name()))
     }
 
+    /// What home says of a move of `pid` to the desk.
+    pub fn explain(&self, pid: u32) -> Result<String> {
+        self.home.echo("ccn/mig/explain", &format!("{pid} {}", self.desk.name()))?;
+        Ok(self.home.read("ccn/mig/explain")?)
+    }
+
     /// Moves `pid` to the desk. Ok: both nodes say that it runs there.
     pub fn migrate(&self, pid: u32) -> Result<()> {
         self.try_migrate(pid).with_context(|| format!("emigrate {pid}\n{}", self.logs()))?;

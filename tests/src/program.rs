@@ -1,176 +1,30 @@
-//! Real programs that nobody prepared, what they work on, and what they put out.
+//! A real program that runs from its start to its end, and what it puts out.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::scratch::Scratch;
 use crate::wait::wait_until;
-
-pub const PI_SCRIPT: &str = include_str!("../programs/pi.py");
-const POOL_SCRIPT: &str = include_str!("../programs/pool.py");
-const CHILDREN_SCRIPT: &str = include_str!("../programs/children.py");
 
 /// A program and its arguments. It runs in a directory of its own; what is in
 /// there at its end is its output.
 #[derive(Clone, Debug)]
 pub struct Program {
     pub name: &'static str,
+    /// A shell's line that is run to its end in the directory beforehand.
+    pub setup: Option<String>,
     pub argv: Vec<String>,
     /// The output holds measured numbers: only its shape is compared.
     pub measures: bool,
     /// Others do its work: how far it is, its output tells.
     pub begins_others: bool,
 }
-
-/// What the programs read: made once, the same on every machine.
-pub struct Inputs(Scratch);
-
-const LINES: usize = 1_500_000;
-const TREE_DIRECTORIES: usize = 40;
-const TREE_FILES: usize = 50;
-/// A tree is walked this often in one run, so that a run lasts.
-const WALKS: usize = 40;
-
-struct Words(u64);
-
-impl Words {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        self.0 >> 33
-    }
-}
-
-impl Inputs {
-    pub fn make() -> Result<Self> {
-        let inputs = Self(Scratch::new("inputs")?);
-        let mut words = Words(1);
-        let mut lines = BufWriter::new(File::create(inputs.0.join("lines"))?);
-        for number in 0..LINES {
-            writeln!(lines, "{:08x} line {number} of {:x}", words.next(), words.next())?;
-        }
-        lines.flush()?;
-        for directory in 0..TREE_DIRECTORIES {
-            let path = inputs.0.join(format!("tree/{directory:02}"));
-            fs::create_dir_all(&path)?;
-            for file in 0..TREE_FILES {
-                let text: String = (0..200).map(|_| format!("{:x} ", words.next())).collect();
-                fs::write(path.join(format!("{file:02}.txt")), text)?;
-            }
-        }
-        fs::write(inputs.0.join("pi.py"), PI_SCRIPT)?;
-        fs::write(inputs.0.join("pool.py"), POOL_SCRIPT)?;
-        fs::write(inputs.0.join("children.py"), CHILDREN_SCRIPT)?;
-        Ok(inputs)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-
-    /// The programs of the first path, each a few seconds long.
-    pub fn programs(&self) -> Vec<Program> {
-        let program = |name, argv: &[&str]| Program {
-            name,
-            argv: argv.iter().map(|a| a.to_string()).collect(),
-            measures: false,
-            begins_others: false,
-        };
-        let parent = |name, argv: &[&str]| Program { begins_others: true, ..program(name, argv) };
-        let lines = self.path("lines");
-        let tree = self.path("tree");
-        let many = |argv: &[&str], walks: usize| {
-            let mut argv: Vec<String> = argv.iter().map(|a| a.to_string()).collect();
-            argv.extend(std::iter::repeat_n(tree.clone(), walks));
-            argv
-        };
-        let find = many(&["find"], WALKS * 10);
-        let grep = many(&["grep", "-rE", r"([0-9a-f])([0-9a-f])\2\1[0-9a-f]\1\2"], WALKS / 2);
-        let tar = many(&["tar", "--sort=name", "-cf", "tree.tar"], WALKS);
-        let printing = ["-type", "f", "-printf", "%p %s %m\n"].map(str::to_owned);
-        let found = |name, argv| Program { name, argv, ..program("", &[]) };
-        vec![
-            program("python3", &["python3", &self.path("pi.py"), "pi.txt", "180"]),
-            program("python3-pool", &["python3", &self.path("pool.py"), "60"]),
-            program("perl", &["perl", "-e", PERL]),
-            program("xz", &["xz", "-T1", "-0", "-k", "-c", &lines]),
-            program("xz-threads", &["xz", "-T2", "-0", "-k", "-c", &lines]),
-            program("bash", &["bash", "-c", BASH]),
-            parent("dash-pipes", &["dash", "-c", DASH_PIPES]),
-            parent("perl-fork", &["perl", "-e", PERL_FORK]),
-            parent("python3-subprocess", &["python3", &self.path("children.py"), "60"]),
-            program("sqlite3", &["sqlite3", ":memory:", SQLITE]),
-            Program {
-                measures: true,
-                ..program(
-                    "openssl",
-                    &["openssl", "speed", "-seconds", "2", "-bytes", "1024", "sha256", "md5"],
-                )
-            },
-            found("find", find.into_iter().chain(printing).collect()),
-            found("grep", grep),
-            found("tar", tar),
-            program("sort", &["sort", "--parallel=1", "-S", "30M", "-k1,1", &lines]),
-        ]
-    }
-}
-
-const PERL: &str = r#"
-    $| = 1;
-    my ($x, %seen) = (17);
-    for my $i (1 .. 12_000_000) {
-        $x = ($x * 1103515245 + 12345) % 2147483648;
-        $seen{$x % 9973}++;
-        print "$i $x ", scalar(keys %seen), "\n" if $i % 120_000 == 0;
-    }
-    exit 3;
-"#;
-
-const BASH: &str = r#"
-    x=7
-    for ((i = 0; i < 400000; i++)); do
-        ((x = (x * 31 + i) % 1000003))
-        if ((i % 4000 == 0)); then printf '%d %d\n' "$i" "$x"; fi
-    done
-    exit 5
-"#;
-
-const DASH_PIPES: &str = r#"
-    n=0
-    while [ $n -lt 40 ]; do
-        n=$((n + 1)) i=0 x=$n
-        while [ $i -lt 8000 ]; do i=$((i + 1)) x=$(((x * 31 + i) % 1000003)); done
-        echo "$n $x" | sed 's/ /-/' | tr 0-4 a-e
-        [ -e "part.$((n % 4))" ] || (echo "$n" >"part.$((n % 4))") &
-        wait
-    done
-    cat part.* >all
-    exit 4
-"#;
-
-const PERL_FORK: &str = r#"
-    $| = 1;
-    my $x = 17;
-    for my $i (1 .. 40) {
-        $x = ($x * 1103515245 + 12345) % 2147483648 for 1 .. 60_000;
-        my $child = fork();
-        die "fork: $!" unless defined $child;
-        exit(($x + $i) % 100) if $child == 0;
-        waitpid($child, 0) == $child or die "waitpid: $!";
-        print "$i ", $? >> 8, " ", `expr $x % 1009`;
-    }
-    exit 6;
-"#;
-
-const SQLITE: &str = "
-    WITH RECURSIVE n(i, x) AS (
-        SELECT 1, 17 UNION ALL SELECT i + 1, (x * 1103515245 + 12345) % 2147483648 FROM n WHERE i < 6000000)
-    SELECT count(*), sum(x), count(DISTINCT x % 9973) FROM n;";
 
 /// Everything a run put out, by file name.
 pub type Output = BTreeMap<String, Vec<u8>>;
@@ -185,6 +39,11 @@ pub struct Run {
 impl Program {
     pub fn start(&self) -> Result<Run> {
         let directory = Scratch::new(self.name)?;
+        if let Some(line) = &self.setup {
+            let mut shell = Command::new("sh");
+            let done = shell.args(["-ec", line]).current_dir(directory.path()).output()?;
+            ensure!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+        }
         let child = Command::new(&self.argv[0])
             .args(&self.argv[1..])
             .current_dir(directory.path())
@@ -298,6 +157,11 @@ pub fn is_installed(program: &str) -> bool {
     std::env::var_os("PATH").is_some_and(|path| {
         std::env::split_paths(&path).any(|directory: PathBuf| directory.join(program).is_file())
     })
+}
+
+/// Whether a program is installed, or a file is there.
+pub fn is_there(needed: &str) -> bool {
+    if needed.starts_with('/') { Path::new(needed).exists() } else { is_installed(needed) }
 }
 
 #[cfg(test)]

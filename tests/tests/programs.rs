@@ -1,19 +1,24 @@
 //! Real programs, moved out in the middle of their work and home before its end,
 //! put out the same bytes and the same status as where nothing is moved.
 
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
 use tcmi_tests::account::{cpu_ms, descendants_cpu_ms};
-use tcmi_tests::program::{Inputs, Program, difference, is_installed};
-use tcmi_tests::{Pair, wait_until};
+use tcmi_tests::catalogue::{self, Entry, Inputs, Moves, Scene, Work, table};
+use tcmi_tests::program::{Program, difference, is_there};
+use tcmi_tests::{Pair, Scratch, wait_until};
 
 const RUN_TIMEOUT: Duration = Duration::from_secs(120);
 /// Work done at home before the move, and on the desk before the return.
 const SHARE_MS: u64 = 300;
 /// The same of one that begins others, in lines of output.
 const SHARE_LINES: usize = 5;
+/// Set: all are run, and the README's table is written there.
+const TABLE: &str = "TCMI_PROGRAMS_TABLE";
 
 fn same_as_unmoved(program: &Program) -> Result<()> {
     let (status, output) = program.start()?.finish(RUN_TIMEOUT).context("unmoved")?;
@@ -61,23 +66,101 @@ fn same_twice(program: &Program) -> Result<()> {
     }
 }
 
-type Way = fn(&Program) -> Result<()>;
+struct Unmoved;
+
+impl Moves for Unmoved {
+    fn out(&mut self, _: u32) -> Result<()> {
+        Ok(())
+    }
+    fn home(&mut self, _: u32) -> Result<()> {
+        Ok(())
+    }
+    fn stays(&mut self, _: u32, _: &str) -> Result<()> {
+        Ok(())
+    }
+}
+
+struct Between<'a>(&'a Pair);
+
+impl Moves for Between<'_> {
+    fn out(&mut self, pid: u32) -> Result<()> {
+        let Self(pair) = self;
+        pair.try_migrate(pid).with_context(|| format!("emigrate\n{}", pair.logs()))
+    }
+    fn home(&mut self, pid: u32) -> Result<()> {
+        self.0.bring_home(pid)
+    }
+    fn stays(&mut self, pid: u32, because: &str) -> Result<()> {
+        let explained = self.0.explain(pid)?;
+        let reason =
+            explained.lines().any(|l| l.starts_with("stopped by: ") && l.contains(because));
+        ensure!(reason, "not said: {because:?}\n{explained}");
+        let refused = self.0.try_migrate(pid).err().and_then(|e| e.raw_os_error());
+        ensure!(refused == Some(libc::EOPNOTSUPP), "{refused:?}");
+        Ok(())
+    }
+}
+
+fn play(name: &str, scene: Scene, moves: &mut dyn Moves) -> Result<String> {
+    let directory = Scratch::new(name)?;
+    scene(directory.path(), moves)
+}
+
+fn same_scene_as_unmoved(name: &str, scene: Scene) -> Result<()> {
+    let unmoved = play(name, scene, &mut Unmoved).context("unmoved")?;
+    let pair = Pair::new()?;
+    let before = pair.settled_accounts()?;
+    let moved = play(name, scene, &mut Between(&pair));
+    let moved = moved.with_context(|| format!("moved\n{}", pair.logs()))?;
+    ensure!(unmoved == moved, "unmoved and moved: {unmoved:?} and {moved:?}");
+    pair.expect_no_leak(&before)?;
+    pair.stop()
+}
+
+fn moved(entry: &Entry) -> Result<()> {
+    match &entry.work {
+        Work::Batch(program) => same_as_unmoved(&program.clone().resolve()?),
+        Work::Scene(scene) => same_scene_as_unmoved(entry.name, *scene),
+    }
+}
+
+fn unmoved(entry: &Entry) -> Result<()> {
+    match &entry.work {
+        Work::Batch(program) => same_twice(&program.clone().resolve()?),
+        // Its own checks hold, or it is not played.
+        Work::Scene(scene) => play(entry.name, *scene, &mut Unmoved).map(drop),
+    }
+}
+
+type Way = fn(&Entry) -> Result<()>;
 
 fn main() -> Result<()> {
-    let ways: [(&str, Way); 2] = [("unmoved", same_twice), ("moved", same_as_unmoved)];
+    let asked_table = std::env::var_os(TABLE);
     let inputs = Inputs::make()?;
+    let failed = Arc::new(Mutex::new(Vec::new()));
     let mut trials = Vec::new();
-    for (way, run) in ways {
-        for program in inputs.programs() {
-            let lacking = !is_installed(&program.argv[0]);
-            let trial = Trial::test(format!("{way}::{}", program.name), move || {
-                let done = program.resolve().and_then(|p| run(&p));
+    let ways: [(&str, Way); 2] = [("unmoved", unmoved), ("moved", moved)];
+    for (way, prove) in ways {
+        for entry in catalogue::entries(inputs.path()) {
+            let lacking = !entry.needs.iter().all(|(needed, _)| is_there(needed));
+            // For the table, what is not there fails.
+            let ignored = asked_table.is_none() && (lacking || !entry.quick);
+            let failed = failed.clone();
+            let trial = Trial::test(format!("{way}::{}", entry.name), move || {
+                let done = prove(&entry);
+                if done.is_err() {
+                    failed.lock().expect("no trial panics with it").push(entry.name.to_owned());
+                }
                 Ok(done.map_err(|e| format!("{e:#}"))?)
             });
-            trials.push(trial.with_ignored_flag(lacking));
+            trials.push(trial.with_ignored_flag(ignored));
         }
     }
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    if let Some(path) = asked_table {
+        let failed = failed.lock().expect("all trials are over");
+        std::fs::write(Path::new(&path), table::text(&catalogue::entries(inputs.path()), &failed))?;
+    }
     // exit() runs no destructors.
     drop(inputs);
     conclusion.exit()

@@ -16,8 +16,8 @@ use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tcmi_tests::account::{cpu_ms, descendants, descendants_cpu_ms};
+use tcmi_tests::catalogue::PI_SCRIPT;
 use tcmi_tests::node::{Node, Root};
-use tcmi_tests::program::PI_SCRIPT;
 use tcmi_tests::{Scratch, wait_until};
 
 use crate::{packages, tool};
@@ -34,7 +34,7 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 const CPU_WINDOW: Duration = Duration::from_millis(500);
 
 pub fn run() -> Result<()> {
-    packages::install_missing()?;
+    packages::install_missing(&[])?;
     say("building tcmid and tcmi");
     tool::build_release()?;
     let started = Instant::now();

@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod packages;
 mod papers;
+mod programs;
 mod suite;
 mod tool;
 mod vm;
@@ -34,6 +35,8 @@ enum Task {
         #[arg(long, default_value_t = 1024)]
         bulk_mib: u32,
     },
+    /// All real programs of the catalogue, moved; writes the README's table of them
+    Programs,
     /// Cases on Debian's kernels, in machines of QEMU
     VmTest(vm::VmTest),
     /// Write the man pages
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run().map(|()| ExitCode::SUCCESS),
         Task::Test { fuzz_seconds, only } => suite::run(fuzz_seconds, only.as_deref()),
         Task::Bench { bulk_mib } => bench::run(bulk_mib),
+        Task::Programs => programs::run(),
         Task::VmTest(asked) => vm::run(asked),
         Task::Man { directory } => papers::man(&directory).map(|()| ExitCode::SUCCESS),
         Task::Completions { directory } => {

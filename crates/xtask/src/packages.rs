@@ -1,30 +1,23 @@
 //! Debian packages of the programs that the tests move or use.
 
-use std::path::Path;
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use tcmi_tests::program::is_installed;
+use tcmi_tests::program::is_there;
 
-/// A program, or a file that tells that a package is there.
+/// What the tests take beside the programs of the catalogue.
 const NEEDED: &[(&str, &str)] = &[
     ("gcc", "gcc"),
     ("/usr/include/stdio.h", "libc6-dev"),
     ("python3", "python3"),
     ("perl", "perl"),
     ("xz", "xz-utils"),
-    ("sqlite3", "sqlite3"),
-    ("openssl", "openssl"),
     ("bash", "bash"),
     ("find", "findutils"),
     ("grep", "grep"),
-    ("tar", "tar"),
     ("sort", "coreutils"),
 ];
-
-fn is_there(needed: &str) -> bool {
-    if needed.starts_with('/') { Path::new(needed).exists() } else { is_installed(needed) }
-}
 
 fn apt_get(arguments: &[&str]) -> Result<()> {
     let status = Command::new("apt-get")
@@ -35,10 +28,12 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Does nothing where nothing is missing.
-pub fn install_missing() -> Result<()> {
-    let missing: Vec<&str> =
-        NEEDED.iter().filter(|(file, _)| !is_there(file)).map(|(_, package)| *package).collect();
+/// With `more` of what a task takes. Does nothing where nothing is missing.
+pub fn install_missing(more: &[(&'static str, &'static str)]) -> Result<()> {
+    let needed = NEEDED.iter().chain(more);
+    let missing: BTreeSet<&str> =
+        needed.filter(|(file, _)| !is_there(file)).map(|(_, package)| *package).collect();
+    let missing = Vec::from_iter(missing);
     if missing.is_empty() {
         return Ok(());
     }

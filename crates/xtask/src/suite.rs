@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use tcmi_tests::catalogue;
 use tcmi_vm_tests::FLAKY;
 
 use crate::{packages, tool};
@@ -137,7 +138,7 @@ impl Suite {
 }
 
 pub fn run(fuzz_seconds: u32, only: Option<&str>) -> Result<ExitCode> {
-    packages::install_missing()?;
+    packages::install_missing(&catalogue::packages(true))?;
     let mut suite = Suite { totals: Totals::default(), flaky: Vec::new(), started: Instant::now() };
     suite.title("release build");
     tool::build_release()?;

@@ -1,0 +1,170 @@
+//! What was acknowledged is there.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::servers::{connect, free_port};
+use crate::catalogue::Moves;
+use crate::started::Started;
+use crate::wait::wait_until;
+
+const SOON: Duration = Duration::from_secs(60);
+/// Written at home, away, and at home again.
+const WRITES: u64 = 300;
+
+fn start_redis(at: &Path, port: u16) -> Result<Started> {
+    let mut command = Command::new("redis-server");
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+    command.args(["--appendonly", "yes", "--logfile", "log", "--dir"]).arg(at);
+    Started::by(command.stdin(Stdio::null()).stdout(Stdio::null()))
+}
+
+struct Client {
+    stream: TcpStream,
+    answers: BufReader<TcpStream>,
+    written: u64,
+}
+
+impl Client {
+    fn new(port: u16) -> Result<Self> {
+        let stream = connect(port)?;
+        stream.set_nodelay(true)?;
+        Ok(Self { answers: BufReader::new(stream.try_clone()?), stream, written: 0 })
+    }
+
+    fn ask(&mut self, command: &str) -> Result<String> {
+        self.stream.write_all(format!("{command}\r\n").as_bytes())?;
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer)?;
+        Ok(answer.trim().to_owned())
+    }
+
+    fn write(&mut self) -> Result<()> {
+        for _ in 0..WRITES {
+            self.written += 1;
+            let answer = self.ask(&format!("RPUSH written {0}", self.written))?;
+            ensure!(answer == format!(":{}", self.written), "acknowledged {answer}");
+        }
+        Ok(())
+    }
+}
+
+pub fn redis(at: &Path, moves: &mut dyn Moves) -> Result<String> {
+    let port = free_port()?;
+    let server = start_redis(at, port)?;
+    let mut client = Client::new(port)?;
+    let load = Command::new("redis-benchmark")
+        .args(["-p", &port.to_string(), "-c", "4", "-n", "20000", "-t", "set,get", "--csv"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    client.write()?;
+    moves.out(server.pid())?;
+    client.write()?;
+    moves.home(server.pid())?;
+    client.write()?;
+    let load = load.wait_with_output()?;
+    let complaints = String::from_utf8(load.stderr)?;
+    ensure!(load.status.success() && complaints.is_empty(), "{}: {complaints}", load.status);
+    client.stream.write_all(b"SHUTDOWN NOSAVE\r\n")?;
+    let status = server.end(SOON)?;
+    // Another reads what the first has kept.
+    let second = start_redis(at, port)?;
+    let kept = wait_until("the file is read", SOON, || {
+        let answer = Client::new(port)?.ask("LLEN written")?;
+        Ok((!answer.starts_with("-LOADING")).then_some(answer))
+    })?;
+    ensure!(kept == format!(":{}", client.written), "{} written, kept {kept}", client.written);
+    let last = Client::new(port)?.ask("LPOS written 900")?;
+    second.signal(Signal::SIGTERM)?;
+    second.end(SOON)?;
+    Ok(format!("{status}, {kept}, {last}"))
+}
+
+const BASE: &str = "base.db";
+
+fn query(at: &Path, text: &str) -> Result<String> {
+    let done = Command::new("sqlite3").args([BASE, text]).current_dir(at).output()?;
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Ok(String::from_utf8(done.stdout)?)
+}
+
+pub fn sqlite_killed(at: &Path, moves: &mut dyn Moves) -> Result<String> {
+    query(at, "CREATE TABLE t (n INTEGER PRIMARY KEY, text TEXT)")?;
+    let mut command = Command::new("sqlite3");
+    command.args(["-batch", BASE]).current_dir(at).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut shell = Started::by(command.stderr(File::create(at.join("errors"))?))?;
+    let mut statements = shell.0.stdin.take().context("stdin")?;
+    let mut said = BufReader::new(shell.0.stdout.take().context("stdout")?).lines();
+    let mut committed = 0;
+    let mut commit = |times: u64| -> Result<u64> {
+        for _ in 0..times {
+            let n = committed + 1;
+            writeln!(statements, "INSERT INTO t VALUES ({n}, hex(randomblob(600))); SELECT {n};")?;
+            let told = said.next().context("it ended")??;
+            ensure!(told == n.to_string(), "told {told} for {n}");
+            committed = n;
+        }
+        Ok(committed)
+    };
+    commit(WRITES / 4)?;
+    moves.out(shell.pid())?;
+    let committed = commit(WRITES / 4)?;
+    // In the midst of one more.
+    let many = "INSERT INTO t SELECT NULL, hex(randomblob(600)) FROM \
+                (WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c LIMIT 50000) SELECT x FROM c);";
+    writeln!(statements, "PRAGMA cache_size = 10; {many}")?;
+    let base = at.join(BASE);
+    let before = fs::metadata(&base)?.len();
+    wait_until("a transaction that is half written", SOON, || {
+        Ok((fs::metadata(&base)?.len() > before + (1 << 20)).then_some(()))
+    })?;
+    shell.signal(Signal::SIGKILL)?;
+    let status = shell.end(SOON)?;
+    ensure!(at.join(format!("{BASE}-journal")).exists(), "it was killed too late");
+    let check = query(at, "PRAGMA integrity_check; SELECT count(*), max(n) FROM t")?;
+    ensure!(check.contains(&format!("{committed}|{committed}")), "{committed} committed: {check}");
+    Ok(format!("{status}; {check}"))
+}
+
+fn postgres_program(name: &str) -> Result<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql")?;
+    let found = versions.flatten().map(|v| v.path().join("bin").join(name)).find(|p| p.exists());
+    found.with_context(|| format!("no {name}"))
+}
+
+/// It does not run as root, and not on what others may read.
+pub fn postgres(at: &Path, moves: &mut dyn Moves) -> Result<String> {
+    let as_user = |program: &Path| {
+        let mut command = Command::new("runuser");
+        command.args(["-u", "postgres", "--"]).arg(program).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    };
+    let made =
+        Command::new("install").args(["-d", "-o", "postgres"]).arg(at.join("pg")).status()?;
+    ensure!(made.success(), "install: {made}");
+    let data = at.join("pg/data");
+    let mut init = as_user(&postgres_program("initdb")?);
+    ensure!(init.args(["--no-sync", "-D"]).arg(&data).status()?.success(), "initdb");
+    let mut command = as_user(&postgres_program("postgres")?);
+    command.arg("-D").arg(&data).args(["-c", "listen_addresses=", "-c"]);
+    command.arg(format!("unix_socket_directories={}", at.join("pg").display()));
+    let runner = Started::by(command.stderr(File::create(at.join("log"))?))?;
+    let pid = wait_until("a server that is ready", SOON, || {
+        let file = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+        let ready = file.lines().any(|line| line.trim() == "ready");
+        Ok(file.lines().next().filter(|_| ready).map(str::parse))
+    })??;
+    moves.stays(pid, "shared memory")?;
+    runner.signal(Signal::SIGTERM)?;
+    runner.end(SOON)?;
+    Ok(String::new())
+}

@@ -1,0 +1,68 @@
+//! Programs with others around them.
+
+mod databases;
+mod screens;
+mod servers;
+
+use super::{Entry, Work};
+
+pub fn entries() -> Vec<Entry> {
+    let scene = |name, shows, needs, scene| Entry {
+        name,
+        shows,
+        stays: None,
+        needs,
+        quick: true,
+        work: Work::Scene(scene),
+    };
+    let by_hand = |entry: Entry| Entry { quick: false, ..entry };
+    let stays = |reason, entry: Entry| Entry { stays: Some(reason), ..entry };
+    vec![
+        scene(
+            "redis-server",
+            "redis-benchmark and another client are connected: no reset, and each write that was \
+             acknowledged is in its file",
+            &[("redis-server", "redis-server"), ("redis-benchmark", "redis-tools")],
+            databases::redis,
+        ),
+        scene(
+            "sqlite3-killed",
+            "it commits, and is killed away: each commit that was told is there, the file is whole",
+            &[("sqlite3", "sqlite3")],
+            databases::sqlite_killed,
+        ),
+        by_hand(stays(
+            "memory that its processes share",
+            scene(
+                "postgres",
+                "-",
+                &[("/usr/lib/postgresql", "postgresql"), ("runuser", "util-linux")],
+                databases::postgres,
+            ),
+        )),
+        scene(
+            "node",
+            "it serves wrk by HTTP and has a timer: no request fails",
+            &[("node", "nodejs"), ("wrk", "wrk")],
+            servers::node,
+        ),
+        stays(
+            "memory that its processes share",
+            scene("nginx", "-", &[("nginx", "nginx-light"), ("wrk", "wrk")], servers::nginx),
+        ),
+        scene("curl", "it downloads a file", &[("curl", "curl")], servers::curl),
+        scene(
+            "bash-jobs",
+            "jobs of a shell at a terminal are stopped, resumed and interrupted",
+            &[("bash", "bash")],
+            screens::jobs,
+        ),
+        scene(
+            "tmux",
+            "vim writes a file in it, less reads one: screens and file are compared",
+            &[("tmux", "tmux"), ("vim", "vim"), ("less", "less")],
+            screens::tmux,
+        ),
+        scene("top", "it shows processes", &[("top", "procps")], screens::top),
+    ]
+}

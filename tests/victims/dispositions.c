@@ -32,6 +32,9 @@ static void setup(int argc, char **argv)
 	must(sigaction(SIGRTMIN + 7, &action, NULL) == 0, "sigaction");
 	action.sa_flags = SA_NOCLDSTOP;
 	must(sigaction(SIGCHLD, &action, NULL) == 0, "sigaction");
+	/* Of what is ignored by default, SIGCONT alone is left. */
+	must(sigaction(SIGURG, &action, NULL) == 0, "sigaction");
+	must(sigaction(SIGWINCH, &action, NULL) == 0, "sigaction");
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGHUP, SIG_IGN);
 	signal(SIGTTOU, SIG_IGN);

@@ -32,8 +32,8 @@ const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
 const STEWARD_CALLS: [&str; 7] =
     ["mmap", "close", "exit", "kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"];
 
-/// From SIGCONT to SIGTTOU.
-const _: () = assert!(libc::SIGCONT == 18 && libc::SIGTTOU == 22);
+/// From SIGSTOP to SIGTTOU.
+const _: () = assert!(libc::SIGSTOP == 19 && libc::SIGTTOU == 22);
 
 fn load(offset: u32) -> sock_filter {
     stmt(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset)
@@ -155,9 +155,10 @@ fn look(nr: u32, test: LocalIf, pid: i32, steward: Option<u64>) -> Vec<sock_filt
             code.extend([
                 load(ARGS),
                 jump(libc::BPF_JEQ, pid as u32, 0, 4),
-                // A stop is for the parent at home to see, and ends there.
+                // A stop is for the parent at home to see, and ends there. Who sends itself SIGCONT
+                // is not stopped; a batch inside of it may end so.
                 load(signal),
-                jump(libc::BPF_JGE, libc::SIGCONT as u32, 0, 1),
+                jump(libc::BPF_JGE, libc::SIGSTOP as u32, 0, 1),
                 jump(libc::BPF_JGT, libc::SIGTTOU as u32, 0, 1),
                 ret(ALLOW),
             ]);

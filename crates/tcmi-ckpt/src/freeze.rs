@@ -246,16 +246,21 @@ pub fn settle(mut t: Running) -> Result<Option<(Thread, Option<i32>)>> {
                 t = s.cont(sig)?;
                 continue;
             }
+            // Such a stop ends the wish for another.
             Stop::Syscall | Stop::Event(_) => {
-                t = s.cont(0)?;
+                t = s.cont_to_stop()?;
                 continue;
             }
         };
-        let (tid, regs, mask) = (s.tid(), s.regs()?, s.sigmask()?);
-        let (fallback, stopped) = (None, Some(s));
-        let thread = Thread { tid, regs, mask, fallback, stopped, group_stop: None };
-        return Ok(Some((thread, group)));
+        return Ok(Some((held(s)?, group)));
     }
+}
+
+/// A thread in a stop as an interruption makes it.
+pub fn held(s: Stopped) -> Result<Thread> {
+    let (tid, regs, mask) = (s.tid(), s.regs()?, s.sigmask()?);
+    let (fallback, stopped) = (None, Some(s));
+    Ok(Thread { tid, regs, mask, fallback, stopped, group_stop: None })
 }
 
 impl Frozen {

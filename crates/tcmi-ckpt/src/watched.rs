@@ -2,10 +2,10 @@
 //! another program.
 
 use crate::error::{Error, Result};
-use crate::freeze::{self, Frozen, Thread, restartable, seize_new, settle};
+use crate::freeze::{self, Frozen, Thread, held, restartable, seize_new, settle};
 use std::collections::{BTreeMap, BTreeSet};
 use tcmi_sys::proc;
-use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited, try_wait_any};
+use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited, try_wait_any, wait_any};
 
 const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
     | libc::PTRACE_O_TRACEFORK
@@ -52,6 +52,8 @@ pub struct Watched {
     expected: BTreeSet<i32>,
     /// New ones that have shown themselves before who began them.
     early: BTreeMap<i32, Stopped>,
+    /// Each thread is held at its next stop.
+    freezing: bool,
 }
 
 impl Watched {
@@ -89,26 +91,32 @@ impl Watched {
 
     fn new(pid: i32, held: Vec<Thread>) -> Self {
         let (running, expected, early) = Default::default();
-        Self { pid, running, held, group_stop: None, caller: None, expected, early }
+        let (group_stop, caller, freezing) = (None, None, false);
+        Self { pid, running, held, group_stop, caller, expected, early, freezing }
     }
 
     /// What has happened since the last time. Err: it has ended, or cannot be watched.
     pub fn poll(&mut self) -> Result<Vec<Happening>> {
         let mut all = Vec::new();
         while let Some((tid, waited)) = try_wait_any()? {
-            match waited {
-                Waited::Ended(_) => {
-                    self.running.remove(&tid);
-                    self.expected.remove(&tid);
-                    self.held.retain(|t| t.tid != tid);
-                    if tid == self.pid || self.running.is_empty() {
-                        all.push(Happening::Ended);
-                    }
-                }
-                Waited::Stopped(s, stop) => self.stopped(s, stop, &mut all)?,
-            }
+            self.hears(tid, waited, &mut all)?;
         }
         Ok(all)
+    }
+
+    fn hears(&mut self, tid: i32, waited: Waited, all: &mut Vec<Happening>) -> Result<()> {
+        match waited {
+            Waited::Ended(_) => {
+                self.running.remove(&tid);
+                self.expected.remove(&tid);
+                self.held.retain(|t| t.tid != tid);
+                if tid == self.pid || self.running.is_empty() && !self.freezing {
+                    all.push(Happening::Ended);
+                }
+                Ok(())
+            }
+            Waited::Stopped(s, stop) => self.stopped(s, stop, all),
+        }
     }
 
     /// Every process that it has begun runs untraced.
@@ -142,6 +150,8 @@ impl Watched {
                 false => self.resume(s, 0)?,
             },
             Stop::Signal(sig) => self.resume(s, sig)?,
+            Stop::Group(sig) if self.freezing => return self.keep(s, Some(sig)),
+            Stop::Interrupt if self.freezing => return self.keep(s, None),
             Stop::Group(_) => s.listen()?,
             Stop::Interrupt => self.resume(s, 0)?,
         };
@@ -151,7 +161,19 @@ impl Watched {
 
     fn resume(&self, s: Stopped, sig: i32) -> Result<Running> {
         let calls = self.caller.is_some_and(|(tid, _)| tid == s.tid());
-        Ok(if calls { s.to_syscall(sig)? } else { s.cont(sig)? })
+        Ok(match (calls, sig) {
+            (true, _) => s.to_syscall(sig)?,
+            (false, 0) if self.freezing => s.cont_to_stop()?,
+            (false, _) => s.cont(sig)?,
+        })
+    }
+
+    fn keep(&mut self, s: Stopped, group: Option<i32>) -> Result<()> {
+        s.set_options(freeze::OPTIONS)?;
+        self.group_stop = self.group_stop.or(group);
+        self.running.remove(&s.tid());
+        self.held.push(held(s)?);
+        Ok(())
     }
 
     /// Whether it stands behind the call that it was let make.
@@ -177,7 +199,7 @@ impl Watched {
         // One that is gone already was no thread that matters.
         if proc::status(new).is_ok_and(|status| status.tgid == self.pid) {
             let going = match early {
-                Some(s) => s.cont(0)?,
+                Some(s) => self.resume(s, 0)?,
                 None => Running::attached_by_kernel(new),
             };
             self.running.insert(new, going);
@@ -212,23 +234,23 @@ impl Watched {
         Ok(())
     }
 
-    /// Holds all of it.
-    pub fn freeze(mut self) -> Result<Frozen> {
+    /// Holds all of it, and tells what has happened meanwhile: what it has begun runs untraced.
+    pub fn freeze(mut self) -> Result<(Frozen, Vec<Happening>)> {
+        self.freezing = true;
         for t in self.running.values() {
             t.interrupt()?;
         }
-        let mut group_stop = self.group_stop;
-        for t in std::mem::take(&mut self.running).into_values() {
-            if let Some((t, group)) = settle(t)? {
-                t.stopped()?.set_options(freeze::OPTIONS)?;
-                group_stop = group_stop.or(group);
-                self.held.push(t);
-            }
+        let mut all = Vec::new();
+        while !self.running.is_empty() || !self.expected.is_empty() {
+            let (tid, waited) = wait_any()?.ok_or(Error::Ended)?;
+            self.hears(tid, waited, &mut all)?;
         }
         let pid = self.pid;
         self.held.sort_by_key(|t| (t.tid != pid, t.tid));
         match self.held.first() {
-            Some(leader) if leader.tid == pid => Ok(Frozen { pid, threads: self.held, group_stop }),
+            Some(leader) if leader.tid == pid => {
+                Ok((Frozen { pid, threads: self.held, group_stop: self.group_stop }, all))
+            }
             _ => Err(Error::Ended),
         }
     }

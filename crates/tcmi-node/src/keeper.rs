@@ -332,6 +332,7 @@ impl Keeper<'_> {
                 if end.is_none() {
                     self.task.to(State::Emigrated);
                 }
+                tracing::info!(pid = %self.task.pid, %error, "did not come home");
                 self.task.failed(&error.to_string());
                 (Err(error), end)
             }

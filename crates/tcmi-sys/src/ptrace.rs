@@ -79,7 +79,8 @@ impl Running {
     pub fn tid(&self) -> pid_t {
         self.tid
     }
-    /// Asks for a stop; that, or that the thread is gone, is seen by [`Running::wait`].
+    /// Asks for a stop; that, or that the thread is gone, is seen by [`Running::wait`]. The kernel
+    /// forgets it for a stop at a call or an event that comes first.
     pub fn interrupt(&self) -> Result<()> {
         match request("ptrace interrupt", libc::PTRACE_INTERRUPT, self.tid, 0, 0) {
             Err(e) if !e.is_gone() => Err(e),
@@ -273,6 +274,11 @@ pub struct Rseq {
 /// Next event of any thread that the calling OS thread traces; None if nothing is waiting.
 pub fn try_wait_any() -> Result<Option<(pid_t, Waited)>> {
     Ok(news::try_wait_any()?.map(|(tid, status)| (tid, decode(tid, status))))
+}
+
+/// The same, but waits for it. None: there is no such thread.
+pub fn wait_any() -> Result<Option<(pid_t, Waited)>> {
+    Ok(news::wait_any()?.map(|(tid, status)| (tid, decode(tid, status))))
 }
 
 /// Waits for the end of a child of the calling OS thread, or of a thread that it traces and that

@@ -83,7 +83,7 @@ impl Shared {
         loop {
             armed.bell.quiet();
             if !armed.disarmed.lock().is_empty() {
-                let stays = watched.freeze().and_then(Frozen::thaw);
+                let stays = watched.freeze().and_then(|(frozen, _)| frozen.thaw());
                 if let Err(error) = stays {
                     tracing::debug!(%pid, %error, "disarmed");
                 }
@@ -91,7 +91,7 @@ impl Shared {
             }
             for happening in watched.poll().ok()? {
                 match happening {
-                    Happening::Executed => return watched.freeze().ok(),
+                    Happening::Executed => return watched.freeze().ok().map(|(frozen, _)| frozen),
                     Happening::Ended => return None,
                     Happening::Began(_) | Happening::Returned => {}
                 }

@@ -119,7 +119,23 @@ impl Shared {
             watched.release()?;
             return Ok(Outcome::Stays("another process has the same memory"));
         }
-        Ok(Outcome::Held(watched.freeze()?))
+        let (frozen, meanwhile) = watched.freeze()?;
+        self.follow_all(meanwhile, &returned, &task.family, link);
+        Ok(Outcome::Held(frozen))
+    }
+
+    fn follow_all(
+        self: &Arc<Self>,
+        happenings: Vec<Happening>,
+        returned: &Arc<AtomicBool>,
+        family: &Arc<()>,
+        link: &Link,
+    ) {
+        for happening in happenings {
+            if let Happening::Began(child) = happening {
+                self.follow(child, returned, family, link);
+            }
+        }
     }
 
     /// Sends a process that one which is away began after it. `returned`: the call that began it.
@@ -164,25 +180,25 @@ impl Shared {
         let mut until = Instant::now() + FOLLOW_AFTER;
         let mut watched = Watched::seize(child.pid).ok()?;
         let unwatched = Arc::default();
-        loop {
+        let mut ready = false;
+        while !ready {
             bell.quiet();
-            for happening in watched.poll().ok()? {
-                match happening {
-                    Happening::Began(child) => self.follow(child, &unwatched, family, link),
-                    Happening::Executed => return watched.freeze().ok(),
-                    Happening::Returned => {}
-                    Happening::Ended => return None,
-                }
+            let happened = watched.poll().ok()?;
+            if happened.contains(&Happening::Ended) {
+                return None;
             }
-            if wait(&bell, until) {
+            ready = happened.contains(&Happening::Executed);
+            self.follow_all(happened, &unwatched, family, link);
+            if ready || wait(&bell, until) {
                 continue;
             }
             // It may have executed before it was watched; its parent waited for that.
-            if child.memory == Memory::Own || returned.load(Ordering::Acquire) {
-                return watched.freeze().ok();
-            }
+            ready = child.memory == Memory::Own || returned.load(Ordering::Acquire);
             until = Instant::now() + FOLLOW_AFTER;
         }
+        let (frozen, meanwhile) = watched.freeze().ok()?;
+        self.follow_all(meanwhile, &unwatched, family, link);
+        Some(frozen)
     }
 
     pub(super) fn send_after(

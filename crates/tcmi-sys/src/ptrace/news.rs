@@ -72,6 +72,17 @@ pub(super) fn try_wait_any() -> Result<Option<(pid_t, c_int)>> {
     }
 }
 
+/// None: the calling OS thread traces nobody any more, and has no child.
+pub(super) fn wait_any() -> Result<Option<(pid_t, c_int)>> {
+    if let Some(kept) = KEPT.with_borrow_mut(VecDeque::pop_front) {
+        return Ok(Some(kept));
+    }
+    match ask(ANY, libc::__WNOTHREAD) {
+        Err(e) if e.code == libc::ECHILD => Ok(None),
+        told => told,
+    }
+}
+
 /// Takes the ends of `tids` that the kernel tells this OS thread, and leaves stops alone: they may
 /// be for another OS thread of ours that traces a child of this one. To be asked for each by
 /// itself: who asks for any is shown the stops of such children, too, whatever it asks for.

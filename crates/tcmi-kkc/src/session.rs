@@ -234,6 +234,7 @@ impl Session {
     }
 
     pub fn handle_timeout(&mut self, now: Moment) {
+        self.forgive(now);
         match self.state {
             State::AwaitHello { until } if now >= until => {
                 self.fail(DownReason::NoHello(self.options.hello_timeout));
@@ -252,6 +253,17 @@ impl Session {
                 }
             }
             State::AwaitHello { .. } | State::Down => {}
+        }
+    }
+
+    /// A machine on which nothing ran for a while heard nothing meanwhile, and said nothing: that
+    /// is not the peer's silence.
+    fn forgive(&mut self, now: Moment) {
+        if let State::Up { ping_at } = self.state {
+            let late = now.saturating_sub(ping_at);
+            if late >= self.options.keepalive_interval {
+                self.heard_at = (self.heard_at + late).min(now);
+            }
         }
     }
 

@@ -115,6 +115,19 @@ fn a_quiet_link_lives_for_days() {
 }
 
 #[test]
+fn a_machine_that_stood_still_does_not_blame_its_peer() {
+    let mut j = Joined::up();
+    let limit = SessionOptions::default().keepalive_limit;
+    // Nothing runs on either end for longer than a peer may be silent.
+    j.now += 3 * limit;
+    j.run(60 * MS);
+    assert!(j.ends.iter().all(|e| e.session.is_up()));
+    j.cut = true;
+    j.run(limit + Duration::from_secs(1));
+    assert!(j.ends.iter().all(|e| e.down() == Some(&DownReason::Silent(limit))));
+}
+
+#[test]
 fn lost_keepalives_end_both_ends_at_the_limit() {
     let mut j = Joined::up();
     j.run(Duration::from_secs(60));

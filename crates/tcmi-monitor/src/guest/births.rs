@@ -2,7 +2,6 @@
 //! asks home.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tcmi_call::table::errno::EAGAIN;
@@ -12,8 +11,6 @@ use tcmi_shadow::{Begun, CallStream, Denied};
 
 use crate::rooms::NextId;
 
-/// Longest that home may take: then the guest hears that there is no thread.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Ids of home's that cannot be had here, one after the other.
 const TAKEN_MAX: u32 = 4;
 const PID_1: i32 = 1;
@@ -95,7 +92,8 @@ impl Births {
         }
     }
 
-    /// Some: home's answer. None: it has none.
+    /// Some: home's answer. None: it has none, or nobody is there any more to give one. As with
+    /// other calls, home may take its time.
     fn ask_home(
         &self,
         question: Question,
@@ -108,10 +106,10 @@ impl Births {
         *state = State::Asked(question);
         ring();
         loop {
-            let in_time = !self.changed.wait_for(&mut state, ANSWER_MAX).timed_out();
+            self.changed.wait(&mut state);
             match &*state {
                 State::Closed { .. } => return Err(Denied::Leaving),
-                State::Asked(_) | State::Sent(_) if in_time => {}
+                State::Asked(_) | State::Sent(_) => {}
                 _ => break,
             }
         }
@@ -133,7 +131,7 @@ impl Births {
     /// its stream with it.
     pub fn answer(&self, answer: Option<(i32, Stream)>) {
         let mut state = self.state.lock();
-        if matches!(*state, State::Sent(_)) {
+        if matches!(*state, State::Asked(_) | State::Sent(_)) {
             *state = State::Answered(answer);
             self.changed.notify_all();
         }

@@ -42,6 +42,8 @@ const POKE_AGAIN: Duration = Duration::from_millis(50);
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// What each waiting call adds to it, so that looking costs little.
 const LOOK_INTERVAL_A_CALL: Duration = Duration::from_millis(2);
+/// The interval grows by half to this while the same calls wait: so idle guests cost little.
+const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(80);
 /// From the end of a shadow to that of a guest that ends with it.
 const END_OF_BOTH: Duration = Duration::from_millis(200);
 /// Between two looks whether there are new counters to tell home.
@@ -232,6 +234,8 @@ struct Life {
     signalled: Arc<OwnedFd>,
     /// When to look for calls that keep threads from their signals.
     look_at: Instant,
+    /// The last interval, and what was under way then.
+    looked: (Duration, u64),
     report_at: Instant,
 }
 
@@ -300,6 +304,7 @@ impl Life {
             told: String::new(),
             signalled,
             look_at: Instant::now() + LOOK_INTERVAL,
+            looked: (LOOK_INTERVAL, 0),
             report_at: Instant::now() + STATS_INTERVAL,
         })
     }
@@ -505,11 +510,15 @@ impl Life {
     /// Has home end the calls that keep threads from their signals.
     fn poke(&mut self) {
         let held_up = self.calls.held_up();
+        let traffic = self.calls.traffic();
+        let usual = LOOK_INTERVAL + LOOK_INTERVAL_A_CALL * self.calls.in_flight() as u32;
+        let (last, before) = self.looked;
         let pause = match held_up.is_empty() {
-            true => LOOK_INTERVAL + LOOK_INTERVAL_A_CALL * self.calls.in_flight() as u32,
+            true if traffic == before => usual.max((last * 3 / 2).min(LOOK_INTERVAL_MAX)),
+            true => usual,
             false => POKE_AGAIN,
         };
-        self.look_at = Instant::now() + pause;
+        (self.looked, self.look_at) = ((pause, traffic), Instant::now() + pause);
         for (here, seq) in held_up {
             if let Some(tid) = self.shadow.births.at_home(here) {
                 self.tell_keeper(&msg::Poke { tid, seq });

@@ -256,6 +256,12 @@ impl Calls {
         self.0.threads.lock().iter().filter_map(held_up).collect()
     }
 
+    /// Changes with each call that home gets or answers.
+    pub fn traffic(&self) -> u64 {
+        let seq = |entry: &Entry| entry.flight.lock().map_or(0, |flight| flight.seq);
+        self.0.threads.lock().values().fold(0, |sum, entry| sum.wrapping_add(seq(entry)))
+    }
+
     pub fn in_flight(&self) -> usize {
         self.0.gate.lock().in_flight
     }

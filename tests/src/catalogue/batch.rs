@@ -72,7 +72,7 @@ pub fn entries(inputs: &Path) -> Vec<Entry> {
     );
     let classes = format!("javac -d . {}", path("Sorts.java"));
     let repository = format!(
-        "mkdir r; cd r; git init -q -b main; cp -r {tree} .; git add .; \
+        "mkdir r; cd r; git init -q -b main; cp -r {tree}/0? .; git add .; \
          git -c user.name=t -c user.email=t@t commit -q -m all --date=2001-01-01T00:00:00Z"
     );
     let all = [
@@ -177,7 +177,7 @@ pub fn entries(inputs: &Path) -> Vec<Entry> {
 
 const GIT: &str = r#"
     i=0
-    while [ $i -lt 16 ]; do
+    while [ $i -lt 14 ]; do
         i=$((i + 1))
         git clone -q --no-local "file://$PWD/r" copy
         git -C copy fsck --strict --no-progress

@@ -124,7 +124,7 @@ pub fn messages() -> Vec<Vec<u8>> {
         bytes(msg::Image { image: image() }),
         bytes(msg::Signal { signal: 9 }),
         bytes(msg::Ended { status: 9 }),
-        bytes(msg::Stats { text: "call-read calls=1".into() }),
+        bytes(msg::Stats { calls: vec![msg::CallCount { nr: 0, calls: 1, errors: 0, us: 9 }] }),
         bytes(msg::Poke { tid: 4242, seq: 1 }),
         bytes(msg::BeginThread { by: 4242 }),
         bytes(msg::ThreadBegun { tid: 4243, stream: 7 }),

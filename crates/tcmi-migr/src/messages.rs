@@ -21,6 +21,15 @@ pub trait Message: Serialize + DeserializeOwned {
     const NAME: &'static str;
 }
 
+/// How often a guest forwarded one call, how often it failed, and for how many microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallCount {
+    pub nr: u32,
+    pub calls: u64,
+    pub errors: u64,
+    pub us: u64,
+}
+
 macro_rules! message {
     ($($(#[$doc:meta])* $kind:literal $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty),* $(,)? })+) => {$(
         $(#[$doc])*
@@ -93,8 +102,8 @@ message! {
     32 Signal { signal: i32 }
     /// N: the guest ended; the raw wait status.
     33 Ended { status: i32 }
-    /// N: counters for `stats`, lines of text.
-    34 Stats { text: String }
+    /// N: counters for `stats`, since the guest began.
+    34 Stats { calls: Vec<CallCount> }
     /// H asks for them.
     35 AskStats {}
     /// N: the thread's call with this number is to end as by a signal.

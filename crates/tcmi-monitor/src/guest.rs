@@ -17,8 +17,8 @@ use tcmi_migr::files::Cache;
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::{
-    Begun, CallStream, Calls, Denied, Events, GuestThread, Hooks, News, SignalStream, Steward,
-    StreamError,
+    Begun, CallStats, CallStream, Calls, Denied, Events, GuestThread, Hooks, News, SignalStream,
+    Steward, StreamError,
 };
 use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
@@ -95,6 +95,7 @@ fn live(daemon: &OwnedFd) -> Result<String> {
     let module = fds.next().map(Session::from);
     let mut life = Life::begin(daemon, born, module, w, r)?;
     let ended = life.serve(daemon);
+    tell(daemon, &ToDaemon::Stats { calls: life.stats() });
     life.shadow.births.close();
     life.kill();
     ended
@@ -229,7 +230,7 @@ struct Life {
     /// A return was tried.
     was_held: bool,
     /// What home was told last.
-    told: String,
+    told: Vec<msg::CallCount>,
     /// Rung for each signal that the guest got.
     signalled: Arc<OwnedFd>,
     /// When to look for calls that keep threads from their signals.
@@ -301,7 +302,7 @@ impl Life {
             keeper: true,
             unwanted,
             was_held: false,
-            told: String::new(),
+            told: Vec::new(),
             signalled,
             look_at: Instant::now() + LOOK_INTERVAL,
             looked: (LOOK_INTERVAL, 0),
@@ -457,15 +458,15 @@ impl Life {
             return;
         }
         self.report_at = Instant::now() + STATS_INTERVAL;
-        let text = self.stats();
-        if text == self.told {
+        let calls = self.stats();
+        if calls == self.told {
             return;
         }
         if self.is_served() {
-            self.tell_keeper(&msg::Stats { text: text.clone() });
+            self.tell_keeper(&msg::Stats { calls: calls.clone() });
         }
-        tell(daemon, &ToDaemon::Stats { text: text.clone() });
-        self.told = text;
+        tell(daemon, &ToDaemon::Stats { calls: calls.clone() });
+        self.told = calls;
     }
 
     fn wait(&mut self, daemon: &OwnedFd, daemon_lives: bool) -> Result<Next> {
@@ -545,7 +546,7 @@ impl Life {
                 // SAFETY: plain call on our own child, not reaped yet.
                 unsafe { libc::kill(self.guest.host_pid, s.signal) };
             }
-            msg::AskStats::KIND => self.tell_keeper(&msg::Stats { text: self.stats() }),
+            msg::AskStats::KIND => self.tell_keeper(&msg::Stats { calls: self.stats() }),
             msg::ThreadBegun::KIND => {
                 let msg::ThreadBegun { tid, stream } = msg::decode(frame)?;
                 let claimed = claim(daemon, stream, &mut self.unwanted);
@@ -576,20 +577,17 @@ impl Life {
         Ok(None)
     }
 
-    fn stats(&self) -> String {
-        let mut all = self.calls.stats().snapshot();
-        all.sort_by_key(|c| std::cmp::Reverse(c.time));
-        all.iter()
-            .map(|c| {
-                let us = c.time.as_micros();
-                format!("call-{} calls={} errors={} us={us}\n", c.name, c.calls, c.errors)
-            })
-            .collect()
+    fn stats(&self) -> Vec<msg::CallCount> {
+        let count = |c: CallStats| {
+            let us = c.time.as_micros() as u64;
+            msg::CallCount { nr: c.nr, calls: c.calls, errors: c.errors, us }
+        };
+        self.calls.stats().snapshot().into_iter().map(count).collect()
     }
 
     fn ended(&mut self) -> Result<String> {
         let status = ptrace::wait_for_end(self.guest.host_pid)?;
-        self.tell_keeper(&msg::Stats { text: self.stats() });
+        self.tell_keeper(&msg::Stats { calls: self.stats() });
         self.tell_keeper(&msg::Ended { status });
         Ok(format!("ended with wait status {status:#x}"))
     }

@@ -6,8 +6,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use serde::{Deserialize, Serialize};
 use tcmi_call::record::DirectionKeys;
 use tcmi_kkc::{Stream, StreamKind, codec};
+use tcmi_migr::messages::CallCount;
 
-/// Largest packet; a message has no lists.
+/// Largest packet; a message has no list but the counters of the calls that there are.
 const PACKET_BYTES_MAX: usize = 64 * 1024;
 const DESCRIPTORS_MAX: usize = 4;
 
@@ -82,9 +83,8 @@ pub enum ToDaemon {
     Stays {
         text: String,
     },
-    /// Lines for `stats`.
     Stats {
-        text: String,
+        calls: Vec<CallCount>,
     },
     /// Last message.
     Ended {

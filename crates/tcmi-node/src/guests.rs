@@ -113,7 +113,8 @@ impl Guests {
         }
         answer(link, offer.migration, 0, "");
         let text = attend(&guest, link, &self.tree);
-        tracing::info!(pid = offer.pid, text, "a guest is gone");
+        let calls = guest.task.calls();
+        tracing::info!(pid = offer.pid, calls, text, "a guest is gone");
         finish(child);
         guest.task.to(State::Gone);
         let mut all = self.all.lock();
@@ -254,7 +255,7 @@ fn attend(guest: &Guest, link: &Link, tree: &Tree) -> String {
                     }));
                 }
             }
-            ToDaemon::Stats { text } => task.set_calls(text),
+            ToDaemon::Stats { calls } => task.set_calls(calls),
             ToDaemon::Ended { text } => return text,
         }
     }

@@ -256,7 +256,7 @@ impl Keeper<'_> {
             }
             msg::Stats::KIND => {
                 let stats: msg::Stats = msg::decode(&frame)?;
-                self.task.set_calls(stats.text);
+                self.task.set_calls(stats.calls);
                 Ok(None)
             }
             msg::BeginThread::KIND => {
@@ -392,8 +392,11 @@ impl Keeper<'_> {
                     let kept = self.kept().map_err(Return::lost)?;
                     kept.shadow.cancel_calls().map_err(|_| Return::Ended)?;
                 }
-                msg::Stats::KIND
-                | msg::WantHome::KIND
+                msg::Stats::KIND => {
+                    let stats: msg::Stats = msg::decode(&frame).map_err(Return::lost)?;
+                    self.task.set_calls(stats.calls);
+                }
+                msg::WantHome::KIND
                 | msg::Poke::KIND
                 | msg::BeginThread::KIND
                 | msg::VisitHome::KIND => {}

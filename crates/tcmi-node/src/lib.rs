@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod beat;
+mod calls;
 pub mod config;
 pub mod control;
 mod doorbell;

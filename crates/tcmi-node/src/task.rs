@@ -14,8 +14,10 @@ use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_core::stats::{BYTES_SENT, BYTES_TOTAL};
 use tcmi_kkc::LinkId;
+use tcmi_migr::messages::CallCount;
 use tcmi_migr::source::{Times, Watch};
 
+use crate::calls::Calls;
 use crate::control::{Done, TaskView};
 use crate::doorbell::Bell;
 
@@ -48,7 +50,7 @@ struct Inner {
     sent: u64,
     total: u64,
     out: Times,
-    calls: String,
+    calls: Calls,
     orders: VecDeque<Order>,
     /// Its thread is at work.
     held: bool,
@@ -80,7 +82,7 @@ impl Task {
                 sent: 0,
                 total: 0,
                 out: Times::default(),
-                calls: String::new(),
+                calls: Calls::default(),
                 orders: VecDeque::new(),
                 held: true,
                 visits: false,
@@ -104,6 +106,7 @@ impl Task {
     }
     pub fn moves_again(&self, migration: u64) {
         self.migration.store(migration, Ordering::Relaxed);
+        self.inner.lock().calls.begin_anew();
     }
     /// Whether it comes home for one call only: orders wait for that.
     pub fn visits(&self, visits: bool) {
@@ -147,8 +150,12 @@ impl Task {
         (inner.remote_pid, inner.out) = (remote_pid, times);
         inner.last_error.clear();
     }
-    pub fn set_calls(&self, text: String) {
-        self.inner.lock().calls = text;
+    pub fn set_calls(&self, calls: Vec<CallCount>) {
+        self.inner.lock().calls.told(calls);
+    }
+    /// Calls that its guests forwarded, all together.
+    pub fn calls(&self) -> u64 {
+        self.inner.lock().calls.total()
     }
 
     /// Err: it moves already; the order is given back.
@@ -221,7 +228,7 @@ impl Inner {
         line("transfer-us", self.out.transfer);
         line("resume-us", self.out.resume);
         line("bytes-by-module", self.out.bytes_by_module);
-        text.push_str(&self.calls);
+        text.push_str(&self.calls.text());
         text
     }
 }

@@ -102,6 +102,8 @@ impl Life {
 
     /// Sends the guest to home; returns what home says to that.
     fn send_image(&mut self, held: &mut Held) -> Result<Frame> {
+        let calls = self.stats();
+        msg::send(&mut self.w, &msg::Stats { calls })?;
         msg::send(&mut self.w, &msg::Quiet {})?;
         let frame = self.r.recv_message()?;
         if frame.kind == msg::Thaw::KIND {

@@ -141,6 +141,11 @@ impl Node {
         self.path(file).exists()
     }
 
+    /// How many entries a directory of the control filesystem has.
+    pub fn count(&self, directory: &str) -> io::Result<usize> {
+        Ok(fs::read_dir(self.path(directory))?.count())
+    }
+
     /// Content of a control file without its last newline.
     pub fn read(&self, file: &str) -> io::Result<String> {
         let mut text = fs::read_to_string(self.path(file))?;

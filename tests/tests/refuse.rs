@@ -1,6 +1,7 @@
 //! Control writes that are refused: the errno is the answer and nothing else happens.
 
 use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -12,7 +13,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tcmi_tests::account::{children, with_variable};
 use tcmi_tests::node::Node;
-use tcmi_tests::{Launch, Pair, Root, Victim, VictimKind, wait_until};
+use tcmi_tests::{Launch, Pair, Root, Started, Victim, VictimKind, wait_until};
 
 const EMIGRATE: &str = "ccn/mig/emigrate-ppm-p";
 const NOBODY: u32 = 65534;
@@ -293,6 +294,25 @@ fn explain_says_why_a_process_cannot_move() -> Result<()> {
     let why = pair.home.read("ccn/mig/explain")?;
     ensure!(why.contains("trace"), "explain of a traced process: {why}");
     victim.end(7)
+}
+
+#[test]
+fn a_process_with_what_cannot_be_served_from_a_shadow_stays() -> Result<()> {
+    let pair = Pair::new()?;
+    // signalfd4(-1, {SIGTERM}, 8, 0)
+    let script = r#"$m = pack("Q", 1 << 14); syscall(289, -1, $m, 8, 0) >= 0 or die; <STDIN>"#;
+    let mut command = Command::new("perl");
+    let process = Started::by(command.args(["-e", script]).stdin(Stdio::piped()))?;
+    let pid = process.pid();
+    wait_until("its signalfd", Duration::from_secs(10), || {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+        let has = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+        Ok({ has }.any(|target| target.ends_with("anon_inode:[signalfd]")).then_some(()))
+    })?;
+    let explained = pair.explain(pid)?;
+    ensure!(explained.contains("stopped by: a signalfd (descriptor"), "{explained}");
+    expect_errno(&pair.home, EMIGRATE, format!("{pid} desk\n"), libc::EOPNOTSUPP)?;
+    pair.stop()
 }
 
 /// A process that is traced by this one.

@@ -76,6 +76,8 @@ fn is_ours(tracer: i32) -> bool {
 fn unmovable(target: &str) -> Option<&'static str> {
     match target {
         "anon_inode:[io_uring]" => Some("an io_uring"),
+        // The shadow takes signals by handlers, so none would be left for it.
+        "anon_inode:[signalfd]" => Some("a signalfd"),
         "anon_inode:[userfaultfd]" => Some("a userfaultfd"),
         "anon_inode:[perf_event]" => Some("a performance counter"),
         "anon_inode:kvm-vm" | "anon_inode:kvm-vcpu:0" => Some("a virtual machine"),

@@ -4,6 +4,7 @@
 mod chart;
 mod criu;
 mod measure;
+mod programs;
 mod yardstick;
 
 use std::fs;
@@ -59,6 +60,7 @@ struct Record {
     yardsticks: Yardsticks,
     criu_local_dump_restore_us: Option<f64>,
     ratios: Vec<Ratio>,
+    programs: Vec<programs::Work>,
 }
 
 fn print(record: &Record) {
@@ -83,11 +85,13 @@ fn print(record: &Record) {
             ratio.name, ratio.value, ratio.against, ratio.measured
         );
     }
+    println!();
+    record.programs.iter().for_each(programs::Work::print);
 }
 
 /// Success: every limit holds.
 pub fn run(bulk_mib: u32) -> Result<ExitCode> {
-    packages::install_missing(&[])?;
+    packages::install_missing(programs::NEEDS)?;
     tool::build_release()?;
     println!("yardsticks");
     let yardsticks = Yardsticks::take()?;
@@ -99,8 +103,12 @@ pub fn run(bulk_mib: u32) -> Result<ExitCode> {
     ratios.push(measure::compute(&pair)?);
     ratios.extend(measure::bulk(&pair, &yardsticks, bulk_mib)?);
     pair.stop()?;
+    // Another pair, whose log has nothing yet.
+    let pair = Pair::new()?;
+    let programs = programs::all(&pair)?;
+    pair.stop()?;
 
-    let record = Record { yardsticks, criu_local_dump_restore_us: criu, ratios };
+    let record = Record { yardsticks, criu_local_dump_restore_us: criu, ratios, programs };
     print(&record);
     let directory = tool::repository().join("target/bench");
     fs::create_dir_all(&directory)?;

@@ -95,6 +95,7 @@ const PLAIN: &[&str] = &[
     "rseq",
     "rust-threads",
     "shared",
+    "sleepers",
     "sparse",
     "stack",
     "starter",

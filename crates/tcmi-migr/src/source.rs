@@ -51,6 +51,7 @@ const MORE_THREADS: usize = 4;
 const ATTEMPTS_MAX: u32 = 5;
 
 pub const PROC_AREA_BYTES: u64 = (std::mem::size_of::<ProcArea>() as u64).next_multiple_of(4096);
+const WORD_BYTES: u64 = 4096;
 pub const THREAD_AREA_BYTES: u64 =
     (std::mem::size_of::<ThreadArea>() as u64).next_multiple_of(4096);
 
@@ -77,7 +78,7 @@ impl Attached {
         let xfeatures = xfeatures(&xstate);
         let threads = f.threads.len();
         let mut with = |room: usize| {
-            let extra = PROC_AREA_BYTES + room as u64 * THREAD_AREA_BYTES;
+            let extra = PROC_AREA_BYTES + WORD_BYTES + room as u64 * THREAD_AREA_BYTES;
             let blob = Blob::built_in();
             let place = away_from_stacks(&maps, Agent::room(&blob) + page_up(extra));
             let agent = Agent::inject(f, vdso_call, &blob, extra, place)?;
@@ -128,7 +129,11 @@ impl Attached {
         page_up(self.agent.extra())
     }
     pub fn thread_area(&self, n: usize) -> u64 {
-        self.proc_area() + PROC_AREA_BYTES + n as u64 * THREAD_AREA_BYTES
+        self.word() + WORD_BYTES + n as u64 * THREAD_AREA_BYTES
+    }
+    /// Where a word may be mapped that decides for several processes.
+    pub fn word(&self) -> u64 {
+        self.proc_area() + PROC_AREA_BYTES
     }
 }
 
@@ -311,23 +316,15 @@ fn send(
 }
 
 impl Sent {
-    /// Waits until the guest is complete and lets it run.
-    ///
-    /// Ok: the guest runs. Err: the process runs at home as before.
-    pub fn commit(mut self, c: &mut Channel, watch: &dyn Watch) -> Result<Emigrated> {
-        match self.committed(c, watch) {
-            Ok(remote_pid) => {
-                let Self { frozen, attached, installed, times, .. } = self;
-                Ok(Emigrated { frozen, attached, installed, remote_pid, times })
-            }
-            Err(e) => Err(self.give_up(c, e)),
-        }
-    }
-    fn committed(&mut self, c: &mut Channel, watch: &dyn Watch) -> Result<i32> {
+    /// Waits until the guest is complete. Err: it is to be given up, as in all that follows.
+    pub fn until_ready(&mut self, c: &mut Channel) -> Result<()> {
         fault::pass(Point::HomeArmed)?;
         msg::expect::<msg::Ready>(c.r)?;
         self.times.transfer = micros(self.since);
-        fault::pass(Point::HomeReadyReceived)?;
+        fault::pass(Point::HomeReadyReceived)
+    }
+    /// Lets the guest run: COMMIT. Its pid on the node.
+    pub fn let_run(&mut self, c: &mut Channel, watch: &dyn Watch) -> Result<i32> {
         watch.enter(State::Committing);
         let started = Instant::now();
         msg::send(c.w, &msg::Commit {})?;
@@ -339,6 +336,11 @@ impl Sent {
         fault::pass(Point::HomeRunningReceived)?;
         self.times.resume = micros(started);
         Ok(running.remote_pid)
+    }
+    /// Its guest, `remote_pid` on the node, runs.
+    pub fn left(self, remote_pid: i32) -> Emigrated {
+        let Self { frozen, attached, installed, times, .. } = self;
+        Emigrated { frozen, attached, installed, remote_pid, times }
     }
     /// The process runs on at home because of `e`, which the peer is told.
     pub fn give_up(self, c: &mut Channel, e: Error) -> Error {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tcmi_call::abi::{BatchOp, StewardArea};
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
+use tcmi_core::limits::{COMMIT_TIMEOUT_MS, PHASE_TIMEOUT_MS};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_migr::destination::{self, Built, GuestFiles, Site};
@@ -262,7 +263,9 @@ impl Life {
     ) -> Result<Self> {
         let host = built.host_pid();
         let prepared = Self::prepare(&mut built, next_id).and_then(|p| {
+            r.set_idle_timeout(Duration::from_millis(COMMIT_TIMEOUT_MS));
             msg::expect::<msg::Commit>(&mut r)?;
+            r.set_idle_timeout(Duration::from_millis(PHASE_TIMEOUT_MS));
             fault::pass(Point::NodeCommitReceived)?;
             Ok(p)
         });

@@ -93,6 +93,46 @@ pub fn lacking(ours: &[String], theirs: &[String]) -> Vec<String> {
         .collect()
 }
 
+/// Lines for people about `head` and all processes below it.
+pub fn tree_text(
+    head: Examined,
+    node: Option<(&str, Vec<String>)>,
+    uid: u32,
+    is_away: &dyn Fn(Pid) -> bool,
+) -> Result<String, MigrateError> {
+    let below = proc::descendants(&[head.pid.raw()])
+        .map_err(|_| MigrateError::NoSuchProcess(head.pid))?;
+    let title = head.title();
+    let mut all = vec![head];
+    for pid in below.into_iter().filter_map(Pid::new) {
+        match examine(pid, uid, is_away(pid)) {
+            Ok(mut examined) => {
+                if is_away(pid) {
+                    examined.obstacles.push("it is away already".to_owned());
+                }
+                all.push(examined);
+            }
+            Err(MigrateError::NoSuchProcess(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let (name, lacking) = node.map_or((String::new(), Vec::new()), |(n, l)| (format!(" to {n}"), l));
+    let stops: Vec<String> = all
+        .iter()
+        .flat_map(|e| {
+            let who = format!("process {} ({})", e.pid, e.status.name);
+            e.obstacles.iter().map(move |o| format!("{who}: {o}"))
+        })
+        .chain(lacking)
+        .collect();
+    let may = if stops.is_empty() { "yes" } else { "no" };
+    let mut text = format!("{title}tree of {} processes\nmay move{name}: {may}\n", all.len());
+    stops.iter().for_each(|o| text += &format!("stopped by: {o}\n"));
+    let rss: u64 = all.iter().map(|e| e.status.rss).sum();
+    text += &format!("memory to send: at most {} KiB\n", rss / 1024);
+    Ok(text)
+}
+
 impl Examined {
     pub fn refusal(self) -> Result<Self, MigrateError> {
         match self.obstacles.is_empty() {

@@ -24,6 +24,7 @@ use tcmi_shadow::shadow::{Armed, Fate, Places, Shadow, StreamAt, arm};
 
 use crate::control::Done;
 use crate::task::{Order, Task};
+use crate::tasks::{Party, Step};
 
 /// Longest wait for a stream that the node has to dial.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,6 +37,9 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 pub fn explain_error(task: &Task, node: &str, e: Error) -> MigrateError {
     let pid = task.pid;
     let text = e.to_string();
+    if matches!(e, Error::Together(_)) {
+        return MigrateError::StaysTogether { pid, reason: text };
+    }
     match e.errno() {
         libc::ESRCH => MigrateError::NoSuchProcess(pid),
         libc::EOPNOTSUPP => MigrateError::Unsupported { pid, reasons: vec![text] },
@@ -69,6 +73,7 @@ pub fn keep(
     module: Option<ByModule>,
     original: Original,
     done: Done,
+    party: Option<&Arc<Party>>,
 ) -> Option<Visit> {
     match bulk.as_fd().try_clone_to_owned() {
         Ok(socket) => task.set_way_out(Some(socket)),
@@ -77,11 +82,14 @@ pub fn keep(
     let (w, r) = bulk.into_bulk();
     let mut wire = Wire { w, r };
     let node = link.peer_name().to_owned();
-    let moved = go_out(task, link, &mut wire, module, original);
+    let moved = go_out(task, link, &mut wire, module, original, party);
     task.set_way_out(None);
     let shadow = match moved {
         Ok(s) => s,
         Err(e) => {
+            // Given up for another one, it says why.
+            let others = party.and_then(|p| p.failure()).filter(|_| !is_its_end(&e));
+            let e = others.map_or(e, Error::Together);
             let error = explain_error(task, &node, e);
             task.failed(&error.to_string());
             let state = match error {
@@ -104,6 +112,10 @@ pub fn keep(
     keeper.close(end)
 }
 
+fn is_its_end(e: &Error) -> bool {
+    e.errno() == libc::ESRCH
+}
+
 /// An original that became a shadow, with what it takes to make it whole again.
 struct Kept {
     shadow: Shadow,
@@ -117,20 +129,22 @@ fn go_out(
     wire: &mut Wire,
     module: Option<ByModule>,
     original: Original,
+    party: Option<&Arc<Party>>,
 ) -> Result<Kept> {
     let mut take = || Ok(link.take_stream(StreamKind::Call, STREAM_TIMEOUT)?);
     // The channel owns the stream's halves only for the time of the move.
     let mut channel = Channel { w: &mut wire.w, r: &mut wire.r, module, take_stream: &mut take };
     let watch: &Task = task;
     let mut sent = source::emigrate(original, task.migration(), 1, &mut channel, watch)?;
-    let armed = match arm_original(&mut sent) {
-        Ok(a) => a,
+    let (armed, remote_pid) = match let_run(task, &mut sent, &mut channel, party) {
+        Ok(running) => running,
         Err(e) => return Err(sent.give_up(&mut channel, e)),
     };
-    let Emigrated { mut frozen, attached, installed, remote_pid, times } =
-        sent.commit(&mut channel, watch)?;
-    // From here on nothing fails but by the process's own end.
-    armed.decide()?;
+    let Emigrated { mut frozen, attached, installed, remote_pid, times } = sent.left(remote_pid);
+    // From here on nothing fails but by the process's own end. For a party it is decided.
+    if party.is_none() {
+        armed.decide()?;
+    }
     fault::pass_or_die(Point::HomeDecidedAway);
     armed.release_memory(&mut frozen);
     fault::pass_or_die(Point::HomeMemoryReleased);
@@ -140,14 +154,37 @@ fn go_out(
     Ok(Kept { shadow, attached, installed })
 }
 
-fn arm_original(sent: &mut Sent) -> Result<Armed> {
+/// Ok: the guest runs, and those of its party. Err: the original is to go on.
+fn let_run(
+    task: &Task,
+    sent: &mut Sent,
+    c: &mut Channel,
+    party: Option<&Arc<Party>>,
+) -> Result<(Armed, i32)> {
+    let armed = arm_original(sent, party)?;
+    sent.until_ready(c)?;
+    if let Some(party) = party {
+        party.meet(task, Step::Ready, Some(c.r))?;
+    }
+    let remote_pid = sent.let_run(c, task)?;
+    if let Some(party) = party {
+        party.meet(task, Step::Runs, Some(c.r))?;
+    }
+    Ok((armed, remote_pid))
+}
+
+fn arm_original(sent: &mut Sent, party: Option<&Arc<Party>>) -> Result<Armed> {
     let Sent { frozen, attached, image, installed, .. } = sent;
+    if let Some(party) = party {
+        party.word.map(frozen, &attached.agent, attached.word())?;
+    }
     let threads = frozen.threads.len();
     let places = Places {
         agent: attached.agent,
         proc_area: attached.proc_area(),
         thread_areas: (0..attached.room).map(|n| attached.thread_area(n)).collect(),
         spare_fds: installed.spare.clone(),
+        word: party.map(|_| attached.word()),
     };
     let at = |s: &source::InstalledStream| StreamAt { fd: s.fd, tx: s.tx, rx: s.rx };
     let calls: Vec<StreamAt> = installed.calls.iter().take(threads).map(at).collect();

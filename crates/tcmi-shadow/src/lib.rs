@@ -18,6 +18,7 @@ mod stats;
 mod steward;
 mod stream;
 mod visit;
+pub mod word;
 mod worker;
 
 pub use calls::{Begun, Calls, Denied, Guest, GuestThread, Hooks, QuiesceError};

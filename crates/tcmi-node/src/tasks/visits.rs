@@ -218,7 +218,7 @@ impl Shared {
                 return;
             }
         };
-        self.run(&task, link, Original::Held(frozen), quietly(pid));
+        self.run(&task, link, Original::Held(frozen), quietly(pid), None);
     }
 }
 

@@ -91,6 +91,7 @@ const PLAIN: &[&str] = &[
     "regs-static",
     "regs-static-pie",
     "restart",
+    "ring",
     "robust",
     "rseq",
     "rust-threads",

@@ -126,12 +126,7 @@ fn transfer_bar() -> ProgressBar {
 }
 
 /// The errno in words, the node's own reason, and where the process is now.
-fn refusal(
-    node: &Node,
-    pid: Pid,
-    target: Option<(&NodeRef, bool)>,
-    error: io::Error,
-) -> Failure {
+fn refusal(node: &Node, pid: Pid, target: Option<(&NodeRef, bool)>, error: io::Error) -> Failure {
     if is_daemon_gone(&error) {
         return Failure::NoDaemon { dir: node.root().to_owned(), source: error };
     }

@@ -362,9 +362,11 @@ mod tests {
             parse(Form::PidNode, "12 desk\n"),
             Command::Emigrate { pid: pid(12), node: "desk".parse().unwrap(), tree: false }
         );
-        for (text, name, tree) in
-            [("12 desk", "desk", false), ("12 desk tree\n", "desk", true), ("12 tree", "tree", false)]
-        {
+        for (text, name, tree) in [
+            ("12 desk", "desk", false),
+            ("12 desk tree\n", "desk", true),
+            ("12 tree", "tree", false),
+        ] {
             let node = name.parse().unwrap();
             let command = Command::Emigrate { pid: pid(12), node, tree };
             assert_eq!(parse(Form::PidNodeTree, text), command);

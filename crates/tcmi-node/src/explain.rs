@@ -6,6 +6,7 @@ use std::path::Path;
 use tcmi_ckpt::capture;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
+use tcmi_core::limits::FAMILY_PROCESSES_MAX;
 use tcmi_sys::proc::{self, Status};
 use tcmi_sys::{Errno, maps};
 
@@ -100,8 +101,8 @@ pub fn tree_text(
     uid: u32,
     is_away: &dyn Fn(Pid) -> bool,
 ) -> Result<String, MigrateError> {
-    let below = proc::descendants(&[head.pid.raw()])
-        .map_err(|_| MigrateError::NoSuchProcess(head.pid))?;
+    let below =
+        proc::descendants(&[head.pid.raw()]).map_err(|_| MigrateError::NoSuchProcess(head.pid))?;
     let title = head.title();
     let mut all = vec![head];
     for pid in below.into_iter().filter_map(Pid::new) {
@@ -116,7 +117,10 @@ pub fn tree_text(
             Err(error) => return Err(error),
         }
     }
-    let (name, lacking) = node.map_or((String::new(), Vec::new()), |(n, l)| (format!(" to {n}"), l));
+    let too_many = all.len() > FAMILY_PROCESSES_MAX;
+    let too_many = too_many.then(|| format!("it has more than {FAMILY_PROCESSES_MAX} processes"));
+    let (name, lacking) =
+        node.map_or((String::new(), Vec::new()), |(n, l)| (format!(" to {n}"), l));
     let stops: Vec<String> = all
         .iter()
         .flat_map(|e| {
@@ -124,6 +128,7 @@ pub fn tree_text(
             e.obstacles.iter().map(move |o| format!("{who}: {o}"))
         })
         .chain(lacking)
+        .chain(too_many)
         .collect();
     let may = if stops.is_empty() { "yes" } else { "no" };
     let mut text = format!("{title}tree of {} processes\nmay move{name}: {may}\n", all.len());

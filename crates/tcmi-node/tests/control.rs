@@ -59,7 +59,13 @@ impl Tasks for Pretender {
     fn emigrate_tree(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done) {
         self.emigrate(pid, node, caller, reply);
     }
-    fn explain(&self, pid: Pid, _: Option<LinkId>, _: bool, _: Caller) -> Result<String, MigrateError> {
+    fn explain(
+        &self,
+        pid: Pid,
+        _: Option<LinkId>,
+        _: bool,
+        _: Caller,
+    ) -> Result<String, MigrateError> {
         Ok(format!("{pid} may move"))
     }
     fn list(&self, side: Side) -> Vec<TaskView> {

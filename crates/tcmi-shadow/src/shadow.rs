@@ -20,6 +20,8 @@ use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited, try_wait_any};
 use tcmi_sys::signal::{self, KernelAction};
 use tcmi_sys::{Errno, memory};
 
+use crate::word::WORD_BYTES;
+
 mod births;
 
 use births::Seat;
@@ -374,6 +376,12 @@ impl Shadow {
             // Without its streams the guest can do nothing, and ends.
             let (first, last) = (self.reserved.0 as u64, self.reserved.1 as u64);
             s.call(libc::SYS_close_range, [first, last, 0, 0, 0, 0]);
+            if let Some(word) = self.places.word {
+                // Zeros: for the other threads HOME, as before.
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+                let read = libc::PROT_READ as u64;
+                s.call(libc::SYS_mmap, [word, WORD_BYTES, read, flags as u64, u64::MAX, 0]);
+            }
         }
         let (home, end) = s.write(self.pid)?;
         let home = Batch { regs, mask, ..home };

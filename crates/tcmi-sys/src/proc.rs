@@ -178,7 +178,7 @@ pub fn descendants(roots: &[i32]) -> Result<Vec<i32>> {
     let mut below = Vec::new();
     let mut left = roots.to_vec();
     while let Some(parent) = left.pop() {
-        let new = children.remove(&parent).unwrap_or_else(Vec::new);
+        let new = children.remove(&parent).unwrap_or_default();
         left.extend(&new);
         below.extend(new.into_iter().filter(|pid| !roots.contains(pid)));
     }

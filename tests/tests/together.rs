@@ -168,7 +168,7 @@ fn a_tree_of_too_many_processes_stays_at_home() -> Result<()> {
 fn a_tree_that_begins_processes_in_a_loop_moves_whole() -> Result<()> {
     const BASH: &str = "trap 'echo $n $m; exit 5' TERM; n=0; m=0
         while :; do x=$(echo $n | cat); [ $x = $n ] || exit 9; n=$((n + 1)); (exit 3); m=$((m + $?)); done";
-    const PYTHON: &str = "exec python3 -c '
+    const PYTHON: &str = "exec /usr/bin/python3 -c '
 import signal, subprocess, sys
 n = 0
 def end(*_):

@@ -196,7 +196,12 @@ while True:
                 // One that is away, or comes home, or has ended.
                 pair.home.write("ccn/mig/migrate-home", format!("{pid}\n")).ok();
             }
-            pair.bring_home(head)?;
+            // It stays at home by itself if its call there takes long.
+            pair.home.write("ccn/mig/migrate-home", format!("{head}\n")).ok();
+            wait_until("the head at home", SOON, || {
+                let away = pair.state(head).is_ok_and(|state| state != "running");
+                Ok((!away && !pair.is_guest(head)).then_some(()))
+            })?;
         }
         kill(Pid::from_raw(head as i32), Signal::SIGTERM)?;
         let (said, status) = tree.end().with_context(|| format!("{script}\n{}", pair.logs()))?;

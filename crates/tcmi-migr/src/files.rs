@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::LazyLock;
-use tcmi_ckpt::capture::Files;
+use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::image::FileRef;
 use tcmi_kkc::{BulkReader, BulkWriter};
 use tcmi_sys::maps::Mapping;
@@ -26,11 +26,13 @@ pub struct HomeFiles {
     pid: i32,
     pub refs: Vec<FileRef>,
     open: Vec<File>,
+    /// All who share memory with it move with it.
+    together: bool,
 }
 
 impl HomeFiles {
-    pub fn of(pid: i32) -> Self {
-        Self { pid, refs: Vec::new(), open: Vec::new() }
+    pub fn of(pid: i32, together: bool) -> Self {
+        Self { pid, refs: Vec::new(), open: Vec::new(), together }
     }
 
     /// Fills in the hashes, reading what is not known yet.
@@ -87,6 +89,13 @@ fn hash_range(f: &File, first: u64, last: u64) -> Result<[u8; 32]> {
 }
 
 impl Files for HomeFiles {
+    fn is_alone(&self, m: &Mapping) -> bool {
+        let alone = || {
+            let sharers = capture::sharers(&[(m.dev, m.inode)]);
+            sharers.is_ok_and(|all| all.iter().all(|pid| *pid == self.pid))
+        };
+        capture::is_shared_at_home(m) && (self.together || alone())
+    }
     fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {
         let dev = u64::from(m.dev.0) << 32 | u64::from(m.dev.1);
         let (first, last) = (m.offset, m.offset + m.len());

@@ -13,7 +13,7 @@ use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Space};
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::freezer::Freezer;
-use tcmi_ckpt::image::{FileRef, ProcessImage};
+use tcmi_ckpt::image::{FileRef, ProcessImage, Segment};
 use tcmi_ckpt::layout::gap;
 use tcmi_ckpt::rebuild;
 use tcmi_ckpt::remote::{self, Agent, page_up};
@@ -161,6 +161,8 @@ pub struct Channel<'a> {
     pub w: &'a mut BulkWriter,
     pub r: &'a mut BulkReader,
     pub module: Option<ByModule>,
+    /// Memory that it shares with others that move with it.
+    pub segments: &'a [Segment],
     /// A new stream for calls, parked or dialed now.
     pub take_stream: &'a mut dyn FnMut() -> Result<Stream>,
 }
@@ -397,8 +399,9 @@ fn prepare(
     let more = if threads > 1 { MORE_THREADS } else { MORE_THREADS / 2 };
     let streams: Vec<Stream> =
         (0..threads + more + 1).map(|_| (c.take_stream)()).collect::<Result<_>>()?;
-    let (files, space) = layout_in_passing(a)?;
-    let resident = capture::own_pages(a.pid, &space.vmas)?;
+    let (files, space) = layout_in_passing(a, !c.segments.is_empty())?;
+    let mut resident = capture::own_pages(a.pid, &space.vmas)?;
+    resident.retain(|r| c.segments.iter().all(|s| !s.covers(r.start, r.end)));
     let status = tcmi_sys::proc::status(a.pid)?;
     let begin = msg::Begin {
         migration,
@@ -412,6 +415,7 @@ fn prepare(
         xfeatures: a.xfeatures,
         events: streams[0].id,
         calls: streams[1..].iter().map(|s| s.id).collect(),
+        segments: c.segments.to_vec(),
     };
     msg::send(c.w, &begin)?;
     fault::pass(Point::HomeBeginSent)?;
@@ -423,9 +427,9 @@ fn prepare(
 }
 
 /// Of a process that runs: a file that it maps may be gone between two looks.
-fn layout_in_passing(a: &Attached) -> Result<(HomeFiles, Space)> {
+fn layout_in_passing(a: &Attached, together: bool) -> Result<(HomeFiles, Space)> {
     let look = || {
-        let mut files = HomeFiles::of(a.pid);
+        let mut files = HomeFiles::of(a.pid, together);
         let space = capture::space(&capture::mappings(a.pid)?, a.reserved(), &mut files)?;
         files.hash()?;
         Ok((files, space))
@@ -511,13 +515,14 @@ fn transfer(
         // A clock read that began here would end there with a time of here.
         f.step_out(&[(vdso.start, vdso.end)])?;
     }
-    let mut files = HomeFiles::of(f.pid);
+    let mut files = HomeFiles::of(f.pid, !c.segments.is_empty());
     let mut image = capture::capture(f, &a.agent, &|tid| tid, &maps, &mut files)?;
     files.hash()?;
     image.files = files.refs.clone();
     leave_stops(&mut image);
     fault::pass(Point::HomeCaptured)?;
-    let runs = capture::own_pages(f.pid, &image.mm.vmas)?;
+    let mut runs = capture::own_pages(f.pid, &image.mm.vmas)?;
+    runs.retain(|r| c.segments.iter().all(|s| s.is_sent || !s.covers(r.start, r.end)));
     let total: u64 = runs.iter().map(|r: &Range<u64>| r.end - r.start).sum();
     let calls = f.threads.iter().zip(&streams[1..]).map(|(t, s)| (t.tid, s.id)).collect();
     msg::send(c.w, &msg::State { image: image.clone(), calls })?;

@@ -1,5 +1,6 @@
 //! The life of one guest, from the offer to its end or its return.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -118,10 +119,11 @@ fn build(
     r: &mut BulkReader,
 ) -> Result<Born> {
     let mut next_id = None;
-    let mut unwanted = false;
+    let unwanted = Cell::new(false);
     let mut site = Site {
         cache,
-        claim: &mut |id| claim(daemon, id, &mut unwanted),
+        claim: &mut |id| claim(daemon, id, &unwanted),
+        segment: &mut |id, bytes| segment(daemon, id, bytes, &unwanted),
         bear: &mut |begin| {
             let room = rooms::bear(root, begin)?;
             next_id = Some(room.next_id);
@@ -129,27 +131,41 @@ fn build(
         },
     };
     let built = destination::build(w, r, &mut site)?;
-    Ok(Born { built, next_id: next_id.ok_or(tcmi_ckpt::Error::Ended)?, unwanted })
+    Ok(Born { built, next_id: next_id.ok_or(tcmi_ckpt::Error::Ended)?, unwanted: unwanted.get() })
 }
 
 /// Has the daemon hand over a stream that home parked for us. What else it says meanwhile, that
 /// the guest is `unwanted`, is told, too.
-fn claim(daemon: &OwnedFd, id: u64, unwanted: &mut bool) -> Result<Stream> {
+fn claim(daemon: &OwnedFd, id: u64, unwanted: &Cell<bool>) -> Result<Stream> {
+    match ask(daemon, &ToDaemon::Claim { id }, unwanted)? {
+        (ToMonitor::Stream { keys }, Some(fd)) => Ok(keys.with(fd)),
+        _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
+    }
+}
+
+fn segment(daemon: &OwnedFd, id: u64, bytes: u64, unwanted: &Cell<bool>) -> Result<OwnedFd> {
+    match ask(daemon, &ToDaemon::Segment { id, bytes }, unwanted)? {
+        (ToMonitor::Segment {}, Some(fd)) => Ok(fd),
+        _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
+    }
+}
+
+fn ask(
+    daemon: &OwnedFd,
+    question: &ToDaemon,
+    unwanted: &Cell<bool>,
+) -> Result<(ToMonitor, Option<OwnedFd>)> {
     let io = || Error::io("the daemon's socket");
-    ipc::send(daemon.as_fd(), &ToDaemon::Claim { id }, &[]).map_err(io())?;
+    ipc::send(daemon.as_fd(), question, &[]).map_err(io())?;
     loop {
         let (answer, mut fds) = ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(io())?;
-        return match (answer, fds.pop()) {
-            (ToMonitor::Stream { keys }, Some(fd)) => Ok(keys.with(fd)),
-            (ToMonitor::NoStream { text }, _) => {
-                Err(Error::Peer { errno: libc::EHOSTUNREACH, text })
+        match answer {
+            ToMonitor::NoStream { text } => {
+                return Err(Error::Peer { errno: libc::EHOSTUNREACH, text });
             }
-            (ToMonitor::SendHome {}, _) => {
-                *unwanted = true;
-                continue;
-            }
-            _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
-        };
+            ToMonitor::SendHome {} => unwanted.set(true),
+            answer => return Ok((answer, fds.pop())),
+        }
     }
 }
 
@@ -552,7 +568,9 @@ impl Life {
             msg::AskStats::KIND => self.tell_keeper(&msg::Stats { calls: self.stats() }),
             msg::ThreadBegun::KIND => {
                 let msg::ThreadBegun { tid, stream } = msg::decode(frame)?;
-                let claimed = claim(daemon, stream, &mut self.unwanted);
+                let unwanted = Cell::new(self.unwanted);
+                let claimed = claim(daemon, stream, &unwanted);
+                self.unwanted = unwanted.get();
                 self.shadow.births.answer(claimed.ok().map(|s| (tid, s)));
                 self.ask_home(daemon);
             }

@@ -7,6 +7,7 @@ use tcmi_ckpt::capture;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::limits::FAMILY_PROCESSES_MAX;
+use tcmi_sys::maps::Mapping;
 use tcmi_sys::proc::{self, Status};
 use tcmi_sys::{Errno, maps};
 
@@ -18,8 +19,17 @@ pub struct Examined {
     pub obstacles: Vec<String>,
 }
 
+/// Which processes may share memory with one that moves.
+#[derive(Clone, Copy, Debug)]
+pub enum Sharers<'a> {
+    /// Those that move with it.
+    Among(&'a [i32]),
+    /// It is looked for when all of them are held.
+    Later,
+}
+
 /// Looks at `pid` for a caller with `uid`. Err: no such process, or not the caller's.
-pub fn examine(pid: Pid, uid: u32, away: bool) -> Result<Examined, MigrateError> {
+pub fn examine(pid: Pid, uid: u32, away: bool, sharers: Sharers) -> Result<Examined, MigrateError> {
     let gone = |_: Errno| MigrateError::NoSuchProcess(pid);
     let status = proc::status(pid.raw()).map_err(gone)?;
     if status.tgid != pid.raw() || matches!(status.state, 'Z' | 'X') {
@@ -28,11 +38,11 @@ pub fn examine(pid: Pid, uid: u32, away: bool) -> Result<Examined, MigrateError>
     if uid != 0 && status.uid[..3].iter().any(|&owner| owner != uid) {
         return Err(MigrateError::NotYours(pid));
     }
-    let obstacles = obstacles(pid, &status, away).map_err(gone)?;
+    let obstacles = obstacles(pid, &status, away, sharers).map_err(gone)?;
     Ok(Examined { pid, status, obstacles })
 }
 
-fn obstacles(pid: Pid, s: &Status, away: bool) -> Result<Vec<String>, Errno> {
+fn obstacles(pid: Pid, s: &Status, away: bool, sharers: Sharers) -> Result<Vec<String>, Errno> {
     let n = pid.raw();
     let mut all: Vec<String> = Vec::new();
     if s.kernel_thread {
@@ -60,13 +70,34 @@ fn obstacles(pid: Pid, s: &Status, away: bool) -> Result<Vec<String>, Errno> {
     if !proc::is_elf64(n)? {
         all.push("a 32-bit program".to_owned());
     }
-    all.extend(maps::read(n)?.iter().filter_map(capture::obstacle));
+    let (shared, others): (Vec<Mapping>, Vec<Mapping>) =
+        maps::read(n)?.into_iter().partition(capture::is_shared_at_home);
+    all.extend(others.iter().filter_map(capture::obstacle));
+    all.extend(strangers(n, &shared, sharers));
     for (fd, target) in proc::descriptors(n)? {
         if let Some(what) = unmovable(&target) {
             all.push(format!("{what} (descriptor {fd})"));
         }
     }
     Ok(all)
+}
+
+/// Whom a process shares memory with that would not move with it.
+fn strangers(pid: i32, shared: &[Mapping], sharers: Sharers) -> Option<String> {
+    let Sharers::Among(along) = sharers else { return None };
+    if shared.is_empty() {
+        return None;
+    }
+    let objects: Vec<_> = shared.iter().map(|m| (m.dev, m.inode)).collect();
+    let all = match capture::sharers(&objects) {
+        Ok(all) => all,
+        Err(e) => return Some(format!("shared memory, whose sharers are not known: {e}")),
+    };
+    let others = all.into_iter().filter(|p| *p != pid && !along.contains(p));
+    let list: Vec<String> = others.map(|p| p.to_string()).collect();
+    let list = list.join(" ");
+    let why = format!("memory shared with process {list}, which moves along if all are one tree");
+    (!list.is_empty()).then_some(why)
 }
 
 /// Whether one of our threads traces it: the one that asks.
@@ -101,12 +132,15 @@ pub fn tree_text(
     uid: u32,
     is_away: &dyn Fn(Pid) -> bool,
 ) -> Result<String, MigrateError> {
+    let head_pid = head.pid.raw();
     let below =
         proc::descendants(&[head.pid.raw()]).map_err(|_| MigrateError::NoSuchProcess(head.pid))?;
     let title = head.title();
-    let mut all = vec![head];
-    for pid in below.into_iter().filter_map(Pid::new) {
-        match examine(pid, uid, is_away(pid)) {
+    let mut all = Vec::new();
+    let along = [vec![head_pid], below].concat();
+    let sharers = Sharers::Among(&along);
+    for pid in along.iter().copied().filter_map(Pid::new) {
+        match examine(pid, uid, is_away(pid), sharers) {
             Ok(mut examined) => {
                 if is_away(pid) {
                     examined.obstacles.push("it is away already".to_owned());

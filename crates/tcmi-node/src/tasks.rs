@@ -20,7 +20,7 @@ use tcmi_migr::source::Original;
 
 use crate::control::{Done, Side, TaskView, Tasks};
 use crate::doorbell::Doorbell;
-use crate::explain::{self, examine};
+use crate::explain::{self, Sharers, examine};
 use crate::guests::{EVACUATION, Guests, Offer};
 use crate::keeper::{self, Visit};
 use crate::task::{Order, Task};
@@ -30,7 +30,7 @@ mod armed;
 mod party;
 mod visits;
 
-pub use party::{Party, Step};
+pub use party::{Homeward, Party, Step};
 
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(PHASE_TIMEOUT_MS);
@@ -96,8 +96,9 @@ impl Shared {
         node: LinkId,
         uid: u32,
         family: Arc<()>,
+        sharers: Sharers,
     ) -> Result<Arc<Task>, MigrateError> {
-        let examined = examine(pid, uid, self.is_away(pid))?;
+        let examined = examine(pid, uid, self.is_away(pid), sharers)?;
         let ids = (examined.status.uid[0], examined.status.gid[0]);
         let mut home = self.home.lock();
         if let Some(task) = home.get(&pid) {
@@ -236,10 +237,11 @@ impl Tasks for Engine {
         if self.shared.ending.load(Ordering::Relaxed) {
             return reply(Err(MigrateError::ShuttingDown));
         }
-        let task = match self.shared.admit(pid, node, caller.uid, Arc::default()) {
-            Ok(task) => task,
-            Err(e) => return reply(Err(e)),
-        };
+        let task =
+            match self.shared.admit(pid, node, caller.uid, Arc::default(), Sharers::Among(&[])) {
+                Ok(task) => task,
+                Err(e) => return reply(Err(e)),
+            };
         let shared = Arc::clone(&self.shared);
         let ours = Arc::clone(&task);
         let reply = Arc::new(Mutex::new(Some(reply)));
@@ -314,7 +316,8 @@ impl Tasks for Engine {
         caller: Caller,
     ) -> Result<String, MigrateError> {
         let away = self.shared.is_away(pid);
-        let examined = examine(pid, caller.uid, away)?;
+        let sharers = if tree { Sharers::Later } else { Sharers::Among(&[]) };
+        let examined = examine(pid, caller.uid, away, sharers)?;
         let link = node.and_then(|id| self.link(id));
         let lacking = link.as_ref().map(|l| explain::lacking(&self.features, l.peer_features()));
         let node = link.as_ref().map(Link::peer_name).zip(lacking);

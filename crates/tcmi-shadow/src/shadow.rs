@@ -473,10 +473,13 @@ impl Shadow {
     }
 
     /// Arms a held shadow for its return as `image`: should its keeper die, it serves again,
-    /// until [`Shadow::decide_home`]; from then on it is the process of `image`.
-    pub fn arm_return(&self, f: &mut Frozen, image: &ProcessImage) -> Result<()> {
+    /// until [`Shadow::decide_home`]; from then on it is the process of `image`. Not `alone`: until
+    /// the word of its party says so.
+    pub fn arm_return(&self, f: &mut Frozen, image: &ProcessImage, alone: bool) -> Result<()> {
         let timers: Vec<i32> = image.timers.iter().map(|t| t.id).collect();
-        self.decide_alone()?;
+        if alone {
+            self.decide_alone()?;
+        }
         for t in &f.threads {
             let state = rebuild::thread_of(image, t.tid)?;
             let own = (restartable(&rebuild::registers_of(state)?), state.mask);

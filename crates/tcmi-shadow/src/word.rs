@@ -54,8 +54,17 @@ impl Word {
 
     /// The commit point of a party. Err: nothing is decided.
     pub fn decide_away(&self) -> Result<()> {
+        self.decide(decision::AWAY)
+    }
+
+    /// The same of the way back.
+    pub fn decide_home(&self) -> Result<()> {
+        self.decide(decision::HOME)
+    }
+
+    fn decide(&self, word: u32) -> Result<()> {
         // Four bytes of one page: whoever looks sees the old word or the new one.
-        let written = self.file.write_at(&decision::AWAY.to_le_bytes(), 0);
+        let written = self.file.write_at(&word.to_le_bytes(), 0);
         match written {
             Ok(4) => Ok(()),
             Ok(_) => Err(Errno::new("decide", libc::EIO).into()),

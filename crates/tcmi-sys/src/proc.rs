@@ -159,13 +159,21 @@ pub fn layout(pid: i32) -> Result<Layout> {
     })
 }
 
-/// Processes below those in `roots`, as they are now, without zombies; in no order.
-pub fn descendants(roots: &[i32]) -> Result<Vec<i32>> {
+/// All processes that there are now.
+pub fn pids() -> Result<Vec<i32>> {
     let dir = std::fs::read_dir("/proc").map_err(|e| Errno::from_io("read /proc", &e))?;
-    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    let mut all = Vec::new();
     for entry in dir {
         let entry = entry.map_err(|e| Errno::from_io("read /proc", &e))?;
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        all.extend(entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()));
+    }
+    Ok(all)
+}
+
+/// Processes below those in `roots`, as they are now, without zombies; in no order.
+pub fn descendants(roots: &[i32]) -> Result<Vec<i32>> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for pid in pids()? {
         // One that has ended since it was listed is no more.
         let Ok(fields) = stat_fields(pid) else { continue };
         let is_zombie = fields.first().is_none_or(|state| state == "Z" || state == "X");

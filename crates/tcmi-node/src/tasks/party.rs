@@ -1,7 +1,7 @@
 //! The processes of a tree move at one instant: each has its keeper, and these meet at the steps
 //! of the way. All of them go, or none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
+use tcmi_ckpt::capture;
 use tcmi_ckpt::freeze::Frozen;
+use tcmi_ckpt::image::Segment;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
@@ -22,12 +24,19 @@ use tcmi_migr::module::freezer;
 use tcmi_migr::source::{Original, has_ended};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::word::Word;
+use tcmi_sys::maps::{self, Mapping};
 use tcmi_sys::proc;
 
 use super::Shared;
 use crate::control::{Done, not_its_own_writer};
+use crate::explain::Sharers;
 use crate::keeper::explain_error;
 use crate::task::Task;
+
+mod back;
+
+use back::Back;
+pub use back::Homeward;
 
 /// What a process has reached; the next is begun when all have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,6 +57,7 @@ pub struct Party {
     caller: Caller,
     family: Arc<()>,
     pub word: Word,
+    back: Mutex<Back>,
     /// When all of it has to be held.
     hold_until: Instant,
     inner: Mutex<Inner>,
@@ -66,6 +76,8 @@ struct Inner {
 struct Member {
     task: Arc<Task>,
     step: Step,
+    /// Memory that it shares with the others.
+    segments: Vec<Segment>,
 }
 
 fn too_many(head: Pid) -> MigrateError {
@@ -98,6 +110,7 @@ impl Shared {
             caller,
             family: Arc::default(),
             word,
+            back: Mutex::default(),
             hold_until: Instant::now() + Duration::from_millis(TREE_HOLD_TIMEOUT_MS),
             inner: Mutex::new(inner),
         });
@@ -168,7 +181,8 @@ impl Party {
 
     fn admit(&self, pid: Pid) -> std::result::Result<Arc<Task>, MigrateError> {
         not_its_own_writer(self.caller, pid)?;
-        self.shared.admit(pid, self.link.id(), self.caller.uid, Arc::clone(&self.family))
+        let family = Arc::clone(&self.family);
+        self.shared.admit(pid, self.link.id(), self.caller.uid, family, Sharers::Later)
     }
 
     /// None: it has ended.
@@ -184,8 +198,9 @@ impl Party {
     fn join(self: &Arc<Self>, inner: &mut Inner, tasks: Vec<Arc<Task>>) {
         inner.moving += tasks.len();
         for task in &tasks {
-            let member = Member { task: Arc::clone(task), step: Step::Joined };
-            inner.members.insert(task.pid, member);
+            let (task, segments) = (Arc::clone(task), Vec::new());
+            let member = Member { task, step: Step::Joined, segments };
+            inner.members.insert(member.task.pid, member);
         }
         for task in tasks {
             let (party, ours) = (Arc::clone(self), Arc::clone(&task));
@@ -313,7 +328,15 @@ impl Party {
             }),
         };
         match taken {
-            Ok(true) => inner.passed = next,
+            Ok(true) => {
+                inner.passed = next;
+                if next == Step::Runs && inner.members.values().any(|m| !m.segments.is_empty()) {
+                    let mut back = self.back.lock();
+                    for m in inner.members.values() {
+                        back.went(Arc::clone(&m.task), m.segments.clone());
+                    }
+                }
+            }
             // Others have joined.
             Ok(false) => {}
             Err(error) => inner.fail(error),
@@ -344,6 +367,7 @@ impl Party {
             return Err(too_many(self.head));
         }
         if tasks.is_empty() {
+            self.share_out(inner)?;
             return self.pass(inner, Point::HomeTreeHeld).map(|()| true);
         }
         self.join(inner, tasks);
@@ -361,6 +385,62 @@ impl Party {
         }
     }
 
+    /// Finds what the held processes share, and shares out who sends what.
+    fn share_out(&self, inner: &mut Inner) -> std::result::Result<(), MigrateError> {
+        let mut found: Vec<(Pid, Vec<Mapping>)> = Vec::new();
+        for pid in inner.members.keys() {
+            // Of one that has ended there is nothing.
+            let maps = maps::read_short(pid.raw()).unwrap_or_else(|_| Vec::new());
+            let shared = maps.into_iter().filter(capture::is_shared_at_home).collect();
+            found.push((*pid, shared));
+        }
+        let object = |m: &Mapping| (m.dev, m.inode);
+        let mut segments: HashMap<capture::Object, (u64, u64)> = HashMap::new();
+        for m in found.iter().flat_map(|(_, maps)| maps) {
+            let new = || (self.shared.next_migration(), 0);
+            let (_, bytes) = segments.entry(object(m)).or_insert_with(new);
+            *bytes = (*bytes).max(m.offset + m.len());
+        }
+        let Some((sharer, _)) = found.iter().find(|(_, maps)| !maps.is_empty()) else {
+            return Ok(());
+        };
+        let objects: Vec<capture::Object> = segments.keys().copied().collect();
+        let sharers = capture::sharers(&objects).map_err(|e| self.explain(inner, e.into()))?;
+        let is_stranger = |pid: &&i32| inner.members.keys().all(|known| known.raw() != **pid);
+        if let Some(stranger) = sharers.iter().find(is_stranger) {
+            let reasons =
+                vec![format!("it shares memory with process {stranger} outside its tree")];
+            return Err(MigrateError::Unsupported { pid: *sharer, reasons });
+        }
+        let mut sent: HashMap<u64, Vec<(u64, u64)>> = HashMap::new();
+        for (pid, maps) in &found {
+            let of = |m: &Mapping| {
+                let (id, bytes) = segments[&object(m)];
+                let (from, to) = (m.offset, m.offset + m.len());
+                let known = sent.entry(id).or_default();
+                let is_sent = !known.iter().any(|k| k.0 <= from && to <= k.1);
+                if is_sent {
+                    known.push((from, to));
+                }
+                Segment { id, start: m.start, end: m.end, offset: m.offset, bytes, is_sent }
+            };
+            if let Some(member) = inner.members.get_mut(pid) {
+                member.segments = maps.iter().map(of).collect();
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory that a member shares with others.
+    pub fn segments_of(&self, pid: Pid) -> Vec<Segment> {
+        self.inner.lock().members.get(&pid).map_or_else(Vec::new, |m| m.segments.clone())
+    }
+
+    /// Whether its members come home together.
+    pub fn shares_memory(&self) -> bool {
+        self.inner.lock().members.values().any(|m| !m.segments.is_empty())
+    }
+
     /// Why none of them moves, if it is known.
     pub fn failure(&self) -> Option<String> {
         self.inner.lock().failed.as_ref().map(MigrateError::to_string)
@@ -374,7 +454,14 @@ impl Party {
             Ok(()) => {}
             // One that ends on the way is no member any more.
             Err(MigrateError::NoSuchProcess(_)) if pid != self.head => {
-                inner.members.remove(&pid);
+                let gone = inner.members.remove(&pid);
+                if gone
+                    .is_some_and(|m| m.step < Step::Ready && m.segments.iter().any(|s| s.is_sent))
+                {
+                    // What it was to send is memory of others.
+                    let reason = format!("process {pid}, which shares its memory, has ended");
+                    inner.fail(MigrateError::Unsteady { pid: self.head, reason });
+                }
                 self.advance(&mut inner);
             }
             Err(error) => inner.fail(error),

@@ -1,0 +1,132 @@
+//! Memory that processes of a tree share stays shared: they go and come together.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tcmi_tests::{Pair, Victim, VictimKind, account, wait_until};
+
+const SOON: Duration = Duration::from_secs(30);
+const ALL: usize = 4;
+
+fn sharers() -> Result<(Victim, Vec<u32>)> {
+    let victim = Victim::spawn(&VictimKind::with_args("segment", &["3"]))?;
+    let all = [vec![victim.pid()], account::descendants(victim.pid())?].concat();
+    ensure!(all.len() == ALL, "{all:?}");
+    Ok((victim, all))
+}
+
+fn guests(pair: &Pair, all: &[u32]) -> usize {
+    all.iter().filter(|pid| pair.is_guest(**pid)).count()
+}
+
+fn wait_home(pair: &Pair, all: &[u32]) -> Result<()> {
+    wait_until(&format!("all at home\n{}", pair.logs()), SOON, || {
+        Ok((guests(pair, all) == 0).then_some(()))
+    })
+}
+
+/// They work on: turns are taken.
+fn works(victim: &mut Victim, when: &str) -> Result<()> {
+    let before = victim.ask("sum", "SUM").with_context(|| when.to_owned())?[0];
+    for _ in 0..20 {
+        victim.check().with_context(|| when.to_owned())?;
+    }
+    ensure!(victim.ask("sum", "SUM")?[0] > before, "{when}: no turn is taken");
+    Ok(())
+}
+
+#[test]
+fn those_who_share_memory_go_and_come_together() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.settled_accounts()?;
+    let (mut victim, all) = sharers()?;
+    for round in 0..4 {
+        works(&mut victim, "at home")?;
+        let moved = pair.try_migrate_tree(victim.pid());
+        moved.with_context(|| format!("round {round}\n{}", pair.logs()))?;
+        ensure!(guests(&pair, &all) == ALL, "not all away in round {round}");
+        works(&mut victim, "away").with_context(|| pair.logs())?;
+        // Any of them, by home's wish or by the desk's.
+        let one = all[round];
+        match round % 2 {
+            0 => pair.home.write("ccn/mig/migrate-home", format!("{one}\n"))?,
+            _ => pair.desk.write("pen/mig/migrate-home", format!("{one}\n"))?,
+        }
+        wait_home(&pair, &all)?;
+    }
+    works(&mut victim, "at home")?;
+    victim.end(7)?;
+    pair.expect_no_leak(&before)?;
+    pair.stop()
+}
+
+#[test]
+fn one_of_them_does_not_move_alone() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    let refused = pair.try_migrate(all[1]).err().and_then(|e| e.raw_os_error());
+    ensure!(refused == Some(libc::EOPNOTSUPP), "the answer is {refused:?}");
+    // A part of the tree is not all of them.
+    let refused = pair.try_migrate_tree(all[1]).err().and_then(|e| e.raw_os_error());
+    ensure!(refused == Some(libc::EOPNOTSUPP), "the answer is {refused:?}");
+    ensure!(guests(&pair, &all) == 0, "some are away");
+    let why = pair.explain(all[1])?;
+    ensure!(why.contains("memory shared with process"), "explain says {why}");
+    ensure!(why.contains(&victim.pid().to_string()), "explain says {why}");
+    pair.home.echo("ccn/mig/explain", &format!("{} desk tree", victim.pid()))?;
+    let may = pair.home.read("ccn/mig/explain")?;
+    ensure!(may.contains("may move to desk: yes"), "explain says {may}");
+    works(&mut victim, "at home")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+#[test]
+fn memory_that_nobody_else_has_moves_with_its_process() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::with_args("segment", &["0"]))?;
+    for when in ["first", "second"] {
+        pair.migrate(victim.pid())?;
+        works(&mut victim, when)?;
+        pair.bring_home(victim.pid())?;
+        works(&mut victim, when)?;
+    }
+    victim.end(7)?;
+    pair.stop()
+}
+
+#[test]
+fn a_fork_of_one_of_them_brings_all_home() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    for _ in 0..2 {
+        pair.try_migrate_tree(victim.pid()).with_context(|| pair.logs())?;
+        works(&mut victim, "away")?;
+        ensure!(victim.ask("fork", "FORKED")? == [0, 1], "the child");
+        wait_home(&pair, &all)?;
+        works(&mut victim, "at home")?;
+    }
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// They are one process of a test less, and come home without it.
+#[test]
+fn one_that_ends_away_leaves_the_others() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::with_args("segment", &["0"]))?;
+    drop(victim.check());
+    victim.end(7)?;
+    let (mut victim, all) = sharers()?;
+    pair.try_migrate_tree(victim.pid())?;
+    works(&mut victim, "away")?;
+    kill(Pid::from_raw(all[2] as i32), Signal::SIGKILL)?;
+    pair.wait_forgotten(all[2])?;
+    pair.home.write("ccn/mig/migrate-home", format!("{}\n", all[1]))?;
+    wait_home(&pair, &all)?;
+    victim.signal(Signal::SIGKILL)?;
+    victim.wait(SOON)?;
+    pair.stop()
+}

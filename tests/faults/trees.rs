@@ -3,7 +3,8 @@
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tcmi_tests::{Launch, Pair, Root, Scratch, Victim, VictimKind, account, wait_until};
 
 use crate::{ACTIONS, DECIDED_AWAY, RECOVERY_TIMEOUT, Side, copies, revive};
@@ -53,10 +54,11 @@ struct Scene {
 }
 
 impl Scene {
-    fn set(fault: &str, action: &str, side: Side) -> Result<Self> {
+    fn set(program: &'static str, fault: &str, action: &str, side: Side) -> Result<Self> {
         let passage = match (action, side) {
             (_, Side::Desk) => 1,
             _ if TOGETHER.contains(&fault) || DECIDED_AWAY.contains(&fault) => 1,
+            ("kill", _) if WAY_HOME.contains(&fault) && !BY_THE_LAST.contains(&fault) => 1,
             // The last: while another one gets its agent, no daemon is to be killed.
             ("kill", _) => ALL,
             _ => 2,
@@ -68,7 +70,7 @@ impl Scene {
         *launch = launch.clone().env("TCMI_FAULT", &armed);
         let scratch = Scratch::new("tree")?;
         let mark = scratch.path().display().to_string();
-        let ring = Victim::spawn(&VictimKind::with_args("ring", &[CHILDREN, &mark]))?;
+        let ring = Victim::spawn(&VictimKind::with_args(program, &[CHILDREN, &mark]))?;
         let all = [vec![ring.pid()], account::descendants(ring.pid())?].concat();
         ensure!(all.len() == ALL, "{all:?}");
         Ok(Self { pair: Pair::launch(home, desk)?, ring, all, scratch })
@@ -100,7 +102,7 @@ impl Scene {
 }
 
 fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
-    let mut scene = Scene::set(fault, action, side)?;
+    let mut scene = Scene::set("ring", fault, action, side)?;
     let head = scene.ring.pid();
     let out = scene.pair.try_migrate_tree(head);
     revive(&mut scene.pair).context("after the way out")?;
@@ -126,8 +128,70 @@ fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
     scene.pair.stop()
 }
 
+/// Where processes that share memory come home; they do so together.
+const WAY_HOME: [&str; 12] = [
+    "NodeReturnAsked",
+    "NodeGuestFrozen",
+    "NodePagesHalfSent",
+    "NodeImageSent",
+    "HomeReturnFrozen",
+    "HomeReturnArmed",
+    "HomePagesHalfReceived",
+    "HomeImageReceived",
+    "HomeRebuilt",
+    "HomeDecidedHome",
+    "HomeFinishSent",
+    "HomeRunsAgain",
+];
+const BY_THE_LAST: [&str; 2] = ["HomeRebuilt", "HomeRunsAgain"];
+const DECIDED_HOME: [&str; 3] = ["HomeDecidedHome", "HomeFinishSent", "HomeRunsAgain"];
+
+fn survives_home(fault: &str, action: &str, side: Side) -> Result<()> {
+    let mut scene = Scene::set("segment", fault, action, side)?;
+    let head = scene.ring.pid();
+    scene.pair.try_migrate_tree(head).with_context(|| scene.pair.logs())?;
+    scene.expect_one_copy("away", ALL)?;
+    let order = format!("{}\n", scene.all[1]);
+    let home = scene.pair.home.write("ccn/mig/migrate-home", order);
+    revive(&mut scene.pair).context("after the way home")?;
+    // What the node says behind the image may come too late to stop it.
+    let is_home = DECIDED_HOME.contains(&fault) || home.is_ok();
+    let when = format!("after the way home ({home:?})");
+    scene.expect_one_copy(&when, if is_home { 0 } else { ALL })?;
+    if action == "kill" && !is_home {
+        let mark = scene.scratch.path().display().to_string();
+        for pid in scene.all.iter().rev() {
+            kill(Pid::from_raw(*pid as i32), Signal::SIGKILL)?;
+        }
+        scene.ring.wait(RECOVERY_TIMEOUT)?;
+        return wait_until("the end of all", RECOVERY_TIMEOUT, || {
+            Ok((copies(&mark)? == 0).then_some(()))
+        });
+    }
+    if !is_home {
+        scene.pair.home.write("ccn/mig/migrate-home", format!("{head}\n")).context("next")?;
+    }
+    scene.expect_one_copy("home", 0)?;
+    scene.pair.try_migrate_tree(head).with_context(|| format!("out\n{}", scene.pair.logs()))?;
+    scene.expect_one_copy("away by the next migration", ALL)?;
+    scene.pair.home.write("ccn/mig/migrate-home", format!("{head}\n"))?;
+    scene.expect_one_copy("home by the next migration", 0)?;
+    scene.ring.end(7)?;
+    scene.pair.stop()
+}
+
 pub fn trials(faults: &[String]) -> Vec<Trial> {
     let mut trials = Vec::new();
+    for fault in faults.iter().filter(|f| WAY_HOME.contains(&f.as_str())) {
+        let side = if fault.starts_with("Node") { Side::Desk } else { Side::Home };
+        // A monitor that is killed takes its guest along.
+        for action in ACTIONS.into_iter().filter(|a| side == Side::Home || *a == "error") {
+            let (name, fault) = (format!("shared::{fault}::{action}_on_{side:?}"), fault.clone());
+            trials.push(Trial::test(name, move || {
+                Ok(survives_home(&fault, action, side).map_err(|e| format!("{e:#}"))?)
+            }));
+        }
+    }
     for fault in faults.iter().filter(|f| is_on_the_way_out(f)) {
         let side = if fault.starts_with("Node") { Side::Desk } else { Side::Home };
         for action in ACTIONS {

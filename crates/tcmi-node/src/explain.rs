@@ -96,7 +96,7 @@ fn strangers(pid: i32, shared: &[Mapping], sharers: Sharers) -> Option<String> {
     let others = all.into_iter().filter(|p| *p != pid && !along.contains(p));
     let list: Vec<String> = others.map(|p| p.to_string()).collect();
     let list = list.join(" ");
-    let why = format!("memory shared with process {list}, which moves along if all are one tree");
+    let why = format!("shared memory, which process {list} has, too: as one tree they move together");
     (!list.is_empty()).then_some(why)
 }
 

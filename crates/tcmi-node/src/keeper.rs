@@ -425,7 +425,7 @@ impl Keeper<'_> {
         let (mut frozen, signals) = kept.shadow.hold().map_err(|_| Return::Ended)?;
         let (attached, agent) = (kept.attached, *kept.shadow.agent());
         let skip = party.map_or(Ok(Vec::new()), |p| {
-            p.meet_home(self.task, Homeward::Quiet, &segments, &self.wire.r)
+            p.meet_home(self.task, Homeward::Quiet, &segments, &mut self.wire.r)
         });
         let image = match skip.and_then(|skip| self.take_image(signals, skip)) {
             Ok(image) => image,
@@ -434,7 +434,7 @@ impl Keeper<'_> {
         let rebuilt = self.rebuild(&mut frozen, &attached, &image, party.is_none());
         let decided = rebuilt.and_then(|()| {
             party.map_or(Ok(Vec::new()), |p| {
-                p.meet_home(self.task, Homeward::Rebuilt, &[], &self.wire.r)
+                p.meet_home(self.task, Homeward::Rebuilt, &[], &mut self.wire.r)
             })
         });
         if let Err(e) = decided {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::freeze::{self, Frozen, freeze_held, seize_new};
 use tcmi_ckpt::image::{FileRef, ProcessImage, Segment};
+use tcmi_core::limits::{COMMIT_TIMEOUT_MS, PHASE_TIMEOUT_MS};
 use tcmi_kkc::codec::Frame;
 use tcmi_migr::destination::{GuestFiles, Held};
 use tcmi_migr::fault::{self, Point};
@@ -44,7 +45,10 @@ impl Life {
                 return Err(e);
             }
         };
+        // Others with which it shares memory may take long.
+        self.r.set_idle_timeout(Duration::from_millis(COMMIT_TIMEOUT_MS));
         let sent = self.send_image(&mut held);
+        self.r.set_idle_timeout(Duration::from_millis(PHASE_TIMEOUT_MS));
         match sent {
             Ok(f) if f.kind == msg::Finish::KIND => {
                 held.end()?;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tcmi_ckpt::image::Segment;
 use tcmi_core::command::Pid;
-use tcmi_kkc::{BulkError, BulkReader};
+use tcmi_kkc::BulkReader;
+use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::source::has_ended;
 use tcmi_migr::{Error, Result};
 
@@ -97,6 +98,18 @@ impl Back {
     }
 }
 
+/// Err: the node has given up, or is gone.
+fn expect_silence(wire: &mut BulkReader) -> Result<()> {
+    let mut fds = [PollFd::new(wire.as_fd(), PollFlags::POLLIN)];
+    if !wire.has_buffered() && poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n == 0) {
+        return Ok(());
+    }
+    match msg::expect::<msg::Gone>(wire) {
+        Err(e) => Err(e),
+        Ok(_) => Err(Error::Protocol { want: "nothing", got: msg::Gone::KIND }),
+    }
+}
+
 impl Party {
     /// Whether this one, which is away, is to come home with the others.
     pub fn returns(&self) -> bool {
@@ -150,11 +163,13 @@ impl Party {
         task: &Task,
         step: Homeward,
         segments: &[Segment],
-        wire: &BulkReader,
+        wire: &mut BulkReader,
     ) -> Result<Vec<(u64, u64)>> {
         let mut arrived = false;
         loop {
             task.bell.quiet();
+            // A guest that runs again writes to what others of them still have to bring.
+            expect_silence(wire)?;
             {
                 let mut back = self.back.lock();
                 if !arrived && let Some(a) = back.away.get_mut(&task.pid) {
@@ -172,16 +187,12 @@ impl Party {
                     return Err(Error::Together(why.clone()));
                 }
             }
-            let closed = PollFlags::from_bits_retain(libc::POLLRDHUP);
             let mut fds = [
                 PollFd::new(task.bell.as_fd(), PollFlags::POLLIN),
-                PollFd::new(wire.as_fd(), closed),
+                PollFd::new(wire.as_fd(), PollFlags::POLLIN),
             ];
             // An interruption is a ring for nothing.
             poll(&mut fds, PollTimeout::NONE).ok();
-            if fds[1].revents().is_none_or(|news| !news.is_empty()) {
-                return Err(BulkError::Closed.into());
-            }
             if has_ended(task.pid.raw()) {
                 return Err(tcmi_ckpt::Error::Ended.into());
             }

@@ -96,7 +96,8 @@ fn strangers(pid: i32, shared: &[Mapping], sharers: Sharers) -> Option<String> {
     let others = all.into_iter().filter(|p| *p != pid && !along.contains(p));
     let list: Vec<String> = others.map(|p| p.to_string()).collect();
     let list = list.join(" ");
-    let why = format!("shared memory, which process {list} has, too: as one tree they move together");
+    let why =
+        format!("shared memory, which process {list} has, too: as one tree they move together");
     (!list.is_empty()).then_some(why)
 }
 

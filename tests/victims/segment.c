@@ -5,6 +5,7 @@
 #define VICTIM_COMMAND
 #include "victim.h"
 #include <stdatomic.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #define CHILDREN_MAX 16
@@ -76,6 +77,8 @@ static void setup(int argc, char **argv)
 		if (pid == 0) {
 			close(0);
 			close(1);
+			/* It may wait for a turn that nobody gives it any more. */
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			while (getppid() == parent && !first_failure[0])
 				take_turn(me);
 			_exit(first_failure[0] ? SETUP_FAILED_STATUS : 0);

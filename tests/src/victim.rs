@@ -144,6 +144,7 @@ impl VictimKind {
                 Self::with_args("threads", &["400"]),
                 Self::with_args("births", &["100"]),
                 Self::with_args("births", &["900", "full"]),
+                Self::with_args("births", &["450", "few"]),
                 Self::with_args("memory", &["256"]),
             ])
             .collect()

@@ -48,7 +48,8 @@ fn layout() -> AddressSpace {
 fn file_ref(bytes: &[u8]) -> FileRef {
     let last = bytes.len() as u64;
     let hash = *blake3::hash(bytes).as_bytes();
-    FileRef { path: "/bin/true".into(), dev: 8, inode: 9, size: last, first: 0, last, hash }
+    let path = "/bin/true".into();
+    FileRef { path, dev: 8, inode: 9, size: last, first: 0, last, hash, live: false }
 }
 
 fn thread() -> ThreadImage {
@@ -127,6 +128,7 @@ pub fn messages() -> Vec<Vec<u8>> {
         bytes(msg::Stats { calls: vec![msg::CallCount { nr: 0, calls: 1, errors: 0, us: 9 }] }),
         bytes(msg::Poke { tid: 4242, seq: 1 }),
         bytes(msg::BeginThread { by: 4242 }),
+        bytes(msg::Live { index: 0, size: 5000, dev: 8, ino: 9 }),
         bytes(msg::ThreadBegun { tid: 4243, stream: 7 }),
         bytes(msg::ThreadRefused {}),
     ]
@@ -155,6 +157,7 @@ pub fn message(input: &[u8]) -> Result<String, String> {
         msg::Stats::KIND => plain::<msg::Stats>(&frame),
         msg::Poke::KIND => plain::<msg::Poke>(&frame),
         msg::BeginThread::KIND => plain::<msg::BeginThread>(&frame),
+        msg::Live::KIND => plain::<msg::Live>(&frame),
         msg::ThreadBegun::KIND => plain::<msg::ThreadBegun>(&frame),
         msg::ThreadRefused::KIND => plain::<msg::ThreadRefused>(&frame),
         _ => Ok("another kind".into()),

@@ -49,6 +49,22 @@ const BLOCKING_CALLS: &[(&str, Wake)] = &[
     ("accept", Wake::Connection),
 ];
 
+/// What victims/mapped.c does with a file that it has mapped shared.
+const MAPPED: &[&str] = &[
+    "plain",
+    "two",
+    "late",
+    "read-only",
+    "grow",
+    "memfd",
+    "shm",
+    "deleted",
+    "sparse",
+    "remap",
+    "beside",
+    "dense",
+];
+
 const PLAIN: &[&str] = &[
     "absent",
     "alarm",
@@ -147,6 +163,7 @@ impl VictimKind {
                 Self::with_args("births", &["450", "few"]),
                 Self::with_args("memory", &["256"]),
             ])
+            .chain(MAPPED.iter().map(|subject| Self::with_args("mapped", &[subject])))
             .collect()
     }
 

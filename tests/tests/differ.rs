@@ -24,6 +24,9 @@ const UNTRIED: &[(&str, &str)] = &[
     ("execveat", "the guest goes home for it: tests/victims/family.c"),
     ("exit", "ends the caller: tests/victims/births.c"),
     ("exit_group", "ends the caller: every victim does"),
+    ("mremap", "the guest's kernel's, but of live files: tests/victims/mapped.c"),
+    ("msync", "the guest's kernel's, but of live files: tests/victims/mapped.c"),
+    ("remap_file_pages", "the guest's kernel's, but of live files"),
     ("sync", "writes back all that the machine has"),
 ];
 

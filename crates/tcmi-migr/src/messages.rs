@@ -2,7 +2,8 @@
 //!
 //! Out: Begin -> Need, (File, bytes)* -> Prepared; State, pages -> Ready; Commit -> Running.
 //! That home's shadow serves is said on the event stream, by the shadow itself. A State that
-//! names a file that Begin did not is followed by Need and the files, too.
+//! names a file that Begin did not is followed by Need and the files, too; then comes Live for each
+//! live file.
 //! Back: ComeHome (or N's WantHome first) -> Quiet; Capture -> Image, pages; Finish -> Gone,
 //! or Thaw. Either end may say Failed instead of what is due before a commit.
 
@@ -114,6 +115,9 @@ message! {
     /// H: its id, and the stream that its shadow serves.
     38 ThreadBegun { tid: i32, stream: u64 }
     39 ThreadRefused {}
+    /// H, behind State and its files: of `files[index]`, which is live, the size in bytes and what
+    /// `fstat` says of it. Runs of its bytes follow, as pages do, by file offset.
+    48 Live { index: u32, size: u64, dev: u64, ino: u64 }
     /// N: thread `by` makes a call that only home's kernel can. ComeHome is the answer.
     40 VisitHome { by: i32 }
 }

@@ -423,7 +423,7 @@ fn prepare(
 /// Of a process that runs: a file that it maps may be gone between two looks.
 fn layout_in_passing(a: &Attached) -> Result<(HomeFiles, Space)> {
     let look = || {
-        let mut files = HomeFiles::of(a.pid);
+        let mut files = HomeFiles::in_passing(a.pid);
         let space = capture::space(&capture::mappings(a.pid)?, a.reserved(), &mut files)?;
         files.hash()?;
         Ok((files, space))
@@ -523,6 +523,7 @@ fn transfer(
     if image.files.iter().any(|f| !known.contains(f)) {
         send_files(&files, c)?;
     }
+    files.send_live(c.w)?;
     let sent = |n| watch.memory(n, total);
     let worth = runs.iter().any(|r| r.end - r.start >= module::RUN_BYTES_MIN);
     let mut session = c.module.filter(|_| worth).and_then(ByModule::session);

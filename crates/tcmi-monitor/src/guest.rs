@@ -29,6 +29,7 @@ use crate::rooms::{self, NextId};
 
 mod births;
 mod home;
+mod live;
 
 use births::{Births, Question};
 
@@ -46,13 +47,15 @@ const LOOK_INTERVAL_A_CALL: Duration = Duration::from_millis(2);
 const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(80);
 /// From the end of a shadow to that of a guest that ends with it.
 const END_OF_BOTH: Duration = Duration::from_millis(200);
+/// For what a guest that has ended stored last to be taken at home.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Between two looks whether there are new counters to tell home.
 const STATS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The monitor's whole run over its socket to the daemon. Exit status: 0 unless the guest could
 /// not be made.
 pub fn run(daemon: OwnedFd) -> i32 {
-    match live(&daemon) {
+    match oversee(&daemon) {
         Ok(text) => {
             tell(&daemon, &ToDaemon::Ended { text });
             0
@@ -71,7 +74,7 @@ fn tell(daemon: &OwnedFd, what: &ToDaemon) {
     }
 }
 
-fn live(daemon: &OwnedFd) -> Result<String> {
+fn oversee(daemon: &OwnedFd) -> Result<String> {
     let (start, fds) =
         ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(Error::io("the daemon's socket"))?;
     let mut fds = fds.into_iter();
@@ -341,7 +344,9 @@ impl Life {
             threads.push(GuestThread { tid, stream: CallStream::new(fd, &tx, &rx) });
         }
         let listener = built.listener.try_clone().map_err(io())?;
-        let parts = tcmi_shadow::Guest { steward: steward.clone(), events: events.clone() };
+        let (live, watch) = live::of(built);
+        let parts =
+            tcmi_shadow::Guest { steward: steward.clone(), events: events.clone(), live, watch };
         let calls = Calls::start(listener, threads, parts, shadow.clone()).map_err(io())?;
         Ok(Parts { calls, steward, events, shadow, pidfd, signalled })
     }
@@ -587,6 +592,10 @@ impl Life {
 
     fn ended(&mut self) -> Result<String> {
         let status = ptrace::wait_for_end(self.guest.host_pid)?;
+        // A shadow that has exited took all of it before; one that was killed takes nothing.
+        if let Err(error) = self.calls.write_back(LAST_WORDS) {
+            tracing::debug!(%error, "shared mappings were not written back");
+        }
         self.tell_keeper(&msg::Stats { calls: self.stats() });
         self.tell_keeper(&msg::Ended { status });
         Ok(format!("ended with wait status {status:#x}"))

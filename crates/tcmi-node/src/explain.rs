@@ -59,7 +59,15 @@ fn obstacles(pid: Pid, s: &Status, away: bool) -> Result<Vec<String>, Errno> {
     if !proc::is_elf64(n)? {
         all.push("a 32-bit program".to_owned());
     }
-    all.extend(maps::read(n)?.iter().filter_map(capture::obstacle));
+    let mapped = maps::read(n)?;
+    all.extend(mapped.iter().filter_map(capture::obstacle));
+    let mut live: Vec<_> = mapped.iter().filter(|m| capture::is_live(m)).collect();
+    live.sort_by_key(|m| (m.dev, m.inode, m.start));
+    live.dedup_by_key(|m| (m.dev, m.inode));
+    for m in live {
+        let sharer = capture::sharer_of(n, m).map_err(|_| Errno::new("who maps it", libc::EIO))?;
+        all.extend(sharer);
+    }
     for (fd, target) in proc::descriptors(n)? {
         if let Some(what) = unmovable(&target) {
             all.push(format!("{what} (descriptor {fd})"));

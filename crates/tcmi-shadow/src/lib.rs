@@ -9,6 +9,7 @@ mod births;
 mod calls;
 mod events;
 mod interrupt;
+mod live;
 mod mapping;
 mod memory;
 mod messenger;
@@ -22,6 +23,7 @@ mod worker;
 
 pub use calls::{Begun, Calls, Denied, Guest, GuestThread, Hooks, QuiesceError};
 pub use events::{Events, News, SignalStream};
+pub use live::{LiveFile, Window};
 pub use mapping::{MappedFile, MappedFiles};
 pub use memory::ProcessMemory;
 pub use stats::{CallStats, Stats};

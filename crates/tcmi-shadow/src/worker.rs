@@ -14,6 +14,7 @@ use tcmi_sys::seccomp::{Answer, Notification};
 use crate::births;
 use crate::calls::{Flight, Shared};
 use crate::interrupt::{self, Pending};
+use crate::live;
 use crate::mapping::{self, Refusal};
 use crate::memory::ProcessMemory;
 use crate::stream::{CallStream, StreamError};
@@ -59,9 +60,30 @@ impl Thread {
         args: &[u64; 6],
         mem: &mut M,
     ) -> Result<i64, StreamError> {
+        self.repeat(|call, seq, mem: &mut M| call.marshal(nr, args, seq, 0, mem), mem)
+    }
+
+    /// The same of a call that no row has.
+    pub(crate) fn own<M: GuestMemory>(
+        &mut self,
+        make: impl Fn(&mut Call, u64),
+        mem: &mut M,
+    ) -> Result<i64, StreamError> {
+        let make = |call: &mut Call, seq, _: &mut M| {
+            make(call, seq);
+            Ok(())
+        };
+        self.repeat(make, mem)
+    }
+
+    fn repeat<M: GuestMemory>(
+        &mut self,
+        make: impl Fn(&mut Call, u64, &mut M) -> Result<(), Errno>,
+        mem: &mut M,
+    ) -> Result<i64, StreamError> {
         loop {
             let seq = self.next_seq();
-            if let Err(errno) = self.call.marshal(nr, args, seq, 0, mem) {
+            if let Err(errno) = make(&mut self.call, seq, mem) {
                 return Ok(errno.ret());
             }
             self.stream.send(self.call.frame())?;
@@ -140,6 +162,9 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
     };
     let Some(thread) = shared.thread(notif.tid) else { return Ok(failed(ESRCH)) };
     let mut thread = thread.lock();
+    if !row.private {
+        live::write_back(shared, &mut thread)?;
+    }
     match both {
         None => forward(shared, &mut thread, notif, row),
         Some(Both::Disposition) => mirror_disposition(shared, &mut thread, notif),
@@ -170,8 +195,23 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
                 Ok(addr) => Ok(returned(addr)),
                 Err(Refusal::Errno(errno)) => Ok(failed(errno)),
                 Err(Refusal::Stream(error)) => Err(error),
+                Err(Refusal::AtHome) => {
+                    drop(thread);
+                    Ok(visit::visit(shared, notif))
+                }
             }
         }
+        Some(Both::Sync) => match live::sync(shared, &mut thread, &notif.args)? {
+            Ok(()) => Ok(Outcome::Answer(Answer::Continue)),
+            Err(errno) => Ok(failed(Errno(errno))),
+        },
+        Some(Both::Remap) => match shared.live.is_at(notif.tid, notif.args[0]) {
+            true => {
+                drop(thread);
+                Ok(visit::visit(shared, notif))
+            }
+            false => Ok(Outcome::Answer(Answer::Continue)),
+        },
         Some(Both::Prctl) => match prctl::option(notif.args[0]) {
             prctl::Side::Local => Ok(Outcome::Answer(Answer::Continue)),
             prctl::Side::Refused(errno) => Ok(failed(errno)),
@@ -230,7 +270,14 @@ fn forward(
         }
         match after(&reply, notif, row, mask) {
             After::Deliver => {
-                return Ok(returned(thread.call.unmarshal(&reply, payload, &mut mem)?));
+                let ret = thread.call.unmarshal(&reply, payload, &mut mem)?;
+                if let Ok(done) = u64::try_from(ret) {
+                    live::altered(shared, thread, notif, row, done)?;
+                }
+                if live::renumbers(notif.nr) {
+                    live::forget_descriptors(shared);
+                }
+                return Ok(returned(ret));
             }
             After::Interrupt(outcome) => {
                 // What an interrupted call leaves: the rest of a timeout, with which it is made

@@ -79,7 +79,14 @@ impl Life {
         self.calls.told();
         let quiet = self.until_quiet();
         let frozen = freeze_held(host, held, &[steward])?;
-        match quiet.and_then(|()| fault::pass(Point::NodeGuestFrozen)) {
+        let written = |()| {
+            let written = self.calls.write_back(QUIESCE_TIMEOUT).and_then(|all| match all {
+                true => Ok(()),
+                false => Err(io::ErrorKind::TimedOut.into()),
+            });
+            written.map_err(Error::io("write shared mappings back"))
+        };
+        match quiet.and_then(written).and_then(|()| fault::pass(Point::NodeGuestFrozen)) {
             Ok(()) => Ok(frozen),
             Err(e) => {
                 frozen.thaw()?;
@@ -150,6 +157,7 @@ impl Mapped<'_> {
             first: 0,
             last: 0,
             hash: [0; 32],
+            live: false,
         };
         self.files.add_memfd(m.dev, m.inode, r, f.offset);
     }

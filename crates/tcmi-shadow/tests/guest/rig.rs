@@ -291,7 +291,8 @@ impl Rig {
                 stream: CallStream::new(fd, &keys(2), &keys(3)),
             })
             .collect();
-        let guest_parts = Guest { steward, events: Arc::new(events) };
+        let guest_parts =
+            Guest { steward, events: Arc::new(events), live: Vec::new(), watch: None };
         let calls = Calls::start(listener, threads, guest_parts, Arc::new(Quiet)).expect("workers");
         board.go.store(1, Ordering::Release);
         futex(&board.go, libc::FUTEX_WAKE, i32::MAX as u32);
@@ -374,6 +375,7 @@ fn run_guest(threads: usize, body: Body) -> ! {
     let program = seccomp::program(
         sys(libc::SYS_getpid, &[]) as i32,
         Some(rig_steward_end as *const () as u64),
+        false,
     );
     sys(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]);
     let listener = seccomp::install(&program).expect("filter");

@@ -123,7 +123,7 @@ pub fn messages() -> Vec<Vec<u8>> {
         bytes(msg::Capture { signals: 1 }),
         bytes(msg::Image { image: image() }),
         bytes(msg::Signal { signal: 9 }),
-        bytes(msg::Ended { status: 9 }),
+        bytes(msg::Ended { status: 9, why: "by the limit".into() }),
         bytes(msg::Stats { calls: vec![msg::CallCount { nr: 0, calls: 1, errors: 0, us: 9 }] }),
         bytes(msg::Poke { tid: 4242, seq: 1 }),
         bytes(msg::BeginThread { by: 4242 }),

@@ -100,8 +100,8 @@ message! {
     25 Thawed {}
     /// H: job control or death, which no agent can see.
     32 Signal { signal: i32 }
-    /// N: the guest ended; the raw wait status.
-    33 Ended { status: i32 }
+    /// N: the guest ended; the raw wait status, and why if its node knows more.
+    33 Ended { status: i32, why: String }
     /// N: counters for `stats`, since the guest began.
     34 Stats { calls: Vec<CallCount> }
     /// H asks for them.

@@ -25,6 +25,7 @@ use tcmi_sys::kmod::Session;
 use tcmi_sys::ptrace;
 
 use crate::ipc::{self, ToDaemon, ToMonitor};
+use crate::limits::Limits;
 use crate::rooms::{self, NextId};
 
 mod births;
@@ -75,13 +76,15 @@ fn live(daemon: &OwnedFd) -> Result<String> {
     let (start, fds) =
         ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(Error::io("the daemon's socket"))?;
     let mut fds = fds.into_iter();
-    let (ToMonitor::Start { bulk, root }, Some(socket), Some(cache)) =
+    let unknown = || Errno::new("the daemon's first message", libc::EPROTO);
+    let (ToMonitor::Start { bulk, root, limits }, Some(socket), Some(cache)) =
         (start, fds.next(), fds.next())
     else {
-        return Err(Errno::new("the daemon's first message", libc::EPROTO).into());
+        return Err(unknown().into());
     };
+    let mut limits = Limits::take(limits, &mut fds).ok_or_else(unknown)?;
     let (mut w, mut r) = bulk.with(socket).into_bulk();
-    let built = build(daemon, Cache::new(cache), &root, &mut w, &mut r);
+    let built = build(daemon, Cache::new(cache), &root, &mut limits, &mut w, &mut r);
     let born = match built {
         Ok(b) => b,
         Err(e) => {
@@ -93,7 +96,7 @@ fn live(daemon: &OwnedFd) -> Result<String> {
         }
     };
     let module = fds.next().map(Session::from);
-    let mut life = Life::begin(daemon, born, module, w, r)?;
+    let mut life = Life::begin(daemon, born, limits, module, w, r)?;
     let ended = life.serve(daemon);
     tell(daemon, &ToDaemon::Stats { calls: life.stats() });
     life.shadow.births.close();
@@ -113,6 +116,7 @@ fn build(
     daemon: &OwnedFd,
     cache: Cache,
     root: &str,
+    limits: &mut Limits,
     w: &mut BulkWriter,
     r: &mut BulkReader,
 ) -> Result<Born> {
@@ -124,6 +128,7 @@ fn build(
         bear: &mut |begin| {
             let room = rooms::bear(root, begin)?;
             next_id = Some(room.next_id);
+            limits.set(room.leader)?;
             Ok(room.leader)
         },
     };
@@ -219,6 +224,7 @@ struct Life {
     events: Arc<Events>,
     shadow: Arc<Tidings>,
     pidfd: OwnedFd,
+    limits: Limits,
     /// To send it home with.
     module: Option<Session>,
     w: BulkWriter,
@@ -256,6 +262,7 @@ impl Life {
     fn begin(
         daemon: &OwnedFd,
         Born { mut built, next_id, unwanted }: Born,
+        limits: Limits,
         module: Option<Session>,
         mut w: BulkWriter,
         mut r: BulkReader,
@@ -296,6 +303,7 @@ impl Life {
             events,
             shadow,
             pidfd,
+            limits,
             module,
             w,
             r,
@@ -588,8 +596,10 @@ impl Life {
     fn ended(&mut self) -> Result<String> {
         let status = ptrace::wait_for_end(self.guest.host_pid)?;
         self.tell_keeper(&msg::Stats { calls: self.stats() });
-        self.tell_keeper(&msg::Ended { status });
-        Ok(format!("ended with wait status {status:#x}"))
+        let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+        let why = self.limits.broken().filter(|_| killed).unwrap_or_default();
+        self.tell_keeper(&msg::Ended { status, why: why.clone() });
+        Ok(format!("ended with wait status {status:#x} {why}").trim_end().to_owned())
     }
 
     /// It may have ended, and another process have its number.

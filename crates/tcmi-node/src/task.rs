@@ -47,6 +47,8 @@ struct Inner {
     state: State,
     remote_pid: i32,
     last_error: String,
+    /// Its node said why it ended: that is kept until its parent has taken its status.
+    ended: bool,
     sent: u64,
     total: u64,
     out: Times,
@@ -79,6 +81,7 @@ impl Task {
                 state: State::Running,
                 remote_pid: 0,
                 last_error: String::new(),
+                ended: false,
                 sent: 0,
                 total: 0,
                 out: Times::default(),
@@ -144,6 +147,19 @@ impl Task {
     /// The move failed; where the process is, `state` says.
     pub fn failed(&self, text: &str) {
         self.inner.lock().last_error = text.replace('\n', " ");
+    }
+    /// Its guest ended on `node`, which says `why` if it knows more than the status tells.
+    pub fn ended(&self, node: &str, why: &str) {
+        if !why.is_empty() {
+            tracing::warn!(pid = %self.pid, "node {node} ended it: {why}");
+            self.failed(&format!("node {node} ended it: {why}"));
+            self.inner.lock().ended = true;
+        }
+    }
+    /// Whether there is nothing more to tell of it.
+    pub fn is_settled(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.last_error.is_empty() || (inner.state == State::Gone && !inner.ended)
     }
     pub fn moved(&self, remote_pid: i32, times: Times) {
         let mut inner = self.inner.lock();

@@ -1,7 +1,6 @@
 //! Who moves processes: home's keepers and the execution node's monitors, by their pids.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -21,7 +20,7 @@ use tcmi_migr::source::Original;
 use crate::control::{Done, Side, TaskView, Tasks};
 use crate::doorbell::Doorbell;
 use crate::explain::{self, examine};
-use crate::guests::{EVACUATION, Guests, Offer};
+use crate::guests::{EVACUATION, Guests, Hosting, Offer};
 use crate::keeper::{self, Visit};
 use crate::task::{Order, Task};
 use crate::tree::Tree;
@@ -46,6 +45,8 @@ struct Shared {
     ending: AtomicBool,
     module: Option<ByModule>,
     tree: Arc<Tree>,
+    /// Processes of one family that may be away at once.
+    family_processes: usize,
 }
 
 /// The engine of a node, in both roles.
@@ -58,14 +59,14 @@ pub struct Engine {
 impl Engine {
     /// `first_migration` differs from run to run, so that no id is used twice.
     pub fn new(
-        state: PathBuf,
-        root: PathBuf,
+        hosting: Hosting,
+        family_processes: usize,
         features: Vec<String>,
         module: Option<ByModule>,
         first_migration: u64,
         tree: Arc<Tree>,
     ) -> std::io::Result<Self> {
-        let guests = Arc::new(Guests::new(state, root, module, Arc::clone(&tree))?);
+        let guests = Arc::new(Guests::new(hosting, module, Arc::clone(&tree))?);
         let shared = Shared {
             home: Mutex::default(),
             armed: Mutex::default(),
@@ -76,6 +77,7 @@ impl Engine {
             ending: AtomicBool::new(false),
             module,
             tree,
+            family_processes,
         };
         Ok(Self { shared: Arc::new(shared), guests, features })
     }
@@ -140,8 +142,7 @@ impl Shared {
         let not_away = || Err(MigrateError::NotAway(task.pid));
         task.answer_orders(|| if at_home { Ok(()) } else { not_away() });
         let mut home = self.home.lock();
-        let forget = task.view().last_error.is_empty() || task.state() == State::Gone;
-        if forget && home.get(&task.pid).is_some_and(|t| Arc::ptr_eq(t, task)) {
+        if task.is_settled() && home.get(&task.pid).is_some_and(|t| Arc::ptr_eq(t, task)) {
             home.remove(&task.pid);
         }
         drop(home);
@@ -182,6 +183,8 @@ impl Shared {
         self.offers.lock().insert(task.migration(), sender);
         let comm = tcmi_sys::proc::comm(task.pid.raw(), task.pid.raw())
             .map_err(|_| MigrateError::NoSuchProcess(task.pid))?;
+        let status = tcmi_sys::proc::status(task.pid.raw())
+            .map_err(|_| MigrateError::NoSuchProcess(task.pid))?;
         let sent = link.send(&Control::Offer {
             migration: task.migration(),
             epoch: 1,
@@ -189,6 +192,8 @@ impl Shared {
             uid: task.uid,
             comm: String::from_utf8_lossy(&comm).into_owned(),
             bulk: bulk.id,
+            memory: status.anonymous,
+            threads: status.threads,
         });
         let answered = sent
             .map_err(|e| gone(e.to_string()))
@@ -308,9 +313,10 @@ impl Tasks for Engine {
 
     fn message(&self, from: LinkId, message: Control) {
         match message {
-            Control::Offer { migration, pid, uid, bulk, .. } => {
+            Control::Offer { migration, pid, uid, bulk, memory, threads, .. } => {
                 if let Some(link) = self.link(from) {
-                    self.guests.offered(link, Offer { migration, pid, uid, bulk });
+                    let offer = Offer { migration, pid, uid, bulk, memory, threads };
+                    self.guests.offered(link, offer);
                 }
             }
             Control::OfferAnswer { migration, errno, text } => {

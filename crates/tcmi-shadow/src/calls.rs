@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use tcmi_call::table::errno::Errno;
 use tcmi_sys::seccomp::Listener;
 
+use crate::births::Bearing;
 use crate::events::Events;
 use crate::interrupt::{self, Pending};
 use crate::mapping::MappedFiles;
@@ -113,6 +114,7 @@ pub(crate) struct Shared {
     /// Held while home is asked for a thread, whose ids are given out one after the other, or for
     /// a visit.
     pub(crate) births: Mutex<()>,
+    pub(crate) bearing: Bearing,
     /// Home is on this machine.
     near: bool,
     threads: Mutex<HashMap<i32, Entry>>,
@@ -178,6 +180,7 @@ impl Calls {
             mapped: MappedFiles::default(),
             writable: Writable::default(),
             births: Mutex::default(),
+            bearing: Bearing::default(),
             near,
             threads: Mutex::default(),
             gate: Mutex::default(),

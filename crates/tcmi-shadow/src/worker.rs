@@ -105,6 +105,9 @@ pub(crate) fn failed(errno: Errno) -> Outcome {
 /// Serves one call. A stream that broke leaves it unanswered: what becomes of a guest whose
 /// home is lost is for the hooks' owner to say.
 pub(crate) fn serve(shared: &Shared, notif: &Notification) {
+    if shared.bearing.takes(notif) {
+        return;
+    }
     let begun = Instant::now();
     let outcome = match outcome(shared, notif) {
         Ok(outcome) => outcome,

@@ -66,6 +66,8 @@ pub struct Status {
     /// Resident set, in bytes.
     pub rss: u64,
     pub peak_rss: u64,
+    /// Of its own, resident or swapped out, in bytes.
+    pub anonymous: u64,
 }
 
 pub fn status(pid: i32) -> Result<Status> {
@@ -106,6 +108,7 @@ fn parse_status(text: &str) -> Option<Status> {
             "VmSize" => (s.kernel_thread, s.has_memory) = (false, true),
             "VmRSS" => s.rss = kib()?,
             "VmHWM" => s.peak_rss = kib()?,
+            "RssAnon" | "RssShmem" | "VmSwap" => s.anonymous += kib()?,
             "Kthread" => s.kernel_thread = v == "1",
             _ => {}
         }

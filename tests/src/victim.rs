@@ -94,6 +94,7 @@ const PLAIN: &[&str] = &[
     "robust",
     "rseq",
     "rust-threads",
+    "selves",
     "shared",
     "sleepers",
     "sparse",

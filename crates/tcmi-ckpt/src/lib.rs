@@ -15,6 +15,7 @@ pub mod image;
 pub mod layout;
 pub mod rebuild;
 pub mod remote;
+pub mod usage;
 pub mod vdso;
 pub mod watched;
 

@@ -21,6 +21,7 @@ use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, Vma};
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent, page_up};
+use tcmi_ckpt::usage::Used;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_sys::maps::Mapping;
 use tcmi_sys::{namespace, ptrace};
@@ -55,6 +56,13 @@ impl GuestFiles {
             self.refs.len() - 1
         });
         self.here.insert((dev.0, dev.1, inode), (index as u32, offset));
+    }
+    /// Device and inode here with the file at home and the offset of its first byte here.
+    pub fn names(&self) -> HashMap<(u32, u32, u64), (FileRef, u64)> {
+        let named = |(at, (index, offset)): (&_, &(u32, u64))| {
+            self.refs.get(*index as usize).map(|file| (*at, (file.clone(), *offset)))
+        };
+        self.here.iter().filter_map(named).collect()
     }
     fn index_of(&self, r: &FileRef) -> Option<u32> {
         self.refs[..self.open.len()].iter().position(|k| k == r).map(|i| i as u32)
@@ -103,6 +111,7 @@ pub struct Site<'a> {
 pub struct Built {
     newborn: Newborn,
     pub image: ProcessImage,
+    pub used: Used,
     pub listener: OwnedFd,
     /// Its number in the guest, where only the steward can close it.
     pub listener_there: i32,
@@ -178,7 +187,7 @@ fn construct(
     fault::pass(Point::NodePrepared)?;
     msg::send(w, &msg::Prepared {})?;
 
-    let msg::State { image, calls } = msg::expect(r)?;
+    let msg::State { image, calls, used } = msg::expect(r)?;
     image.mm.check()?;
     if image.pid != begin.pid || image.mm.reserved != reserved {
         return Err(tcmi_ckpt::Error::Image("another process than announced").into());
@@ -214,6 +223,7 @@ fn construct(
     Ok(Built {
         newborn: n,
         image,
+        used,
         listener,
         listener_there,
         area,

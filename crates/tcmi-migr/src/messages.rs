@@ -9,6 +9,7 @@
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, check_range};
+use tcmi_ckpt::usage::Used;
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
 
@@ -70,6 +71,8 @@ message! {
         image: ProcessImage,
         /// (tid, stream id)
         calls: Vec<(i32, u64)>,
+        /// On other nodes, before.
+        used: Used,
     }
     6 Ready {}
     7 Commit {}
@@ -90,8 +93,8 @@ message! {
     19 Quiet {}
     /// H: the shadow is held; `signals` were sent in all.
     20 Capture { signals: u32 }
-    /// N: the frozen guest; its pages follow.
-    21 Image { image: ProcessImage }
+    /// N: the frozen guest, with what it used there and before; its pages follow.
+    21 Image { image: ProcessImage, used: Used }
     /// H: the process is whole at home and about to run: the guest ends.
     22 Finish {}
     23 Gone {}

@@ -17,6 +17,7 @@ use tcmi_ckpt::image::{FileRef, ProcessImage};
 use tcmi_ckpt::layout::gap;
 use tcmi_ckpt::rebuild;
 use tcmi_ckpt::remote::{self, Agent, page_up};
+use tcmi_ckpt::usage::Used;
 use tcmi_core::lifecycle::State;
 use tcmi_kkc::{BulkError, BulkReader, BulkWriter, Stream};
 use tcmi_sys::maps::Mapping;
@@ -26,6 +27,8 @@ use tcmi_sys::{namespace, signal};
 pub trait Watch {
     fn enter(&self, state: State);
     fn memory(&self, sent: u64, total: u64);
+    /// What the process has used on other nodes.
+    fn used(&self) -> Used;
 }
 
 /// The agent in a process that still runs at home, and how to call there without it.
@@ -518,7 +521,7 @@ fn transfer(
     let runs = capture::own_pages(f.pid, &image.mm.vmas)?;
     let total: u64 = runs.iter().map(|r: &Range<u64>| r.end - r.start).sum();
     let calls = f.threads.iter().zip(&streams[1..]).map(|(t, s)| (t.tid, s.id)).collect();
-    msg::send(c.w, &msg::State { image: image.clone(), calls })?;
+    msg::send(c.w, &msg::State { image: image.clone(), calls, used: watch.used() })?;
     fault::pass(Point::HomeStateSent)?;
     if image.files.iter().any(|f| !known.contains(f)) {
         send_files(&files, c)?;

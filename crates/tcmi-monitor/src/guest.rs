@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tcmi_call::abi::{BatchOp, StewardArea};
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
+use tcmi_ckpt::usage::Used;
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_migr::destination::{self, Built, GuestFiles, Site};
@@ -17,7 +18,8 @@ use tcmi_migr::files::Cache;
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::{
-    Begun, CallStats, CallStream, Calls, Denied, Events, GuestThread, Hooks, News, SignalStream,
+    Begun, CallStats, CallStream, Calls, Denied, Events, GuestThread, Hooks, News, Processors,
+    SignalStream,
     Steward, StreamError,
 };
 use tcmi_sys::Errno;
@@ -110,6 +112,8 @@ struct Born {
     next_id: NextId,
     /// Its node's owner has sent it home already.
     unwanted: bool,
+    /// Of this node, of which its room shows nothing.
+    processors: Processors,
 }
 
 fn build(
@@ -121,6 +125,7 @@ fn build(
     r: &mut BulkReader,
 ) -> Result<Born> {
     let mut next_id = None;
+    let processors = Processors::look();
     let mut unwanted = false;
     let mut site = Site {
         cache,
@@ -133,7 +138,7 @@ fn build(
         },
     };
     let built = destination::build(w, r, &mut site)?;
-    Ok(Born { built, next_id: next_id.ok_or(tcmi_ckpt::Error::Ended)?, unwanted })
+    Ok(Born { built, next_id: next_id.ok_or(tcmi_ckpt::Error::Ended)?, unwanted, processors })
 }
 
 /// Has the daemon hand over a stream that home parked for us. What else it says meanwhile, that
@@ -219,6 +224,8 @@ struct Parts {
 struct Life {
     guest: Guest,
     image: ProcessImage,
+    /// On other nodes than home, before it came.
+    used: Used,
     files: GuestFiles,
     calls: Calls,
     events: Arc<Events>,
@@ -261,14 +268,14 @@ impl Life {
     /// Waits for COMMIT and lets the guest run. On Err nothing is left of it.
     fn begin(
         daemon: &OwnedFd,
-        Born { mut built, next_id, unwanted }: Born,
+        Born { mut built, next_id, unwanted, processors }: Born,
         limits: Limits,
         module: Option<Session>,
         mut w: BulkWriter,
         mut r: BulkReader,
     ) -> Result<Self> {
         let host = built.host_pid();
-        let prepared = Self::prepare(&mut built, next_id).and_then(|p| {
+        let prepared = Self::prepare(&mut built, next_id, processors).and_then(|p| {
             msg::expect::<msg::Commit>(&mut r)?;
             fault::pass(Point::NodeCommitReceived)?;
             Ok(p)
@@ -288,6 +295,7 @@ impl Life {
             kill(host);
             return Err(tcmi_ckpt::Error::Ended.into());
         }
+        let used = std::mem::take(&mut built.used);
         let (guest, image, files) = built.run(helper)?;
         // Who asked for the move may look at this node as soon as home has the answer.
         let unwanted = until_listed(daemon) || unwanted;
@@ -298,6 +306,7 @@ impl Life {
         Ok(Self {
             guest,
             image,
+            used,
             files,
             calls,
             events,
@@ -318,7 +327,7 @@ impl Life {
         })
     }
 
-    fn prepare(built: &mut Built, next_id: NextId) -> Result<Parts> {
+    fn prepare(built: &mut Built, next_id: NextId, processors: Processors) -> Result<Parts> {
         let io = || Error::io("start serving the guest");
         let names = built.threads();
         let area = map_area(built.area.as_raw_fd())?;
@@ -344,12 +353,20 @@ impl Life {
         let mut threads = Vec::new();
         for (tid, stream) in built.calls.drain(..) {
             let here = names.iter().find(|(_, home)| *home == tid).map(|(here, _)| *here);
+            let used = built.used.thread(tid);
             let tid = here.ok_or(tcmi_ckpt::Error::Image("a stream for no thread"))?;
             let (fd, tx, rx) = stream.into_parts();
-            threads.push(GuestThread { tid, stream: CallStream::new(fd, &tx, &rx) });
+            threads.push(GuestThread { tid, stream: CallStream::new(fd, &tx, &rx), used });
         }
         let listener = built.listener.try_clone().map_err(io())?;
-        let parts = tcmi_shadow::Guest { steward: steward.clone(), events: events.clone() };
+        let parts = tcmi_shadow::Guest {
+            pid: built.host_pid(),
+            steward: steward.clone(),
+            events: events.clone(),
+            used: built.used.process,
+            names: built.files.names(),
+            processors,
+        };
         let calls = Calls::start(listener, threads, parts, shadow.clone()).map_err(io())?;
         Ok(Parts { calls, steward, events, shadow, pidfd, signalled })
     }

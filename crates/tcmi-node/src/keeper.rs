@@ -423,7 +423,8 @@ impl Keeper<'_> {
     fn take_image(&mut self, signals: u32) -> Result<ProcessImage> {
         fault::pass(Point::HomeReturnFrozen)?;
         msg::send(&mut self.wire.w, &msg::Capture { signals })?;
-        let msg::Image { image } = msg::expect(&mut self.wire.r)?;
+        let msg::Image { image, used } = msg::expect(&mut self.wire.r)?;
+        self.task.set_used(used);
         Ok(image)
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
 use parking_lot::Mutex;
+use tcmi_ckpt::usage::Used;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
@@ -47,6 +48,7 @@ struct Inner {
     state: State,
     remote_pid: i32,
     last_error: String,
+    used: Used,
     /// Its node said why it ended: that is kept until its parent has taken its status.
     ended: bool,
     sent: u64,
@@ -81,6 +83,7 @@ impl Task {
                 state: State::Running,
                 remote_pid: 0,
                 last_error: String::new(),
+                used: Used::default(),
                 ended: false,
                 sent: 0,
                 total: 0,
@@ -165,6 +168,10 @@ impl Task {
         let mut inner = self.inner.lock();
         (inner.remote_pid, inner.out) = (remote_pid, times);
         inner.last_error.clear();
+    }
+    /// It has come home, having used so much elsewhere.
+    pub fn set_used(&self, used: Used) {
+        self.inner.lock().used = used;
     }
     pub fn set_calls(&self, calls: Vec<CallCount>) {
         self.inner.lock().calls.told(calls);
@@ -256,5 +263,8 @@ impl Watch for Task {
     fn memory(&self, sent: u64, total: u64) {
         let mut inner = self.inner.lock();
         (inner.sent, inner.total) = (sent, total);
+    }
+    fn used(&self) -> Used {
+        self.inner.lock().used.clone()
     }
 }

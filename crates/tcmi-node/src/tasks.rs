@@ -15,7 +15,7 @@ use tcmi_core::limits::PHASE_TIMEOUT_MS;
 use tcmi_ctlfs::Caller;
 use tcmi_kkc::{Control, GuestControl, Link, LinkId, StreamKind};
 use tcmi_migr::module::ByModule;
-use tcmi_migr::source::Original;
+use tcmi_migr::source::{Original, Watch};
 
 use crate::control::{Done, Side, TaskView, Tasks};
 use crate::doorbell::Doorbell;
@@ -26,6 +26,7 @@ use crate::task::{Order, Task};
 use crate::tree::Tree;
 
 mod armed;
+mod used;
 mod visits;
 
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,6 +48,7 @@ struct Shared {
     tree: Arc<Tree>,
     /// Processes of one family that may be away at once.
     family_processes: usize,
+    elsewhere: used::Elsewhere,
 }
 
 /// The engine of a node, in both roles.
@@ -78,6 +80,7 @@ impl Engine {
             module,
             tree,
             family_processes,
+            elsewhere: used::Elsewhere::default(),
         };
         Ok(Self { shared: Arc::new(shared), guests, features })
     }
@@ -99,7 +102,8 @@ impl Shared {
         let examined = examine(pid, uid, self.is_away(pid))?;
         let ids = (examined.status.uid[0], examined.status.gid[0]);
         let mut home = self.home.lock();
-        if let Some(task) = home.get(&pid) {
+        let former = home.get(&pid).cloned();
+        if let Some(task) = &former {
             let state = task.state();
             if !matches!(state, State::Running | State::Gone | State::Failed) || task.is_held() {
                 return Err(MigrateError::Busy { pid, state });
@@ -112,6 +116,8 @@ impl Shared {
         let mut task = Task::new(pid, ids, node, self.next_migration())
             .map_err(|source| MigrateError::Local { doing: "start a move".to_owned(), source })?;
         task.family = family;
+        // Its last thread may not have ended its books.
+        task.set_used(former.map_or_else(|| self.elsewhere.of(pid), |former| former.used()));
         let task = Arc::new(task);
         self.doorbell.add(&task.bell);
         home.insert(pid, Arc::clone(&task));
@@ -136,6 +142,8 @@ impl Shared {
             done = visits::quietly(task.pid);
             task.moves_again(self.next_migration());
         }
+        // Before it may be moved again.
+        self.elsewhere.keep(task.pid, task.used());
         task.release();
         task.visits(false);
         let at_home = task.state() == State::Running;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tcmi_call::table::Restart;
 use tcmi_call::table::errno::EAGAIN;
+use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::calls::{Begun, Denied, Shared};
@@ -51,7 +52,7 @@ pub(crate) fn begin_thread(shared: &Shared, notif: &Notification) -> Result<Outc
         Err(Denied::Failed(errno)) => return Ok(failed(errno)),
     };
     // Dropped without a request, it ends its shadow thread.
-    let served = Thread::new(stream);
+    let served = Thread::new(stream, Usage::default());
     let here = match Traced::seize(notif.tid, libc::PTRACE_O_TRACECLONE) {
         // The freezer was first.
         Ok(None) => return Ok(again),

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tcmi_call::table::errno::Errno;
+use tcmi_ckpt::birth;
+use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::Listener;
 
 use crate::births::Bearing;
@@ -17,9 +19,11 @@ use crate::interrupt::{self, Pending};
 use crate::mapping::MappedFiles;
 use crate::memory::Writable;
 use crate::placement::Placement;
+use crate::selves::{Names, Processors};
 use crate::stats::Stats;
 use crate::steward::Steward;
 use crate::stream::{CallStream, StreamError};
+use crate::usage::Told;
 use crate::worker::{self, Thread};
 
 /// Between two attempts to get workers out of the wait for a call.
@@ -27,14 +31,24 @@ const WAKE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What calls need of a guest besides its threads.
 pub struct Guest {
+    /// As it is called here.
+    pub pid: i32,
     pub steward: Arc<Steward>,
     pub events: Arc<Events>,
+    /// On other nodes than home, before it came.
+    pub used: Usage,
+    /// Files at home that it has mapped since it came.
+    pub names: Names,
+    /// Of this node.
+    pub processors: Processors,
 }
 
 pub struct GuestThread {
     /// In the monitor's pid namespace.
     pub tid: i32,
     pub stream: CallStream,
+    /// As of its process.
+    pub used: Usage,
 }
 
 /// A thread that a guest is to begin: home has its shadow.
@@ -85,6 +99,7 @@ pub(crate) struct Flight {
 struct Entry {
     flight: Arc<Mutex<Option<Flight>>>,
     thread: Arc<Mutex<Thread>>,
+    used: Usage,
     /// A second handle, to end a wait for home's reply.
     socket: OwnedFd,
 }
@@ -111,6 +126,7 @@ pub(crate) struct Shared {
     pub(crate) stats: Stats,
     pub(crate) mapped: MappedFiles,
     pub(crate) writable: Writable,
+    pub(crate) told: Told,
     /// Held while home is asked for a thread, whose ids are given out one after the other, or for
     /// a visit.
     pub(crate) births: Mutex<()>,
@@ -127,6 +143,18 @@ impl Shared {
         self.threads.lock().get(&tid).map(|entry| Arc::clone(&entry.thread))
     }
 
+    /// By a thread of the guest on other nodes than home, before it came. Its own lock may be
+    /// held as long as a call takes.
+    pub(crate) fn used_before(&self, tid: i32) -> Usage {
+        self.threads.lock().get(&tid).map_or(Usage::default(), |entry| entry.used)
+    }
+
+    /// A thread of the guest by its id at home, which it has in its own namespace.
+    pub(crate) fn called_at_home(&self, tid: i32) -> Option<i32> {
+        let here: Vec<i32> = self.threads.lock().keys().copied().collect();
+        here.into_iter().find(|&here| birth::inner_tid(self.guest.pid, here) == Some(tid))
+    }
+
     /// Waits for it a little.
     pub(crate) fn freezer_told(&self) -> bool {
         let mut gate = self.gate.lock();
@@ -140,6 +168,7 @@ impl Shared {
         let entry = Entry {
             flight: served.flight(),
             socket: served.socket()?,
+            used: served.used,
             thread: Arc::new(Mutex::new(served)),
         };
         self.threads.lock().insert(tid, entry);
@@ -179,6 +208,7 @@ impl Calls {
             stats: Stats::default(),
             mapped: MappedFiles::default(),
             writable: Writable::default(),
+            told: Told::default(),
             births: Mutex::default(),
             bearing: Bearing::default(),
             near,
@@ -195,7 +225,7 @@ impl Calls {
 
     /// Before the thread makes its first call.
     pub fn add_thread(&self, thread: GuestThread) -> io::Result<()> {
-        self.0.add_thread(thread.tid, Thread::new(thread.stream))
+        self.0.add_thread(thread.tid, Thread::new(thread.stream, thread.used))
     }
 
     /// Takes no further call; returns when none is being taken. Those in flight go on.

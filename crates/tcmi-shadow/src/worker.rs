@@ -9,6 +9,7 @@ use tcmi_call::engine::{Call, GuestMemory};
 use tcmi_call::frame::{ReplyHeader, disposition, kind, reply_flags};
 use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, ESRCH, Errno};
 use tcmi_call::table::{self, Arg, Both, Class, Restart, Row, prctl};
+use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::births;
@@ -16,7 +17,9 @@ use crate::calls::{Flight, Shared};
 use crate::interrupt::{self, Pending};
 use crate::mapping::{self, Refusal};
 use crate::memory::ProcessMemory;
+use crate::selves;
 use crate::stream::{CallStream, StreamError};
+use crate::usage::{self, Told};
 use crate::visit;
 
 const SIGSET_BYTES: u64 = 8;
@@ -32,11 +35,15 @@ pub(crate) struct Thread {
     flight: Arc<Mutex<Option<Flight>>>,
     /// Number of the last signal in the guest when the last call left.
     seen: u32,
+    /// On other nodes than home, before it came.
+    pub(crate) used: Usage,
+    pub(crate) told: Told,
 }
 
 impl Thread {
-    pub(crate) fn new(stream: CallStream) -> Self {
-        Thread { stream, call: Call::new(), seq: 0, flight: Arc::default(), seen: 0 }
+    pub(crate) fn new(stream: CallStream, used: Usage) -> Self {
+        let (call, flight, told) = (Call::new(), Arc::default(), Told::default());
+        Thread { stream, call, seq: 0, flight, seen: 0, used, told }
     }
 
     pub(crate) fn socket(&self) -> std::io::Result<OwnedFd> {
@@ -144,7 +151,10 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
     let Some(thread) = shared.thread(notif.tid) else { return Ok(failed(ESRCH)) };
     let mut thread = thread.lock();
     match both {
-        None => forward(shared, &mut thread, notif, row),
+        None => match selves::shown(shared, notif) {
+            Some(shown) => selves::open(shared, &mut thread, notif, &shown),
+            None => forward(shared, &mut thread, notif, row),
+        },
         Some(Both::Disposition) => mirror_disposition(shared, &mut thread, notif),
         Some(Both::BeginThread) => {
             drop(thread);
@@ -175,6 +185,7 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
                 Err(Refusal::Stream(error)) => Err(error),
             }
         }
+        Some(Both::Usage) => usage::serve(shared, &mut thread, notif),
         Some(Both::Prctl) => match prctl::option(notif.args[0]) {
             prctl::Side::Local => Ok(Outcome::Answer(Answer::Continue)),
             prctl::Side::Refused(errno) => Ok(failed(errno)),

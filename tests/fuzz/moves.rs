@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 
 use tcmi_call::record::DirectionKeys;
+use tcmi_ckpt::devices::{Device, OpenDevice};
 use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, ThreadImage, Vma};
 use tcmi_ckpt::layout::{gap, reconcile};
 use tcmi_ckpt::rebuild::{Pages, thread_of};
@@ -109,6 +110,11 @@ fn begin() -> msg::Begin {
     }
 }
 
+fn rebinds() -> msg::Rebinds {
+    let open = OpenDevice { fd: 3, device: Device::Zero, reads: true, writes: false };
+    msg::Rebinds { processors: true, devices: Some(vec![open]) }
+}
+
 fn used() -> Used {
     let usage = Usage { user: 5, system: 6, ..Usage::default() };
     Used { process: usage, threads: vec![(4242, usage)] }
@@ -122,7 +128,12 @@ pub fn messages() -> Vec<Vec<u8>> {
         bytes(begin()),
         bytes(msg::Need { files: vec![0] }),
         bytes(msg::File { index: 0 }),
-        bytes(msg::State { image: image(), calls: vec![(4242, 2)], used: used() }),
+        bytes(msg::State {
+            image: image(),
+            calls: vec![(4242, 2)],
+            used: used(),
+            rebinds: rebinds(),
+        }),
         bytes(msg::Clock { monotonic: 1, boottime: 1 }),
         bytes(msg::Running { remote_pid: 3 }),
         bytes(msg::Failed { errno: 5, text: "no".into() }),

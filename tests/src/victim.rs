@@ -62,6 +62,7 @@ const PLAIN: &[&str] = &[
     "brk-static-pie",
     "calls",
     "clock",
+    "devices",
     "dispositions",
     "family",
     "filemap",

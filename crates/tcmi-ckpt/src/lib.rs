@@ -8,6 +8,7 @@ pub mod birth;
 pub mod blob;
 pub mod capture;
 pub mod descriptors;
+pub mod devices;
 pub mod error;
 pub mod freeze;
 pub mod freezer;

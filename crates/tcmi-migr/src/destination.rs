@@ -112,6 +112,7 @@ pub struct Built {
     newborn: Newborn,
     pub image: ProcessImage,
     pub used: Used,
+    pub rebinds: msg::Rebinds,
     pub listener: OwnedFd,
     /// Its number in the guest, where only the steward can close it.
     pub listener_there: i32,
@@ -187,7 +188,7 @@ fn construct(
     fault::pass(Point::NodePrepared)?;
     msg::send(w, &msg::Prepared {})?;
 
-    let msg::State { image, calls, used } = msg::expect(r)?;
+    let msg::State { image, calls, used, rebinds } = msg::expect(r)?;
     image.mm.check()?;
     if image.pid != begin.pid || image.mm.reserved != reserved {
         return Err(tcmi_ckpt::Error::Image("another process than announced").into());
@@ -224,6 +225,7 @@ fn construct(
         newborn: n,
         image,
         used,
+        rebinds,
         listener,
         listener_there,
         area,

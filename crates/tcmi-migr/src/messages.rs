@@ -8,6 +8,7 @@
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tcmi_ckpt::devices::OpenDevice;
 use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, check_range};
 use tcmi_ckpt::usage::Used;
 use tcmi_kkc::codec::Frame;
@@ -15,6 +16,14 @@ use tcmi_kkc::{BulkReader, BulkWriter};
 
 /// How often a node asks for home's clocks; the quickest answer counts.
 pub const CLOCK_QUESTIONS: u32 = 4;
+
+/// What a guest has of its node, by home's rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rebinds {
+    pub processors: bool,
+    /// Those that are open. None: none are the node's.
+    pub devices: Option<Vec<OpenDevice>>,
+}
 
 /// A message with its number on the wire.
 pub trait Message: Serialize + DeserializeOwned {
@@ -73,6 +82,7 @@ message! {
         calls: Vec<(i32, u64)>,
         /// On other nodes, before.
         used: Used,
+        rebinds: Rebinds,
     }
     6 Ready {}
     7 Commit {}

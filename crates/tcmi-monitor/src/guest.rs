@@ -19,8 +19,7 @@ use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::{
     Begun, CallStats, CallStream, Calls, Denied, Events, GuestThread, Hooks, News, Processors,
-    SignalStream,
-    Steward, StreamError,
+    SignalStream, Steward, StreamError,
 };
 use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
@@ -365,7 +364,8 @@ impl Life {
             events: events.clone(),
             used: built.used.process,
             names: built.files.names(),
-            processors,
+            processors: Some(processors).filter(|_| built.rebinds.processors),
+            devices: built.rebinds.devices.take(),
         };
         let calls = Calls::start(listener, threads, parts, shadow.clone()).map_err(io())?;
         Ok(Parts { calls, steward, events, shadow, pidfd, signalled })

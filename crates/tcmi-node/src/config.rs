@@ -54,6 +54,16 @@ struct File {
     connect: Vec<FileHome>,
     family_processes: Option<u64>,
     guests: FileGuests,
+    resources: FileResources,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct FileResources {
+    files: Option<String>,
+    mapped_files: Option<String>,
+    devices: Option<String>,
+    processors: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -76,6 +86,53 @@ struct FileHome {
 pub struct Home {
     pub address: Address,
     pub key: KeyText,
+}
+
+/// What is done with a reference to a resource at home, in the terms of the literature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Stays a reference: each call goes home.
+    Gr,
+    /// Copied by content.
+    Cp,
+    /// Lives on the node, and comes back.
+    Mv,
+    /// The node's own.
+    Rb,
+}
+
+impl Rule {
+    const ALL: [Self; 4] = [Self::Gr, Self::Cp, Self::Mv, Self::Rb];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gr => "GR",
+            Self::Cp => "CP",
+            Self::Mv => "MV",
+            Self::Rb => "RB",
+        }
+    }
+}
+
+/// By kind of resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    pub files: Rule,
+    pub mapped_files: Rule,
+    /// Null, zero and random.
+    pub devices: Rule,
+    pub processors: Rule,
+}
+
+impl Rules {
+    /// As a move has to know them.
+    pub fn migration(&self) -> tcmi_migr::source::Rules {
+        let is_nodes = |rule| rule == Rule::Rb;
+        tcmi_migr::source::Rules {
+            devices: is_nodes(self.devices),
+            processors: is_nodes(self.processors),
+        }
+    }
 }
 
 /// What a guest here may use.
@@ -103,6 +160,7 @@ pub struct Config {
     /// Processes that may be away because one that is away began them, and that one.
     pub family_processes: usize,
     pub guests: Grant,
+    pub resources: Rules,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +173,8 @@ pub enum ConfigError {
     Value { what: &'static str, text: String, source: GrammarError },
     #[error("{what} is {value}: from {min} to {max} is possible")]
     Range { what: &'static str, value: u64, min: u64, max: u64 },
+    #[error("resources: {what} is {value:?}: {possible} is possible")]
+    Rule { what: &'static str, value: String, possible: String },
     #[error("no --name, and the host's name {0:?} cannot be one")]
     NoName(String),
 }
@@ -159,6 +219,7 @@ impl Config {
                 (1, THREADS_MAX),
             )? as usize,
             guests: grant(&file.guests)?,
+            resources: rules(&file.resources)?,
         })
     }
 }
@@ -171,6 +232,28 @@ fn grant(file: &FileGuests) -> Result<Grant, ConfigError> {
         memory: file.memory_mib.map(mib).transpose()?.map(|mib| mib * MIB),
         threads: within("threads", threads, (1, THREADS_MAX))? as u32,
         cpu_weight: within("cpu-weight", weight, (1, CPU_WEIGHT_MAX))?,
+    })
+}
+
+fn rules(file: &FileResources) -> Result<Rules, ConfigError> {
+    use Rule::{Cp, Gr, Rb};
+    Ok(Rules {
+        files: rule("files", &file.files, &[Gr])?,
+        mapped_files: rule("mapped-files", &file.mapped_files, &[Cp])?,
+        devices: rule("devices", &file.devices, &[Gr, Rb])?,
+        processors: rule("processors", &file.processors, &[Rb, Gr])?,
+    })
+}
+
+/// The first of those that are `done` is taken where nothing is said.
+fn rule(what: &'static str, value: &Option<String>, done: &[Rule]) -> Result<Rule, ConfigError> {
+    let names = |rules: &[Rule]| rules.iter().map(|r| r.name()).collect::<Vec<_>>().join(" or ");
+    let Some(value) = value else { return Ok(done[0]) };
+    let found = done.iter().find(|rule| rule.name() == value);
+    found.copied().ok_or_else(|| {
+        let is_known = Rule::ALL.iter().any(|rule| rule.name() == value);
+        let possible = names(done) + if is_known { " so far" } else { "" };
+        ConfigError::Rule { what, value: value.clone(), possible }
     })
 }
 
@@ -246,6 +329,16 @@ mod tests {
         let Grant { memory, threads, cpu_weight } = config.guests;
         assert_eq!((memory, threads, cpu_weight), (None, 1024, 20));
         assert_eq!(config.family_processes, 128);
+        let rules = |text: &str| load(text, &[]).unwrap().resources;
+        assert_eq!(config.resources.devices, Rule::Gr);
+        assert_eq!(config.resources.processors, Rule::Rb);
+        let other = rules(
+            "[resources]\nfiles = 'GR'\nmapped-files = 'CP'\ndevices = 'RB'\nprocessors = 'GR'",
+        );
+        assert_eq!((other.files, other.mapped_files), (Rule::Gr, Rule::Cp));
+        assert_eq!((other.devices, other.processors), (Rule::Rb, Rule::Gr));
+        let error = load("[resources]\nfiles = 'CP'", &[]).unwrap_err().to_string();
+        assert_eq!(error, "resources: files is \"CP\": GR so far is possible");
         let all_on: String = include_str!("../tcmid.toml")
             .lines()
             .map(|line| line.strip_prefix('#').filter(|l| !l.starts_with(' ')).unwrap_or(line))
@@ -269,6 +362,9 @@ mod tests {
             "trust = ['']",
             "family-processes = 0",
             "[guests]\nmemory = 1",
+            "[resources]\nfiles = 'MV'",
+            "[resources]\ndevices = 'rb'",
+            "[resources]\nsockets = 'GR'",
             "[guests]\nmemory-mib = 3",
             "[guests]\nmemory-mib = 9223372036854775807",
             "[guests]\nthreads = 0",

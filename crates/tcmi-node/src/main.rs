@@ -125,9 +125,9 @@ fn run(args: Args) -> anyhow::Result<()> {
         grant: config.guests.clone(),
         groups: Arc::clone(&groups),
     };
-    let (family, first) = (config.family_processes, first_migration()?);
+    let (of_home, first) = ((config.family_processes, config.resources), first_migration()?);
     let engine =
-        Engine::new(hosting, family, features.clone(), by_module, first, Arc::clone(&tree));
+        Engine::new(hosting, of_home, features.clone(), by_module, first, Arc::clone(&tree));
     let tasks: Arc<dyn Tasks> = Arc::new(engine.context("cannot start")?);
     let (follower, follows) = (Arc::clone(&peers), Arc::clone(&tasks));
     thread::Builder::new()

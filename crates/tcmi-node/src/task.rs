@@ -16,7 +16,7 @@ use tcmi_core::lifecycle::State;
 use tcmi_core::stats::{BYTES_SENT, BYTES_TOTAL};
 use tcmi_kkc::LinkId;
 use tcmi_migr::messages::CallCount;
-use tcmi_migr::source::{Times, Watch};
+use tcmi_migr::source::{Rules, Times, Watch};
 
 use crate::calls::Calls;
 use crate::control::{Done, TaskView};
@@ -38,6 +38,7 @@ pub struct Task {
     /// As many as there are processes of one family: those that began as children of a guest, and
     /// it.
     pub family: Arc<()>,
+    pub rules: Rules,
     migration: AtomicU64,
     inner: Mutex<Inner>,
     /// The socket of a move out that has not ended.
@@ -77,6 +78,7 @@ impl Task {
             node,
             bell: Arc::new(Bell::new()?),
             family: Arc::default(),
+            rules: Rules::default(),
             migration: AtomicU64::new(migration),
             way_out: Mutex::default(),
             inner: Mutex::new(Inner {
@@ -263,6 +265,9 @@ impl Watch for Task {
     fn memory(&self, sent: u64, total: u64) {
         let mut inner = self.inner.lock();
         (inner.sent, inner.total) = (sent, total);
+    }
+    fn rules(&self) -> Rules {
+        self.rules
     }
     fn used(&self) -> Used {
         self.inner.lock().used.clone()

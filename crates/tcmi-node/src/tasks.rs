@@ -17,6 +17,7 @@ use tcmi_kkc::{Control, GuestControl, Link, LinkId, StreamKind};
 use tcmi_migr::module::ByModule;
 use tcmi_migr::source::{Original, Watch};
 
+use crate::config::Rules;
 use crate::control::{Done, Side, TaskView, Tasks};
 use crate::doorbell::Doorbell;
 use crate::explain::{self, examine};
@@ -48,6 +49,7 @@ struct Shared {
     tree: Arc<Tree>,
     /// Processes of one family that may be away at once.
     family_processes: usize,
+    rules: Rules,
     elsewhere: used::Elsewhere,
 }
 
@@ -62,7 +64,7 @@ impl Engine {
     /// `first_migration` differs from run to run, so that no id is used twice.
     pub fn new(
         hosting: Hosting,
-        family_processes: usize,
+        (family_processes, rules): (usize, Rules),
         features: Vec<String>,
         module: Option<ByModule>,
         first_migration: u64,
@@ -80,6 +82,7 @@ impl Engine {
             module,
             tree,
             family_processes,
+            rules,
             elsewhere: used::Elsewhere::default(),
         };
         Ok(Self { shared: Arc::new(shared), guests, features })
@@ -116,6 +119,7 @@ impl Shared {
         let mut task = Task::new(pid, ids, node, self.next_migration())
             .map_err(|source| MigrateError::Local { doing: "start a move".to_owned(), source })?;
         task.family = family;
+        task.rules = self.rules.migration();
         // Its last thread may not have ended its books.
         task.set_used(former.map_or_else(|| self.elsewhere.of(pid), |former| former.used()));
         let task = Arc::new(task);
@@ -299,7 +303,10 @@ impl Tasks for Engine {
         // What is here of one that is away is its shadow, with descriptors of ours.
         Ok(match away {
             true => examined.text_of_away(),
-            false => examined.text(link.as_ref().map(Link::peer_name).zip(lacking)),
+            false => {
+                let node = link.as_ref().map(Link::peer_name).zip(lacking);
+                examined.text(node, &self.shared.rules)
+            }
         })
     }
 

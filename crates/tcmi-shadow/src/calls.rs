@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tcmi_call::table::errno::Errno;
 use tcmi_ckpt::birth;
+use tcmi_ckpt::devices::OpenDevice;
 use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::Listener;
 
 use crate::births::Bearing;
+use crate::devices::Devices;
 use crate::events::Events;
 use crate::interrupt::{self, Pending};
 use crate::mapping::MappedFiles;
@@ -39,8 +41,10 @@ pub struct Guest {
     pub used: Usage,
     /// Files at home that it has mapped since it came.
     pub names: Names,
-    /// Of this node.
-    pub processors: Processors,
+    /// Of this node. None: home's are shown.
+    pub processors: Option<Processors>,
+    /// That it reads and writes here. None: at home.
+    pub devices: Option<Vec<OpenDevice>>,
 }
 
 pub struct GuestThread {
@@ -127,6 +131,7 @@ pub(crate) struct Shared {
     pub(crate) mapped: MappedFiles,
     pub(crate) writable: Writable,
     pub(crate) told: Told,
+    pub(crate) devices: Devices,
     /// Held while home is asked for a thread, whose ids are given out one after the other, or for
     /// a visit.
     pub(crate) births: Mutex<()>,
@@ -192,9 +197,10 @@ impl Calls {
     pub fn start(
         listener: OwnedFd,
         threads: Vec<GuestThread>,
-        guest: Guest,
+        mut guest: Guest,
         hooks: Arc<dyn Hooks>,
     ) -> io::Result<Calls> {
+        let devices = Devices::new(guest.devices.take());
         install_wake_signal();
         let listener = Listener::from(listener);
         if let Err(error) = listener.wake_on_same_core() {
@@ -209,6 +215,7 @@ impl Calls {
             mapped: MappedFiles::default(),
             writable: Writable::default(),
             told: Told::default(),
+            devices,
             births: Mutex::default(),
             bearing: Bearing::default(),
             near,

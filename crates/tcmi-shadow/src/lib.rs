@@ -7,6 +7,7 @@
 
 mod births;
 mod calls;
+mod devices;
 mod events;
 mod interrupt;
 mod mapping;

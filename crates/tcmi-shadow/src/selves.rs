@@ -151,6 +151,9 @@ pub(crate) fn shown(shared: &Shared, notif: &Notification) -> Option<Shown> {
     let path = path_at(shared, notif.tid, at)?;
     let wanted = wanted(&path)?;
     let pid = shared.guest.pid;
+    if matches!(wanted, Wanted::CpuInfo | Wanted::Cpus(_)) && shared.guest.processors.is_none() {
+        return None;
+    }
     let tid = match wanted {
         Wanted::Of(Owner::Process(number), _) => {
             (birth::inner_tid(pid, pid) == Some(number)).then_some(None)?
@@ -207,13 +210,9 @@ fn content(
     let leaf = match shown.wanted {
         Wanted::CpuInfo => return Ok(fs::read("/proc/cpuinfo").map_err(|_| EIO)),
         Wanted::Cpus(list) => {
-            return Ok(shared
-                .guest
-                .processors
-                .0
-                .get(list)
-                .map(|(_, text)| text.clone())
-                .ok_or(EIO));
+            let lists = shared.guest.processors.as_ref();
+            let text = lists.and_then(|lists| lists.0.get(list)).map(|(_, text)| text.clone());
+            return Ok(text.ok_or(EIO));
         }
         Wanted::Of(_, leaf) => leaf,
     };

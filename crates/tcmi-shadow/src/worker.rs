@@ -14,6 +14,7 @@ use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::births;
 use crate::calls::{Flight, Shared};
+use crate::devices;
 use crate::interrupt::{self, Pending};
 use crate::mapping::{self, Refusal};
 use crate::memory::ProcessMemory;
@@ -151,10 +152,20 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
     let Some(thread) = shared.thread(notif.tid) else { return Ok(failed(ESRCH)) };
     let mut thread = thread.lock();
     match both {
-        None => match selves::shown(shared, notif) {
-            Some(shown) => selves::open(shared, &mut thread, notif, &shown),
-            None => forward(shared, &mut thread, notif, row),
-        },
+        None => {
+            if let Some(outcome) = devices::serve(shared, notif) {
+                return Ok(outcome);
+            }
+            if let Some(shown) = selves::shown(shared, notif) {
+                return selves::open(shared, &mut thread, notif, &shown);
+            }
+            let opening = devices::opening(shared, notif);
+            let outcome = forward(shared, &mut thread, notif, row)?;
+            if let (Some(opening), Outcome::Answer(Answer::Value(fd))) = (opening, &outcome) {
+                devices::opened(shared, &mut thread, &opening, *fd)?;
+            }
+            Ok(outcome)
+        }
         Some(Both::Disposition) => mirror_disposition(shared, &mut thread, notif),
         Some(Both::BeginThread) => {
             drop(thread);

@@ -12,8 +12,8 @@ use tcmi_call::record::DirectionKeys;
 use tcmi_call::table::errno::Errno;
 use tcmi_ckpt::usage::Usage;
 use tcmi_shadow::{
-    Begun, CallStream, Calls, Denied, Events, Guest, GuestThread, Hooks, Names, Processors,
-    SignalStream, Steward, StreamError,
+    Begun, CallStream, Calls, Denied, Events, Guest, GuestThread, Hooks, Names, SignalStream,
+    Steward, StreamError,
 };
 use tcmi_sys::seccomp;
 
@@ -299,7 +299,8 @@ impl Rig {
             events: Arc::new(events),
             used: Usage::default(),
             names: Names::default(),
-            processors: Processors::default(),
+            processors: None,
+            devices: None,
         };
         let calls = Calls::start(listener, threads, guest_parts, Arc::new(Quiet)).expect("workers");
         board.go.store(1, Ordering::Release);

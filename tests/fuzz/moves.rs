@@ -8,9 +8,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 
 use tcmi_call::record::DirectionKeys;
+use tcmi_ckpt::devices::{Device, OpenDevice};
 use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, ThreadImage, Vma};
 use tcmi_ckpt::layout::{gap, reconcile};
 use tcmi_ckpt::rebuild::{Pages, thread_of};
+use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_kkc::codec::{self, Frame};
 use tcmi_kkc::{BulkReader, BulkWriter, Stream, StreamKind};
 use tcmi_migr::Error;
@@ -109,6 +111,16 @@ fn begin() -> msg::Begin {
     }
 }
 
+fn rebinds() -> msg::Rebinds {
+    let open = OpenDevice { fd: 3, device: Device::Zero, reads: true, writes: false };
+    msg::Rebinds { processors: true, devices: Some(vec![open]) }
+}
+
+fn used() -> Used {
+    let usage = Usage { user: 5, system: 6, ..Usage::default() };
+    Used { process: usage, threads: vec![(4242, usage)] }
+}
+
 pub fn messages() -> Vec<Vec<u8>> {
     fn bytes<M: Message>(m: M) -> Vec<u8> {
         codec::encode(M::KIND, &m).expect("a small message")
@@ -117,14 +129,19 @@ pub fn messages() -> Vec<Vec<u8>> {
         bytes(begin()),
         bytes(msg::Need { files: vec![0] }),
         bytes(msg::File { index: 0 }),
-        bytes(msg::State { image: image(), calls: vec![(4242, 2)] }),
+        bytes(msg::State {
+            image: image(),
+            calls: vec![(4242, 2)],
+            used: used(),
+            rebinds: rebinds(),
+        }),
         bytes(msg::Clock { monotonic: 1, boottime: 1 }),
         bytes(msg::Running { remote_pid: 3 }),
         bytes(msg::Failed { errno: 5, text: "no".into() }),
         bytes(msg::Capture { signals: 1 }),
-        bytes(msg::Image { image: image() }),
+        bytes(msg::Image { image: image(), used: used() }),
         bytes(msg::Signal { signal: 9 }),
-        bytes(msg::Ended { status: 9 }),
+        bytes(msg::Ended { status: 9, why: "by the limit".into() }),
         bytes(msg::Stats { calls: vec![msg::CallCount { nr: 0, calls: 1, errors: 0, us: 9 }] }),
         bytes(msg::Poke { tid: 4242, seq: 1 }),
         bytes(msg::BeginThread { by: 4242 }),

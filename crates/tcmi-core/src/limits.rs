@@ -4,8 +4,9 @@
 pub const FREEZE_RESCAN_ATTEMPTS_MAX: u32 = 64;
 /// Longest that the module waits for threads that cannot be frozen now, in milliseconds.
 pub const FREEZE_TIMEOUT_MS: u32 = 5_000;
-/// Processes that are away because one that is away began them, and that one. Others stay at home.
-pub const FAMILY_PROCESSES_MAX: usize = 128;
+/// Processes that are away because one that is away began them, and that one, where the
+/// configuration does not say otherwise. Others stay at home.
+pub const FAMILY_PROCESSES: u64 = 128;
 /// Longest that a peer may take for one step of a migration, in milliseconds.
 pub const PHASE_TIMEOUT_MS: u64 = 30_000;
 /// Longest value written to a control file, in bytes.

@@ -22,6 +22,7 @@ use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, Vma, vma_flags};
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent, page_up};
+use tcmi_ckpt::usage::Used;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_sys::maps::Mapping;
 use tcmi_sys::{namespace, ptrace};
@@ -106,6 +107,13 @@ impl GuestFiles {
     pub fn take_live(&mut self) -> Vec<LiveFile> {
         std::mem::take(&mut self.live)
     }
+    /// Device and inode here with the file at home and the offset of its first byte here.
+    pub fn names(&self) -> HashMap<(u32, u32, u64), (FileRef, u64)> {
+        let named = |(at, (index, offset)): (&_, &(u32, u64))| {
+            self.refs.get(*index as usize).map(|file| (*at, (file.clone(), *offset)))
+        };
+        self.here.iter().filter_map(named).collect()
+    }
     fn index_of(&self, r: &FileRef) -> Option<u32> {
         self.refs[..self.open.len()].iter().position(|k| k == r).map(|i| i as u32)
     }
@@ -153,6 +161,8 @@ pub struct Site<'a> {
 pub struct Built {
     newborn: Newborn,
     pub image: ProcessImage,
+    pub used: Used,
+    pub rebinds: msg::Rebinds,
     pub listener: OwnedFd,
     /// Its number in the guest, where only the steward can close it.
     pub listener_there: i32,
@@ -226,7 +236,7 @@ fn construct(
     fault::pass(Point::NodePrepared)?;
     msg::send(w, &msg::Prepared {})?;
 
-    let msg::State { image, calls } = msg::expect(r)?;
+    let msg::State { image, calls, used, rebinds } = msg::expect(r)?;
     image.mm.check()?;
     if image.pid != begin.pid || image.mm.reserved != reserved {
         return Err(tcmi_ckpt::Error::Image("another process than announced").into());
@@ -269,6 +279,8 @@ fn construct(
     Ok(Built {
         newborn: n,
         image,
+        used,
+        rebinds,
         listener,
         listener_there,
         area,

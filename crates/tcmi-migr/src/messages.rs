@@ -9,12 +9,22 @@
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tcmi_ckpt::devices::OpenDevice;
 use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, check_range};
+use tcmi_ckpt::usage::Used;
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
 
 /// How often a node asks for home's clocks; the quickest answer counts.
 pub const CLOCK_QUESTIONS: u32 = 4;
+
+/// What a guest has of its node, by home's rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rebinds {
+    pub processors: bool,
+    /// Those that are open. None: none are the node's.
+    pub devices: Option<Vec<OpenDevice>>,
+}
 
 /// A message with its number on the wire.
 pub trait Message: Serialize + DeserializeOwned {
@@ -71,6 +81,9 @@ message! {
         image: ProcessImage,
         /// (tid, stream id)
         calls: Vec<(i32, u64)>,
+        /// On other nodes, before.
+        used: Used,
+        rebinds: Rebinds,
     }
     6 Ready {}
     7 Commit {}
@@ -91,8 +104,8 @@ message! {
     19 Quiet {}
     /// H: the shadow is held; `signals` were sent in all.
     20 Capture { signals: u32 }
-    /// N: the frozen guest; its pages follow.
-    21 Image { image: ProcessImage }
+    /// N: the frozen guest, with what it used there and before; its pages follow.
+    21 Image { image: ProcessImage, used: Used }
     /// H: the process is whole at home and about to run: the guest ends.
     22 Finish {}
     23 Gone {}
@@ -101,8 +114,8 @@ message! {
     25 Thawed {}
     /// H: job control or death, which no agent can see.
     32 Signal { signal: i32 }
-    /// N: the guest ended; the raw wait status.
-    33 Ended { status: i32 }
+    /// N: the guest ended; the raw wait status, and why if its node knows more.
+    33 Ended { status: i32, why: String }
     /// N: counters for `stats`, since the guest began.
     34 Stats { calls: Vec<CallCount> }
     /// H asks for them.

@@ -11,12 +11,14 @@ use std::time::Instant;
 use tcmi_call::abi::{ProcArea, ThreadArea};
 use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Space};
+use tcmi_ckpt::devices;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::freezer::Freezer;
 use tcmi_ckpt::image::{FileRef, ProcessImage};
 use tcmi_ckpt::layout::gap;
 use tcmi_ckpt::rebuild;
 use tcmi_ckpt::remote::{self, Agent, page_up};
+use tcmi_ckpt::usage::Used;
 use tcmi_core::lifecycle::State;
 use tcmi_kkc::{BulkError, BulkReader, BulkWriter, Stream};
 use tcmi_sys::maps::Mapping;
@@ -26,6 +28,16 @@ use tcmi_sys::{namespace, signal};
 pub trait Watch {
     fn enter(&self, state: State);
     fn memory(&self, sent: u64, total: u64);
+    /// What the process has used on other nodes.
+    fn used(&self) -> Used;
+    fn rules(&self) -> Rules;
+}
+
+/// Of what kinds a guest has its node's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    pub devices: bool,
+    pub processors: bool,
 }
 
 /// The agent in a process that still runs at home, and how to call there without it.
@@ -518,7 +530,11 @@ fn transfer(
     let runs = capture::own_pages(f.pid, &image.mm.vmas)?;
     let total: u64 = runs.iter().map(|r: &Range<u64>| r.end - r.start).sum();
     let calls = f.threads.iter().zip(&streams[1..]).map(|(t, s)| (t.tid, s.id)).collect();
-    msg::send(c.w, &msg::State { image: image.clone(), calls })?;
+    let rules = watch.rules();
+    let devices = rules.devices.then(|| devices::open_in(f.pid)).transpose()?;
+    let rebinds = msg::Rebinds { processors: rules.processors, devices };
+    let state = msg::State { image: image.clone(), calls, used: watch.used(), rebinds };
+    msg::send(c.w, &state)?;
     fault::pass(Point::HomeStateSent)?;
     if image.files.iter().any(|f| !known.contains(f)) {
         send_files(&files, c)?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tcmi_call::abi::{BatchOp, StewardArea};
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
+use tcmi_ckpt::usage::Used;
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_migr::destination::{self, Built, GuestFiles, Site};
@@ -17,14 +18,15 @@ use tcmi_migr::files::Cache;
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::{
-    Begun, CallStats, CallStream, Calls, Denied, Events, GuestThread, Hooks, News, SignalStream,
-    Steward, StreamError,
+    Begun, CallStats, CallStream, Calls, Denied, Events, GuestThread, Hooks, News, Processors,
+    SignalStream, Steward, StreamError,
 };
 use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
 use tcmi_sys::ptrace;
 
 use crate::ipc::{self, ToDaemon, ToMonitor};
+use crate::limits::Limits;
 use crate::rooms::{self, NextId};
 
 mod births;
@@ -78,13 +80,15 @@ fn oversee(daemon: &OwnedFd) -> Result<String> {
     let (start, fds) =
         ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(Error::io("the daemon's socket"))?;
     let mut fds = fds.into_iter();
-    let (ToMonitor::Start { bulk, root }, Some(socket), Some(cache)) =
+    let unknown = || Errno::new("the daemon's first message", libc::EPROTO);
+    let (ToMonitor::Start { bulk, root, limits }, Some(socket), Some(cache)) =
         (start, fds.next(), fds.next())
     else {
-        return Err(Errno::new("the daemon's first message", libc::EPROTO).into());
+        return Err(unknown().into());
     };
+    let mut limits = Limits::take(limits, &mut fds).ok_or_else(unknown)?;
     let (mut w, mut r) = bulk.with(socket).into_bulk();
-    let built = build(daemon, Cache::new(cache), &root, &mut w, &mut r);
+    let built = build(daemon, Cache::new(cache), &root, &mut limits, &mut w, &mut r);
     let born = match built {
         Ok(b) => b,
         Err(e) => {
@@ -96,7 +100,7 @@ fn oversee(daemon: &OwnedFd) -> Result<String> {
         }
     };
     let module = fds.next().map(Session::from);
-    let mut life = Life::begin(daemon, born, module, w, r)?;
+    let mut life = Life::begin(daemon, born, limits, module, w, r)?;
     let ended = life.serve(daemon);
     tell(daemon, &ToDaemon::Stats { calls: life.stats() });
     life.shadow.births.close();
@@ -110,16 +114,20 @@ struct Born {
     next_id: NextId,
     /// Its node's owner has sent it home already.
     unwanted: bool,
+    /// Of this node, of which its room shows nothing.
+    processors: Processors,
 }
 
 fn build(
     daemon: &OwnedFd,
     cache: Cache,
     root: &str,
+    limits: &mut Limits,
     w: &mut BulkWriter,
     r: &mut BulkReader,
 ) -> Result<Born> {
     let mut next_id = None;
+    let processors = Processors::look();
     let mut unwanted = false;
     let mut site = Site {
         cache,
@@ -127,11 +135,12 @@ fn build(
         bear: &mut |begin| {
             let room = rooms::bear(root, begin)?;
             next_id = Some(room.next_id);
+            limits.set(room.leader)?;
             Ok(room.leader)
         },
     };
     let built = destination::build(w, r, &mut site)?;
-    Ok(Born { built, next_id: next_id.ok_or(tcmi_ckpt::Error::Ended)?, unwanted })
+    Ok(Born { built, next_id: next_id.ok_or(tcmi_ckpt::Error::Ended)?, unwanted, processors })
 }
 
 /// Has the daemon hand over a stream that home parked for us. What else it says meanwhile, that
@@ -217,11 +226,14 @@ struct Parts {
 struct Life {
     guest: Guest,
     image: ProcessImage,
+    /// On other nodes than home, before it came.
+    used: Used,
     files: GuestFiles,
     calls: Calls,
     events: Arc<Events>,
     shadow: Arc<Tidings>,
     pidfd: OwnedFd,
+    limits: Limits,
     /// To send it home with.
     module: Option<Session>,
     w: BulkWriter,
@@ -258,13 +270,14 @@ impl Life {
     /// Waits for COMMIT and lets the guest run. On Err nothing is left of it.
     fn begin(
         daemon: &OwnedFd,
-        Born { mut built, next_id, unwanted }: Born,
+        Born { mut built, next_id, unwanted, processors }: Born,
+        limits: Limits,
         module: Option<Session>,
         mut w: BulkWriter,
         mut r: BulkReader,
     ) -> Result<Self> {
         let host = built.host_pid();
-        let prepared = Self::prepare(&mut built, next_id).and_then(|p| {
+        let prepared = Self::prepare(&mut built, next_id, processors).and_then(|p| {
             msg::expect::<msg::Commit>(&mut r)?;
             fault::pass(Point::NodeCommitReceived)?;
             Ok(p)
@@ -284,6 +297,7 @@ impl Life {
             kill(host);
             return Err(tcmi_ckpt::Error::Ended.into());
         }
+        let used = std::mem::take(&mut built.used);
         let (guest, image, files) = built.run(helper)?;
         // Who asked for the move may look at this node as soon as home has the answer.
         let unwanted = until_listed(daemon) || unwanted;
@@ -294,11 +308,13 @@ impl Life {
         Ok(Self {
             guest,
             image,
+            used,
             files,
             calls,
             events,
             shadow,
             pidfd,
+            limits,
             module,
             w,
             r,
@@ -313,7 +329,7 @@ impl Life {
         })
     }
 
-    fn prepare(built: &mut Built, next_id: NextId) -> Result<Parts> {
+    fn prepare(built: &mut Built, next_id: NextId, processors: Processors) -> Result<Parts> {
         let io = || Error::io("start serving the guest");
         let names = built.threads();
         let area = map_area(built.area.as_raw_fd())?;
@@ -339,14 +355,24 @@ impl Life {
         let mut threads = Vec::new();
         for (tid, stream) in built.calls.drain(..) {
             let here = names.iter().find(|(_, home)| *home == tid).map(|(here, _)| *here);
+            let used = built.used.thread(tid);
             let tid = here.ok_or(tcmi_ckpt::Error::Image("a stream for no thread"))?;
             let (fd, tx, rx) = stream.into_parts();
-            threads.push(GuestThread { tid, stream: CallStream::new(fd, &tx, &rx) });
+            threads.push(GuestThread { tid, stream: CallStream::new(fd, &tx, &rx), used });
         }
         let listener = built.listener.try_clone().map_err(io())?;
         let (live, watch) = live::of(built);
-        let parts =
-            tcmi_shadow::Guest { steward: steward.clone(), events: events.clone(), live, watch };
+        let parts = tcmi_shadow::Guest {
+            pid: built.host_pid(),
+            steward: steward.clone(),
+            events: events.clone(),
+            used: built.used.process,
+            names: built.files.names(),
+            processors: Some(processors).filter(|_| built.rebinds.processors),
+            devices: built.rebinds.devices.take(),
+            live,
+            watch,
+        };
         let calls = Calls::start(listener, threads, parts, shadow.clone()).map_err(io())?;
         Ok(Parts { calls, steward, events, shadow, pidfd, signalled })
     }
@@ -597,8 +623,10 @@ impl Life {
             tracing::debug!(%error, "shared mappings were not written back");
         }
         self.tell_keeper(&msg::Stats { calls: self.stats() });
-        self.tell_keeper(&msg::Ended { status });
-        Ok(format!("ended with wait status {status:#x}"))
+        let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+        let why = self.limits.broken().filter(|_| killed).unwrap_or_default();
+        self.tell_keeper(&msg::Ended { status, why: why.clone() });
+        Ok(format!("ended with wait status {status:#x} {why}").trim_end().to_owned())
     }
 
     /// It may have ended, and another process have its number.

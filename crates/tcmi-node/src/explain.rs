@@ -1,13 +1,20 @@
 //! May a process move, and what would stay home?
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use tcmi_ckpt::capture;
+use tcmi_ckpt::devices::Device;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_sys::proc::{self, Status};
 use tcmi_sys::{Errno, maps};
+
+use crate::config::{Rule, Rules};
+
+const SAME: &str = "null, zero and random devices";
 
 /// A process that exists and that a caller may look at.
 pub struct Examined {
@@ -101,6 +108,16 @@ pub fn lacking(ours: &[String], theirs: &[String]) -> Vec<String> {
         .collect()
 }
 
+fn under(rule: Rule, what: &str) -> String {
+    let text = match rule {
+        Rule::Gr => "stays home (GR)",
+        Rule::Cp => "copied by content (CP)",
+        Rule::Mv => "moves with it (MV)",
+        Rule::Rb => "the node's own (RB)",
+    };
+    format!("{text}: {what}\n")
+}
+
 impl Examined {
     pub fn refusal(self) -> Result<Self, MigrateError> {
         match self.obstacles.is_empty() {
@@ -110,7 +127,7 @@ impl Examined {
     }
 
     /// Lines for people.
-    pub fn text(&self, node: Option<(&str, Vec<String>)>) -> String {
+    pub fn text(&self, node: Option<(&str, Vec<String>)>, rules: &Rules) -> String {
         let mut text = self.title();
         let lacking = node.as_ref().map_or(&[][..], |(_, l)| l);
         let whereto = node.as_ref().map_or(String::new(), |(n, _)| format!(" to {n}"));
@@ -126,8 +143,11 @@ impl Examined {
             "stays home: its pid, parent, children, session, terminal, credentials, cwd, umask\n";
         for (kind, numbers) in self.descriptors() {
             let list: Vec<String> = numbers.iter().map(i32::to_string).collect();
-            text += &format!("stays home: {kind}, descriptors {}\n", list.join(" "));
+            let rule = if kind == SAME { rules.devices } else { rules.files };
+            text += &under(rule, &format!("{kind}, descriptors {}", list.join(" ")));
         }
+        text += &under(rules.mapped_files, "mapped files");
+        text += &under(rules.processors, "numbers of processors");
         text += "comes home for a moment: fork, exec\n";
         text
     }
@@ -141,6 +161,11 @@ impl Examined {
         format!("process {} ({name}), {threads} threads\n", self.pid)
     }
 
+    fn is_same_everywhere(&self, fd: i32) -> bool {
+        let file = fs::metadata(format!("/proc/{}/fd/{fd}", self.pid));
+        file.is_ok_and(|file| Device::of(file.mode(), file.rdev()).is_some())
+    }
+
     fn descriptors(&self) -> BTreeMap<&'static str, Vec<i32>> {
         let mut kinds: BTreeMap<&'static str, Vec<i32>> = BTreeMap::new();
         // A process that ended meanwhile has none.
@@ -149,6 +174,7 @@ impl Examined {
                 Some(("socket", _)) => "sockets",
                 Some(("pipe", _)) => "pipes",
                 Some(("anon_inode", _)) => "kernel objects",
+                _ if self.is_same_everywhere(fd) => SAME,
                 _ if target.starts_with("/dev/pts/") || target == "/dev/tty" => "terminals",
                 _ if target.starts_with("/dev/") => "devices",
                 _ => "files",

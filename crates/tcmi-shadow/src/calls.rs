@@ -9,17 +9,24 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tcmi_call::table::errno::Errno;
+use tcmi_ckpt::birth;
+use tcmi_ckpt::devices::OpenDevice;
+use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::Listener;
 
+use crate::births::Bearing;
+use crate::devices::Devices;
 use crate::events::Events;
 use crate::interrupt::{self, Pending};
 use crate::live::{self, Live, LiveFile};
 use crate::mapping::MappedFiles;
 use crate::memory::Writable;
 use crate::placement::Placement;
+use crate::selves::{Names, Processors};
 use crate::stats::Stats;
 use crate::steward::Steward;
 use crate::stream::{CallStream, StreamError};
+use crate::usage::Told;
 use crate::worker::{self, Thread};
 
 /// Between two attempts to get workers out of the wait for a call.
@@ -32,18 +39,30 @@ const WRITE_BACK_SHARE: u32 = 50;
 
 /// What calls need of a guest besides its threads.
 pub struct Guest {
+    /// As it is called here.
+    pub pid: i32,
     pub steward: Arc<Steward>,
     pub events: Arc<Events>,
     /// Taken when serving begins, as `watch`.
     pub live: Vec<LiveFile>,
     /// Its process here and a userfaultfd of it, to learn by which pages it writes.
     pub watch: Option<(i32, OwnedFd)>,
+    /// On other nodes than home, before it came.
+    pub used: Usage,
+    /// Files at home that it has mapped since it came.
+    pub names: Names,
+    /// Of this node. None: home's are shown.
+    pub processors: Option<Processors>,
+    /// That it reads and writes here. None: at home.
+    pub devices: Option<Vec<OpenDevice>>,
 }
 
 pub struct GuestThread {
     /// In the monitor's pid namespace.
     pub tid: i32,
     pub stream: CallStream,
+    /// As of its process.
+    pub used: Usage,
 }
 
 /// A thread that a guest is to begin: home has its shadow.
@@ -94,6 +113,7 @@ pub(crate) struct Flight {
 struct Entry {
     flight: Arc<Mutex<Option<Flight>>>,
     thread: Arc<Mutex<Thread>>,
+    used: Usage,
     /// A second handle, to end a wait for home's reply.
     socket: OwnedFd,
 }
@@ -121,9 +141,12 @@ pub(crate) struct Shared {
     pub(crate) mapped: MappedFiles,
     pub(crate) writable: Writable,
     pub(crate) live: Live,
+    pub(crate) told: Told,
+    pub(crate) devices: Devices,
     /// Held while home is asked for a thread, whose ids are given out one after the other, or for
     /// a visit.
     pub(crate) births: Mutex<()>,
+    pub(crate) bearing: Bearing,
     /// Home is on this machine.
     near: bool,
     threads: Mutex<HashMap<i32, Entry>>,
@@ -136,6 +159,18 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn thread(&self, tid: i32) -> Option<Arc<Mutex<Thread>>> {
         self.threads.lock().get(&tid).map(|entry| Arc::clone(&entry.thread))
+    }
+
+    /// By a thread of the guest on other nodes than home, before it came. Its own lock may be
+    /// held as long as a call takes.
+    pub(crate) fn used_before(&self, tid: i32) -> Usage {
+        self.threads.lock().get(&tid).map_or(Usage::default(), |entry| entry.used)
+    }
+
+    /// A thread of the guest by its id at home, which it has in its own namespace.
+    pub(crate) fn called_at_home(&self, tid: i32) -> Option<i32> {
+        let here: Vec<i32> = self.threads.lock().keys().copied().collect();
+        here.into_iter().find(|&here| birth::inner_tid(self.guest.pid, here) == Some(tid))
     }
 
     /// Waits for it a little.
@@ -151,6 +186,7 @@ impl Shared {
         let entry = Entry {
             flight: served.flight(),
             socket: served.socket()?,
+            used: served.used,
             thread: Arc::new(Mutex::new(served)),
         };
         self.threads.lock().insert(tid, entry);
@@ -178,6 +214,7 @@ impl Calls {
         hooks: Arc<dyn Hooks>,
     ) -> io::Result<Calls> {
         let live = Live::of(std::mem::take(&mut guest.live), guest.watch.take())?;
+        let devices = Devices::new(guest.devices.take());
         install_wake_signal();
         let listener = Listener::from(listener);
         if let Err(error) = listener.wake_on_same_core() {
@@ -192,7 +229,10 @@ impl Calls {
             mapped: MappedFiles::default(),
             writable: Writable::default(),
             live,
+            told: Told::default(),
+            devices,
             births: Mutex::default(),
+            bearing: Bearing::default(),
             near,
             threads: Mutex::default(),
             gate: Mutex::default(),
@@ -213,7 +253,7 @@ impl Calls {
 
     /// Before the thread makes its first call.
     pub fn add_thread(&self, thread: GuestThread) -> io::Result<()> {
-        self.0.add_thread(thread.tid, Thread::new(thread.stream))
+        self.0.add_thread(thread.tid, Thread::new(thread.stream, thread.used))
     }
 
     /// Takes no further call; returns when none is being taken. Those in flight go on.

@@ -7,6 +7,7 @@
 
 mod births;
 mod calls;
+mod devices;
 mod events;
 mod interrupt;
 mod live;
@@ -14,10 +15,12 @@ mod mapping;
 mod memory;
 mod messenger;
 mod placement;
+mod selves;
 pub mod shadow;
 mod stats;
 mod steward;
 mod stream;
+mod usage;
 mod visit;
 mod worker;
 
@@ -26,6 +29,7 @@ pub use events::{Events, News, SignalStream};
 pub use live::{LiveFile, Window};
 pub use mapping::{MappedFile, MappedFiles};
 pub use memory::ProcessMemory;
+pub use selves::{Names, Processors};
 pub use stats::{CallStats, Stats};
 pub use steward::{GuestGone, Steward};
 pub use stream::{CallStream, Records, StreamError};

@@ -9,15 +9,19 @@ use tcmi_call::engine::{Call, GuestMemory};
 use tcmi_call::frame::{ReplyHeader, disposition, kind, reply_flags};
 use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, ESRCH, Errno};
 use tcmi_call::table::{self, Arg, Both, Class, Restart, Row, prctl};
+use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::births;
 use crate::calls::{Flight, Shared};
+use crate::devices;
 use crate::interrupt::{self, Pending};
 use crate::live;
 use crate::mapping::{self, Refusal};
 use crate::memory::ProcessMemory;
+use crate::selves;
 use crate::stream::{CallStream, StreamError};
+use crate::usage::{self, Told};
 use crate::visit;
 
 const SIGSET_BYTES: u64 = 8;
@@ -33,11 +37,15 @@ pub(crate) struct Thread {
     flight: Arc<Mutex<Option<Flight>>>,
     /// Number of the last signal in the guest when the last call left.
     seen: u32,
+    /// On other nodes than home, before it came.
+    pub(crate) used: Usage,
+    pub(crate) told: Told,
 }
 
 impl Thread {
-    pub(crate) fn new(stream: CallStream) -> Self {
-        Thread { stream, call: Call::new(), seq: 0, flight: Arc::default(), seen: 0 }
+    pub(crate) fn new(stream: CallStream, used: Usage) -> Self {
+        let (call, flight, told) = (Call::new(), Arc::default(), Told::default());
+        Thread { stream, call, seq: 0, flight, seen: 0, used, told }
     }
 
     pub(crate) fn socket(&self) -> std::io::Result<OwnedFd> {
@@ -127,6 +135,9 @@ pub(crate) fn failed(errno: Errno) -> Outcome {
 /// Serves one call. A stream that broke leaves it unanswered: what becomes of a guest whose
 /// home is lost is for the hooks' owner to say.
 pub(crate) fn serve(shared: &Shared, notif: &Notification) {
+    if shared.bearing.takes(notif) {
+        return;
+    }
     let begun = Instant::now();
     let outcome = match outcome(shared, notif) {
         Ok(outcome) => outcome,
@@ -166,7 +177,20 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
         live::write_back(shared, &mut thread)?;
     }
     match both {
-        None => forward(shared, &mut thread, notif, row),
+        None => {
+            if let Some(outcome) = devices::serve(shared, notif) {
+                return Ok(outcome);
+            }
+            if let Some(shown) = selves::shown(shared, notif) {
+                return selves::open(shared, &mut thread, notif, &shown);
+            }
+            let opening = devices::opening(shared, notif);
+            let outcome = forward(shared, &mut thread, notif, row)?;
+            if let (Some(opening), Outcome::Answer(Answer::Value(fd))) = (opening, &outcome) {
+                devices::opened(shared, &mut thread, &opening, *fd)?;
+            }
+            Ok(outcome)
+        }
         Some(Both::Disposition) => mirror_disposition(shared, &mut thread, notif),
         Some(Both::BeginThread) => {
             drop(thread);
@@ -212,6 +236,7 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             }
             false => Ok(Outcome::Answer(Answer::Continue)),
         },
+        Some(Both::Usage) => usage::serve(shared, &mut thread, notif),
         Some(Both::Prctl) => match prctl::option(notif.args[0]) {
             prctl::Side::Local => Ok(Outcome::Answer(Answer::Continue)),
             prctl::Side::Refused(errno) => Ok(failed(errno)),

@@ -170,6 +170,14 @@ fn look(nr: u32, test: LocalIf, pid: i32, steward: Option<u64>) -> Vec<sock_filt
                 code.extend([jump(libc::BPF_JEQ, option, 0, 1), ret(ALLOW)]);
             }
         }
+        LocalIf::NoUsage => code.extend([
+            load(ARGS),
+            jump(libc::BPF_JEQ, libc::CLOCK_PROCESS_CPUTIME_ID as u32, 3, 0),
+            jump(libc::BPF_JEQ, libc::CLOCK_THREAD_CPUTIME_ID as u32, 2, 0),
+            // A negative number.
+            jump(libc::BPF_JSET, 1 << 31, 1, 0),
+            ret(ALLOW),
+        ]),
         LocalIf::OwnPid | LocalIf::MainThread => {
             let three =
                 matches!(table::row(nr).map(|r| r.name), Some("tgkill" | "rt_tgsigqueueinfo"));

@@ -61,6 +61,8 @@ pub enum Both {
     Remap,
     /// `prctl`, by [`prctl::option`].
     Prctl,
+    /// What home counts, and what was used on other nodes.
+    Usage,
 }
 
 /// When the filter lets a call that is otherwise forwarded through to the guest's kernel.
@@ -83,6 +85,8 @@ pub enum LocalIf {
     Shrinks,
     /// `prctl`: argument 0 is an option about the calling thread alone ([`THREAD_OPTIONS`]).
     ThreadOption,
+    /// `clock_gettime`: argument 0 is no clock of a process, thread or descriptor.
+    NoUsage,
 }
 
 /// PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_GET_TID_ADDRESS.

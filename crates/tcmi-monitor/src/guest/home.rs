@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tcmi_ckpt::capture::Files;
 use tcmi_ckpt::freeze::{self, Frozen, freeze_held, seize_new};
 use tcmi_ckpt::image::{FileRef, ProcessImage};
+use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_kkc::codec::Frame;
 use tcmi_migr::destination::{GuestFiles, Held};
 use tcmi_migr::fault::{self, Point};
@@ -17,6 +18,7 @@ use tcmi_shadow::MappedFiles;
 use tcmi_sys::maps::Mapping;
 
 use super::Life;
+use super::births::Name;
 
 /// Longest that home's cancelling of calls may take before it is asked again.
 const QUIESCE_STEP: Duration = Duration::from_millis(20);
@@ -107,6 +109,18 @@ impl Life {
         Ok(())
     }
 
+    /// What it has used here and before. It is held.
+    fn used(&self, image: &ProcessImage, names: &[Name]) -> Result<Used> {
+        let pid = self.guest.host_pid;
+        let process = Usage::of_process(pid)?.and(&self.used.process);
+        let threads = image.threads.iter().filter_map(|t| {
+            let (here, _) = names.iter().find(|(_, home)| *home == t.tid)?;
+            let here = Usage::of_thread(pid, *here).ok()?;
+            Some((t.tid, here.and(&self.used.thread(t.tid))))
+        });
+        Ok(Used { process, threads: threads.collect() })
+    }
+
     /// Sends the guest to home; returns what home says to that.
     fn send_image(&mut self, held: &mut Held) -> Result<Frame> {
         let calls = self.stats();
@@ -124,7 +138,8 @@ impl Life {
         let mut files = Mapped { files: &mut self.files, memfds: self.calls.mapped_files() };
         let (image, runs) = held.capture(&name, &mut files, &self.image.mm)?;
         let image = ProcessImage { files: self.files.refs.clone(), ..image };
-        msg::send(&mut self.w, &msg::Image { image: image.clone() })?;
+        let used = self.used(&image, &names)?;
+        msg::send(&mut self.w, &msg::Image { image: image.clone(), used })?;
         let (pid, vmas) = (self.guest.host_pid, &image.mm.vmas);
         let module = Sending::prepare(&mut self.module, pid, &mut self.w)?;
         let all = Outgoing { pid, vmas, runs: &runs, module };

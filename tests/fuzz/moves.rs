@@ -8,9 +8,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 
 use tcmi_call::record::DirectionKeys;
+use tcmi_ckpt::devices::{Device, OpenDevice};
 use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, ThreadImage, Vma};
 use tcmi_ckpt::layout::{gap, reconcile};
 use tcmi_ckpt::rebuild::{Pages, thread_of};
+use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_kkc::codec::{self, Frame};
 use tcmi_kkc::{BulkReader, BulkWriter, Stream, StreamKind};
 use tcmi_migr::Error;
@@ -48,7 +50,8 @@ fn layout() -> AddressSpace {
 fn file_ref(bytes: &[u8]) -> FileRef {
     let last = bytes.len() as u64;
     let hash = *blake3::hash(bytes).as_bytes();
-    FileRef { path: "/bin/true".into(), dev: 8, inode: 9, size: last, first: 0, last, hash }
+    let path = "/bin/true".into();
+    FileRef { path, dev: 8, inode: 9, size: last, first: 0, last, hash, live: false }
 }
 
 fn thread() -> ThreadImage {
@@ -109,6 +112,16 @@ fn begin() -> msg::Begin {
     }
 }
 
+fn rebinds() -> msg::Rebinds {
+    let open = OpenDevice { fd: 3, device: Device::Zero, reads: true, writes: false };
+    msg::Rebinds { processors: true, devices: Some(vec![open]) }
+}
+
+fn used() -> Used {
+    let usage = Usage { user: 5, system: 6, ..Usage::default() };
+    Used { process: usage, threads: vec![(4242, usage)] }
+}
+
 pub fn messages() -> Vec<Vec<u8>> {
     fn bytes<M: Message>(m: M) -> Vec<u8> {
         codec::encode(M::KIND, &m).expect("a small message")
@@ -117,17 +130,23 @@ pub fn messages() -> Vec<Vec<u8>> {
         bytes(begin()),
         bytes(msg::Need { files: vec![0] }),
         bytes(msg::File { index: 0 }),
-        bytes(msg::State { image: image(), calls: vec![(4242, 2)] }),
+        bytes(msg::State {
+            image: image(),
+            calls: vec![(4242, 2)],
+            used: used(),
+            rebinds: rebinds(),
+        }),
         bytes(msg::Clock { monotonic: 1, boottime: 1 }),
         bytes(msg::Running { remote_pid: 3 }),
         bytes(msg::Failed { errno: 5, text: "no".into() }),
         bytes(msg::Capture { signals: 1, skip: vec![(4096, 8192)] }),
-        bytes(msg::Image { image: image() }),
+        bytes(msg::Image { image: image(), used: used() }),
         bytes(msg::Signal { signal: 9 }),
-        bytes(msg::Ended { status: 9 }),
+        bytes(msg::Ended { status: 9, why: "by the limit".into() }),
         bytes(msg::Stats { calls: vec![msg::CallCount { nr: 0, calls: 1, errors: 0, us: 9 }] }),
         bytes(msg::Poke { tid: 4242, seq: 1 }),
         bytes(msg::BeginThread { by: 4242 }),
+        bytes(msg::Live { index: 0, size: 5000, dev: 8, ino: 9 }),
         bytes(msg::ThreadBegun { tid: 4243, stream: 7 }),
         bytes(msg::ThreadRefused {}),
     ]
@@ -156,6 +175,7 @@ pub fn message(input: &[u8]) -> Result<String, String> {
         msg::Stats::KIND => plain::<msg::Stats>(&frame),
         msg::Poke::KIND => plain::<msg::Poke>(&frame),
         msg::BeginThread::KIND => plain::<msg::BeginThread>(&frame),
+        msg::Live::KIND => plain::<msg::Live>(&frame),
         msg::ThreadBegun::KIND => plain::<msg::ThreadBegun>(&frame),
         msg::ThreadRefused::KIND => plain::<msg::ThreadRefused>(&frame),
         _ => Ok("another kind".into()),

@@ -39,6 +39,8 @@ fn control_messages() -> Vec<Vec<u8>> {
             uid: 1000,
             comm: "python3".into(),
             bulk: 9,
+            memory: 1 << 20,
+            threads: 3,
         },
         Control::OfferAnswer { migration: 7, errno: 95, text: "no avx512".into() },
         Control::Guest { migration: 7, what: GuestControl::WantHome },

@@ -40,15 +40,22 @@ pub struct Launch {
     pub name: String,
     pub root: Root,
     pub environment: Vec<(String, String)>,
+    /// Its configuration file.
+    pub config: String,
 }
 
 impl Launch {
     pub fn new(name: &str, root: Root) -> Self {
-        Self { name: name.to_owned(), root, environment: Vec::new() }
+        Self { name: name.to_owned(), root, environment: Vec::new(), config: String::new() }
     }
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn config(mut self, toml: &str) -> Self {
+        self.config = toml.to_owned();
         self
     }
 }
@@ -269,12 +276,15 @@ fn spawn(launch: &Launch, scratch: &Scratch) -> Result<Child> {
     let program = built("tcmid")?;
     let log = OpenOptions::new().create(true).append(true).open(scratch.join("log"))?;
     let at = |name: &str| scratch.join(name).into_os_string();
+    const CONFIG: &str = "tcmid.toml";
+    fs::write(scratch.join("state").join(CONFIG), &launch.config)?;
     let (exe, state, ctl, pen) = match launch.root {
         Root::Normal => (program.clone().into_os_string(), at("state"), at("ctl"), at("pen")),
         Root::Bare => {
             (bare::PROGRAM.into(), bare::STATE.into(), bare::CTL.into(), bare::PEN_ROOT.into())
         }
     };
+    let config = Path::new(&state).join(CONFIG);
     let mut command = Command::new(exe);
     command
         .arg("--name")
@@ -285,6 +295,8 @@ fn spawn(launch: &Launch, scratch: &Scratch) -> Result<Child> {
         .arg(ctl)
         .arg("--pen-root")
         .arg(pen)
+        .arg("--config")
+        .arg(config)
         .envs(launch.environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -49,6 +49,22 @@ const BLOCKING_CALLS: &[(&str, Wake)] = &[
     ("accept", Wake::Connection),
 ];
 
+/// What victims/mapped.c does with a file that it has mapped shared.
+const MAPPED: &[&str] = &[
+    "plain",
+    "two",
+    "late",
+    "read-only",
+    "grow",
+    "memfd",
+    "shm",
+    "deleted",
+    "sparse",
+    "remap",
+    "beside",
+    "dense",
+];
+
 const PLAIN: &[&str] = &[
     "absent",
     "alarm",
@@ -62,6 +78,7 @@ const PLAIN: &[&str] = &[
     "brk-static-pie",
     "calls",
     "clock",
+    "devices",
     "dispositions",
     "family",
     "filemap",
@@ -95,6 +112,7 @@ const PLAIN: &[&str] = &[
     "robust",
     "rseq",
     "rust-threads",
+    "selves",
     "shared",
     "sleepers",
     "sparse",
@@ -146,8 +164,10 @@ impl VictimKind {
                 Self::with_args("threads", &["400"]),
                 Self::with_args("births", &["100"]),
                 Self::with_args("births", &["900", "full"]),
+                Self::with_args("births", &["450", "few"]),
                 Self::with_args("memory", &["256"]),
             ])
+            .chain(MAPPED.iter().map(|subject| Self::with_args("mapped", &[subject])))
             .collect()
     }
 

@@ -24,6 +24,12 @@ const UNTRIED: &[(&str, &str)] = &[
     ("execveat", "the guest goes home for it: tests/victims/family.c"),
     ("exit", "ends the caller: tests/victims/births.c"),
     ("exit_group", "ends the caller: every victim does"),
+    ("mremap", "the guest's kernel's, but of live files: tests/victims/mapped.c"),
+    ("msync", "the guest's kernel's, but of live files: tests/victims/mapped.c"),
+    ("remap_file_pages", "the guest's kernel's, but of live files"),
+    ("getrusage", "no two runs use the same: tests/tests/selves.rs"),
+    ("times", "no two runs use the same: tests/tests/selves.rs"),
+    ("clock_gettime", "time passes: tests/tests/selves.rs"),
     ("sync", "writes back all that the machine has"),
 ];
 

@@ -1,16 +1,19 @@
 /*
  * Threads that begin and end all the time: a chain of which each begins the next, a crowd that
  * waits in reads of a pipe, and, at each check, some that are signalled by name. Arguments: the
- * crowd's size (20); "full": it may not all find room.
+ * crowd's size (20); "full": it may not all find room; "few": it may have few files open, all of
+ * whose numbers are its own.
  */
 #include "victim.h"
+#include <sys/resource.h>
 
 #define CROWD_MAX 1000
 #define CHAINS 3
+#define FEW 1024
 
 static __thread long own;
 static int crowd = 20;
-static int may_be_full;
+static int may_be_full, has_few;
 static volatile sig_atomic_t signalled_tid;
 static long links[CHAINS];
 
@@ -66,7 +69,14 @@ static void *wait_for_signal(void *argument)
 
 static void setup(int argc, char **argv)
 {
-	may_be_full = argc > 2;
+	may_be_full = argc > 2 && !strcmp(argv[2], "full");
+	has_few = argc > 2 && !strcmp(argv[2], "few");
+	if (has_few) {
+		struct rlimit files;
+		must(getrlimit(RLIMIT_NOFILE, &files) == 0, "getrlimit");
+		files.rlim_cur = FEW;
+		must(setrlimit(RLIMIT_NOFILE, &files) == 0, "setrlimit");
+	}
 	if (argc > 1)
 		crowd = atoi(argv[1]);
 	must(crowd > 0 && crowd <= CROWD_MAX, "crowd");
@@ -152,8 +162,27 @@ static void check_chains(void)
 	}
 }
 
+static void check_numbers(void)
+{
+	struct rlimit files;
+	int first = -1, last = -1, fd;
+	expect_equal("getrlimit", 0, getrlimit(RLIMIT_NOFILE, &files));
+	expect_equal("limit of open files", FEW, files.rlim_cur);
+	while ((fd = dup(0)) >= 0) {
+		if (first < 0)
+			first = fd;
+		last = fd;
+	}
+	expect_equal("errno beyond the limit", EMFILE, errno);
+	expect_equal("highest number", FEW - 1, last);
+	expect_equal("dup2 beyond the limit", -1, dup2(0, FEW));
+	expect_equal("close_range", 0, syscall(SYS_close_range, first, ~0u, 0));
+}
+
 static void check(void)
 {
+	if (has_few)
+		check_numbers();
 	check_crowd();
 	check_signal();
 	check_chains();

@@ -90,9 +90,12 @@ pub fn serve() -> Result<()> {
     Ok(())
 }
 
+/// More than any victim takes that does not want to.
+const LIMITS: &str = "[guests]\nmemory-mib = 192\n";
+
 fn obey(node: &mut Option<Node>, order: Order) -> Result<String> {
     if let Order::Start { environment } = order {
-        let mut launch = Launch::new("desk", Root::Normal);
+        let mut launch = Launch::new("desk", Root::Normal).config(LIMITS);
         launch.environment = environment;
         *node = Some(Node::launch(launch)?);
         return Ok(String::new());

@@ -9,6 +9,7 @@
 
 mod arguments;
 mod message;
+pub mod own;
 
 use alloc::vec::Vec;
 

@@ -321,6 +321,19 @@ impl Newborn {
         settle_all(new)
     }
 
+    /// A userfaultfd of its, for us; it loses its own with its other descriptors. None: this
+    /// kernel gives none.
+    pub fn userfault(&mut self) -> Result<Option<OwnedFd>> {
+        let host = self.frozen.pid;
+        let mut b = self.leader();
+        let args = [tcmi_sys::userfault::FLAGS, 0, 0, 0, 0, 0];
+        let op = b.attempt("userfaultfd", libc::SYS_userfaultfd, args)?;
+        match b.flush()?.ret(op) {
+            fd @ 0.. => take_descriptor(host, fd as i32).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// The guest's own tid of each thread, in the order of `frozen.threads`.
     pub fn tids(&self) -> &[i32] {
         &self.tids

@@ -132,6 +132,21 @@ pub fn sharers(objects: &[Object]) -> Result<Vec<i32>> {
     Ok(all)
 }
 
+/// A shared mapping of a file through which the process writes, or may come to: its file is
+/// *live*, one memory on both nodes, whose changes go home. Needs what smaps tells.
+pub fn is_live(m: &Mapping) -> bool {
+    let by_key = m.name == "/dev/zero (deleted)" || m.name.starts_with("/SYSV");
+    m.shared && (m.write || m.has(b"mw")) && m.inode != 0 && !by_key
+}
+
+/// Why the live file behind a mapping of `pid` has to stay: another process has it mapped, too.
+/// Its stores, and its view of ours, would be those of another machine.
+pub fn sharer_of(pid: i32, m: &Mapping) -> Result<Option<String>> {
+    let sharer = maps::sharer(pid, m.dev, m.inode)?;
+    let at = format!("{:x}-{:x} {}", m.start, m.end, m.name);
+    Ok(sharer.map(|n| format!("writable shared memory ({at}), also mapped by process {n}")))
+}
+
 /// Two mappings of one page of shared memory can be told from two pages, so they cannot be made
 /// again as what they are not. `mremap` of no bytes makes such.
 fn refuse_aliases(all: &[Mapping]) -> Result<()> {
@@ -159,7 +174,7 @@ pub fn obstacle(m: &Mapping) -> Option<String> {
         Some(format!("huge pages of hugetlbfs ({at})"))
     } else if m.name.starts_with("anon_inode:") {
         Some(format!("a mapped kernel object ({at})"))
-    } else if m.shared && (m.write || m.has(b"mw") || m.inode == 0) {
+    } else if m.shared && (m.write || m.has(b"mw") || m.inode == 0) && !is_live(m) {
         Some(format!("writable shared memory ({at})"))
     } else {
         None

@@ -3,13 +3,43 @@
 use crate::birth::take_descriptor;
 use crate::error::{Error, Result};
 use crate::rebuild::Batcher;
-use crate::remote::bytes_of;
+use crate::remote::{Results, bytes_of};
 use std::os::fd::{AsRawFd, OwnedFd};
 use tcmi_sys::Errno;
 
 /// In one SCM_RIGHTS message; the kernel takes 253.
 pub const PASSED_AT_ONCE: usize = 250;
 const HEADER_BYTES: usize = 16;
+
+/// A process's limit of open files, and one beyond it for the time of one batch: numbers there are
+/// never given to the process itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Beyond {
+    pub soft: u64,
+    pub hard: u64,
+    /// Numbers below this can be given. At most `hard`.
+    pub end: u64,
+}
+
+impl Beyond {
+    /// Has the process make the calls that `push` adds, all of which may fail.
+    pub fn calls(
+        self,
+        b: &mut Batcher,
+        push: impl FnOnce(&mut Batcher) -> Result<()>,
+    ) -> Result<Results> {
+        b.flush()?;
+        self.set(b, self.end)?;
+        push(b)?;
+        self.set(b, self.soft)?;
+        b.flush()
+    }
+    fn set(self, b: &mut Batcher, soft: u64) -> Result<()> {
+        let limit = b.data(bytes_of(&[soft, self.hard]))?;
+        let args = [0, libc::RLIMIT_NOFILE as u64, limit, 0, 0, 0];
+        b.attempt("prlimit", libc::SYS_prlimit64, args).map(drop)
+    }
+}
 
 /// `struct msghdr` and the `iovec` it needs.
 #[repr(C)]

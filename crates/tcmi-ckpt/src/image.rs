@@ -9,7 +9,7 @@ use tcmi_sys::pages::PAGE_BYTES;
 const USER_END: u64 = 1 << 47;
 
 /// Of what stands here; goes up with every change that another version cannot read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 pub const SIGINFO_BYTES: usize = 128;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,7 +135,8 @@ pub fn check_range(what: &'static str, (start, end): (u64, u64)) -> Result<()> {
 pub enum Backing {
     /// Anonymous memory: private, or shared and no other process's.
     Anonymous,
-    /// Private (or shared and read-only) mapping of `files[file]`, beginning at `offset` bytes.
+    /// Mapping of `files[file]`, beginning at `offset` bytes; shared and writable only of a live
+    /// one.
     File { file: u32, offset: u64 },
 }
 
@@ -160,7 +161,7 @@ pub mod vma_flags {
     pub const HUGE: u32 = 64;
     pub const NO_HUGE: u32 = 128;
     pub const MERGEABLE: u32 = 256;
-    /// MAP_SHARED: of a file, read-only; or of anonymous memory.
+    /// MAP_SHARED: of a file, or of anonymous memory.
     pub const SHARED: u32 = 512;
 }
 
@@ -204,7 +205,7 @@ impl Segment {
     }
 }
 
-/// A file at home that is mapped, named by content.
+/// A file at home that is mapped, named by content, or live.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRef {
     pub path: String,
@@ -215,6 +216,9 @@ pub struct FileRef {
     pub first: u64,
     pub last: u64,
     pub hash: [u8; 32],
+    /// The process may write to it by a shared mapping: it is named by device and inode alone
+    /// (the four before are 0), and what is mapped of it comes with the pages.
+    pub live: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ pub mod birth;
 pub mod blob;
 pub mod capture;
 pub mod descriptors;
+pub mod devices;
 pub mod error;
 pub mod freeze;
 pub mod freezer;
@@ -15,6 +16,7 @@ pub mod image;
 pub mod layout;
 pub mod rebuild;
 pub mod remote;
+pub mod usage;
 pub mod vdso;
 pub mod watched;
 

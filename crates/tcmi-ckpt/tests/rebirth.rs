@@ -38,6 +38,7 @@ impl Files for Opened {
             first: 0,
             last: 0,
             hash: [0; 32],
+            live: false,
         });
         Ok(self.refs.len() as u32 - 1)
     }

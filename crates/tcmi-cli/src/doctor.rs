@@ -61,7 +61,7 @@ fn needed(what: &'static str, there: bool, lacking: &str) -> Finding {
 
 pub fn examine(ctlfs: &Path) -> Report {
     let node = Node::open(ctlfs);
-    let mut findings = vec![daemon(&node), control(&node), module()];
+    let mut findings = vec![daemon(&node), control(&node), limits(&node), module()];
     findings.extend([kernel(), seccomp(), namespaces(), user_namespaces(), pagemap_scan()]);
     Report { findings, is_served: node.is_ok() }
 }
@@ -87,6 +87,26 @@ fn control(node: &Result<Node, Failure>) -> Finding {
         Some(Err(error)) => found("ctlfs", Health::Bad, error.to_string()),
         None if fuse => found("ctlfs", Health::Good, "served by nobody; FUSE is available"),
         None => found("ctlfs", Health::Lacking, "served by nobody; no /dev/fuse"),
+    }
+}
+
+/// By what the daemon keeps guests within what its owner grants them.
+fn limits(node: &Result<Node, Failure>) -> Finding {
+    const WHAT: &str = "guests' limits";
+    let text = match node.as_ref().map(|node| node.line("node/features")) {
+        Ok(Ok(text)) => text,
+        Ok(Err(error)) => return found(WHAT, Health::Lacking, error.to_string()),
+        Err(_) => return found(WHAT, Health::Lacking, "served by nobody"),
+    };
+    let by: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("limit-")).collect();
+    let lacking: Vec<&str> = by.iter().filter_map(|line| line.strip_suffix("=none")).collect();
+    let said = by.join(", ");
+    match lacking.is_empty() {
+        true => found(WHAT, Health::Good, said),
+        false => {
+            let text = format!("{said}; no control group to limit {}", lacking.join(" and "));
+            found(WHAT, Health::Lacking, text)
+        }
     }
 }
 

@@ -4,8 +4,11 @@
 pub const FREEZE_RESCAN_ATTEMPTS_MAX: u32 = 64;
 /// Longest that the module waits for threads that cannot be frozen now, in milliseconds.
 pub const FREEZE_TIMEOUT_MS: u32 = 5_000;
-/// Processes that are away because one that is away began them, and that one. Others stay at home.
-pub const FAMILY_PROCESSES_MAX: usize = 128;
+/// Processes that are away because one that is away began them, and that one, where the
+/// configuration does not say otherwise. Others stay at home.
+pub const FAMILY_PROCESSES: u64 = 128;
+/// Processes of a tree that moves at once.
+pub const TREE_PROCESSES_MAX: usize = 128;
 /// Longest that a tree of processes may take until all of it is held, in milliseconds.
 pub const TREE_HOLD_TIMEOUT_MS: u64 = 5_000;
 /// Longest that a node waits for home to let a guest run, in milliseconds: others of its tree may

@@ -8,7 +8,7 @@ use crate::codec::{self, CodecError, Frame};
 use crate::limits::CONTROL_MESSAGE_BYTES_MAX;
 
 /// What the messages mean; said in Hello. Ends with different versions do not talk.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 macro_rules! messages {
     ($(#[$doc:meta])* $vis:vis enum $name:ident {
@@ -53,8 +53,18 @@ messages! {
         8 => StreamsWanted { kind: StreamKind, parked: u32 },
         /// Listener to dialer: this parked stream is in use now.
         9 => StreamTaken { kind: StreamKind, id: u64 },
-        /// Take over a process. Its state follows on the bulk stream `bulk`.
-        16 => Offer { migration: u64, epoch: u32, pid: i32, uid: u32, comm: String, bulk: u64 },
+        /// Take over a process that has so many bytes of its own and so many threads now. Its
+        /// state follows on the bulk stream `bulk`.
+        16 => Offer {
+            migration: u64,
+            epoch: u32,
+            pid: i32,
+            uid: u32,
+            comm: String,
+            bulk: u64,
+            memory: u64,
+            threads: u32,
+        },
         /// `errno` 0 accepts.
         17 => OfferAnswer { migration: u64, errno: i32, text: String },
         18 => Guest { migration: u64, what: GuestControl },

@@ -44,6 +44,8 @@ fn messages_arrive_in_order_both_ways() {
         uid: 1000,
         comm: "python3".into(),
         bulk: n,
+        memory: 1 << 20,
+        threads: 3,
     };
     for n in 0..500 {
         p.at_home.send(&offer(n)).unwrap();

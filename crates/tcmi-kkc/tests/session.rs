@@ -316,14 +316,16 @@ fn any_control() -> impl Strategy<Value = Control> {
         (kind.clone(), any::<u32>())
             .prop_map(|(kind, parked)| Control::StreamsWanted { kind, parked }),
         (kind, 0..20u64).prop_map(|(kind, id)| Control::StreamTaken { kind, id }),
-        (any::<u64>(), any::<u32>(), any::<i32>(), any::<u32>(), text, any::<u64>()).prop_map(
-            |(migration, epoch, pid, uid, comm, bulk)| Control::Offer {
+        (any::<u64>(), any::<u32>(), any::<i32>(), any::<u32>(), text, any::<[u64; 2]>()).prop_map(
+            |(migration, epoch, pid, uid, comm, [bulk, memory])| Control::Offer {
                 migration,
                 epoch,
                 pid,
                 uid,
                 comm,
-                bulk
+                bulk,
+                memory,
+                threads: epoch,
             }
         ),
         (any::<u64>(), any::<i32>(), text)

@@ -2,10 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::fault::{self, Point};
-use crate::files::Cache;
+use crate::files::{Cache, joined};
 use crate::messages as msg;
 use crate::pages::Incoming;
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
@@ -18,9 +19,10 @@ use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::descriptors;
 use tcmi_ckpt::freeze::Frozen;
-use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, Vma};
+use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, Vma, vma_flags};
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent, page_up};
+use tcmi_ckpt::usage::Used;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_sys::maps::Mapping;
 use tcmi_sys::{namespace, ptrace};
@@ -32,6 +34,26 @@ pub struct GuestFiles {
     open: Vec<File>,
     /// (st_dev major, minor, inode) of what is open here, and of memfds that stand for files.
     here: HashMap<(u32, u32, u64), (u32, u64)>,
+    live: Vec<LiveFile>,
+}
+
+/// A file that the guest may write to by shared mappings of a memfd.
+pub struct LiveFile {
+    pub memfd: File,
+    /// As `fstat` at home has them.
+    pub dev: u64,
+    pub ino: u64,
+    pub windows: Vec<Window>,
+}
+
+/// Where home has a live file mapped shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Address in the shadow.
+    pub home: u64,
+    /// Of the file, in bytes, as `len`.
+    pub offset: u64,
+    pub len: u64,
 }
 
 impl GuestFiles {
@@ -55,6 +77,42 @@ impl GuestFiles {
             self.refs.len() - 1
         });
         self.here.insert((dev.0, dev.1, inode), (index as u32, offset));
+    }
+    /// Fills the live ones with what home sends of them, which `vmas` map.
+    fn receive_live(&mut self, files: &[FileRef], vmas: &[Vma], r: &mut BulkReader) -> Result<()> {
+        for (i, wanted) in files.iter().enumerate().filter(|(_, f)| f.live) {
+            let said: msg::Live = msg::expect(r)?;
+            let index = self.index_of(wanted).filter(|_| said.index as usize == i);
+            let index = index.ok_or(tcmi_ckpt::Error::Image("another live file than announced"))?;
+            let memfd = self.open[index as usize].try_clone().map_err(Error::io("dup a memfd"))?;
+            memfd.set_len(said.size).map_err(Error::io("size a live file"))?;
+            let (mut mapped, mut windows) = (Vec::new(), Vec::new());
+            for v in vmas {
+                let Backing::File { file, offset } = v.backing else { continue };
+                if file != index {
+                    continue;
+                }
+                let len = v.end - v.start;
+                mapped.push(offset..offset + len);
+                if v.flags & vma_flags::SHARED != 0 {
+                    windows.push(Window { home: v.start, offset, len });
+                }
+            }
+            Incoming::new(r).receive_file(&memfd, &joined(&mapped))?;
+            self.live.push(LiveFile { memfd, dev: said.dev, ino: said.ino, windows });
+        }
+        Ok(())
+    }
+    /// To be served; at most once.
+    pub fn take_live(&mut self) -> Vec<LiveFile> {
+        std::mem::take(&mut self.live)
+    }
+    /// Device and inode here with the file at home and the offset of its first byte here.
+    pub fn names(&self) -> HashMap<(u32, u32, u64), (FileRef, u64)> {
+        let named = |(at, (index, offset)): (&_, &(u32, u64))| {
+            self.refs.get(*index as usize).map(|file| (*at, (file.clone(), *offset)))
+        };
+        self.here.iter().filter_map(named).collect()
     }
     fn index_of(&self, r: &FileRef) -> Option<u32> {
         self.refs[..self.open.len()].iter().position(|k| k == r).map(|i| i as u32)
@@ -108,6 +166,8 @@ pub struct Site<'a> {
 pub struct Built {
     newborn: Newborn,
     pub image: ProcessImage,
+    pub used: Used,
+    pub rebinds: msg::Rebinds,
     pub listener: OwnedFd,
     /// Its number in the guest, where only the steward can close it.
     pub listener_there: i32,
@@ -118,6 +178,8 @@ pub struct Built {
     pub events: Option<Stream>,
     pub calls: Vec<(i32, Stream)>,
     pub files: GuestFiles,
+    /// Of a guest that has live files, where this kernel gives one.
+    pub userfault: Option<OwnedFd>,
     pub bytes: u64,
 }
 
@@ -134,7 +196,7 @@ pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<
     fetch(&mut files, &begin.files, w, r, &site.cache)?;
     let blob = Blob::built_in();
     let area_len = page_up(std::mem::size_of::<StewardArea>() as u64);
-    let area = memfd(area_len)?;
+    let area = memfd(c"tcmi-steward", area_len)?;
     let segments: Vec<OwnedFd> =
         begin.segments.iter().map(|s| (site.segment)(s.id, s.bytes)).collect::<Result<_>>()?;
     // The child has what is open when it is made; what comes later goes this way.
@@ -176,10 +238,6 @@ fn construct(
     n.place_steward(reserved, blob, area.as_raw_fd())?;
     let resident: Vec<_> = begin.resident.iter().map(|&(s, e)| s..e).collect();
     n.populate(&resident, &first)?;
-    let steward_end = reserved.0 + blob.header().steward_syscall_end;
-    let filter = tcmi_sys::seccomp::program(begin.pid, Some(steward_end));
-    let filter = filter.iter().flat_map(|i| remote::bytes_of(i).to_vec()).collect();
-    let shut_in = ShutIn { uid: begin.uid, gid: begin.gid, filter };
     let events = (site.claim)(begin.events)?;
     let mut parked: HashMap<u64, Stream> = HashMap::new();
     for &id in &begin.calls {
@@ -188,7 +246,7 @@ fn construct(
     fault::pass(Point::NodePrepared)?;
     msg::send(w, &msg::Prepared {})?;
 
-    let msg::State { image, calls } = msg::expect(r)?;
+    let msg::State { image, calls, used, rebinds } = msg::expect(r)?;
     image.mm.check()?;
     if image.pid != begin.pid || image.mm.reserved != reserved {
         return Err(tcmi_ckpt::Error::Image("another process than announced").into());
@@ -198,6 +256,7 @@ fn construct(
         fetch(&mut files, &image.files, w, r, &site.cache)?;
     }
     let want = files.translate(&image.mm.vmas, &image.files)?;
+    files.receive_live(&image.files, &want, r)?;
     for late in files.open[there.len()..].chunks(1) {
         descriptors::send(&post.0, late)?;
         there.extend(descriptors::receive(&mut n.leader(), post.1.as_raw_fd(), 1)?);
@@ -211,6 +270,12 @@ fn construct(
     let others: Vec<i32> =
         image.threads.iter().map(|t| t.tid).filter(|&t| t != image.pid).collect();
     n.create_threads(&others, begin.uid, begin.gid)?;
+    let steward_end = reserved.0 + blob.header().steward_syscall_end;
+    let has_live = !files.live.is_empty();
+    let filter = tcmi_sys::seccomp::program(begin.pid, Some(steward_end), has_live);
+    let filter = filter.iter().flat_map(|i| remote::bytes_of(i).to_vec()).collect();
+    let shut_in = ShutIn { uid: begin.uid, gid: begin.gid, filter };
+    let userfault = if has_live { n.userfault()? } else { None };
     let (listener, listener_there) =
         n.restore(&image, Some(&shut_in))?.ok_or(tcmi_ckpt::Error::Ended)?;
     let calls = calls
@@ -225,6 +290,8 @@ fn construct(
     Ok(Built {
         newborn: n,
         image,
+        used,
+        rebinds,
         listener,
         listener_there,
         area,
@@ -232,6 +299,7 @@ fn construct(
         events: Some(events),
         calls,
         files,
+        userfault,
         bytes,
     })
 }
@@ -261,6 +329,10 @@ fn fetch(
         if files.index_of(f).is_some() {
             continue;
         }
+        if f.live {
+            files.add(f.clone(), memfd(c"home-file", 0)?.into())?;
+            continue;
+        }
         match cache.open(f) {
             Some(open) => drop(files.add(f.clone(), open)?),
             None => missing.push(i as u32),
@@ -279,9 +351,9 @@ fn fetch(
     Ok(())
 }
 
-fn memfd(len: u64) -> Result<OwnedFd> {
+fn memfd(name: &CStr, len: u64) -> Result<OwnedFd> {
     // SAFETY: a C string; the descriptor is checked before it is owned.
-    let fd = unsafe { libc::memfd_create(c"tcmi-steward".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
         return Err(tcmi_sys::Errno::last("memfd_create").into());
     }

@@ -2,9 +2,12 @@
 //! cache under their hash.
 
 use crate::error::{Error, Result};
+use crate::messages as msg;
+use crate::pages;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::LazyLock;
@@ -26,18 +29,33 @@ pub struct HomeFiles {
     pid: i32,
     pub refs: Vec<FileRef>,
     open: Vec<File>,
+    /// File offsets that are mapped of each.
+    mapped: Vec<Vec<Range<u64>>>,
+    /// It runs: who else maps its live files is not looked for yet, which takes longer than the
+    /// rest.
+    in_passing: bool,
     /// All who share memory with it move with it.
     together: bool,
 }
 
 impl HomeFiles {
+    /// Of a process that is held.
     pub fn of(pid: i32, together: bool) -> Self {
-        Self { pid, refs: Vec::new(), open: Vec::new(), together }
+        let (refs, open, mapped) = Default::default();
+        Self { pid, refs, open, mapped, in_passing: false, together }
+    }
+
+    pub fn in_passing(pid: i32, together: bool) -> Self {
+        Self { in_passing: true, ..Self::of(pid, together) }
     }
 
     /// Fills in the hashes, reading what is not known yet.
     pub fn hash(&mut self) -> Result<()> {
         for (r, f) in self.refs.iter_mut().zip(&self.open) {
+            if r.live {
+                (r.size, r.first, r.last) = (0, 0, 0);
+                continue;
+            }
             let m = f.metadata().map_err(Error::io("stat a mapped file"))?;
             r.size = m.size();
             r.last = r.last.min(r.size);
@@ -57,6 +75,41 @@ impl HomeFiles {
         Ok(())
     }
 
+    /// Makes a file live, if the process is the only one that has it so.
+    fn live(&mut self, index: usize, m: &Mapping) -> tcmi_ckpt::Result<()> {
+        let sharer = match self.in_passing {
+            true => None,
+            false => capture::sharer_of(self.pid, m)?,
+        };
+        match sharer {
+            Some(why) => Err(tcmi_ckpt::Error::Unsupported(why)),
+            None => {
+                self.refs[index].live = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// What the held process has mapped of its live files, each behind a [`msg::Live`].
+    pub fn send_live(&self, w: &mut BulkWriter) -> Result<()> {
+        let all = self.refs.iter().zip(&self.open).zip(&self.mapped).zip(0..);
+        for (((r, f), mapped), index) in all {
+            if !r.live {
+                continue;
+            }
+            let m = f.metadata().map_err(Error::io("stat a mapped file"))?;
+            let (size, dev, ino) = (m.size(), m.dev(), m.ino());
+            msg::send(w, &msg::Live { index, size, dev, ino })?;
+            let mut data = Vec::new();
+            for range in joined(mapped) {
+                data_in(f, range.start..range.end.min(size), &mut data)
+                    .map_err(Error::io("look for data in a mapped file"))?;
+            }
+            pages::send_file(w, f, &data)?;
+        }
+        Ok(())
+    }
+
     pub fn send(&self, w: &mut BulkWriter, index: u32) -> Result<()> {
         let missing = Error::Protocol { want: "the index of a file", got: 0 };
         let (r, f) = match (self.refs.get(index as usize), self.open.get(index as usize)) {
@@ -72,6 +125,44 @@ impl HomeFiles {
             at += n as u64;
         }
         Ok(())
+    }
+}
+
+/// Sorted, and none touches the next.
+pub fn joined(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut all = ranges.to_vec();
+    all.sort_unstable_by_key(|r| r.start);
+    let mut joined: Vec<Range<u64>> = Vec::with_capacity(all.len());
+    for r in all {
+        match joined.last_mut() {
+            Some(last) if r.start <= last.end => last.end = last.end.max(r.end),
+            _ => joined.push(r),
+        }
+    }
+    joined
+}
+
+/// Appends where a range of a file is no hole.
+fn data_in(f: &File, range: Range<u64>, out: &mut Vec<Range<u64>>) -> std::io::Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let Some(start) = seek(f, at, libc::SEEK_DATA)?.filter(|s| *s < range.end) else { break };
+        let end = seek(f, start, libc::SEEK_HOLE)?.map_or(range.end, |e| e.min(range.end));
+        out.push(start..end);
+        at = end;
+    }
+    Ok(())
+}
+
+/// None: there is no more of what was looked for.
+pub fn seek(f: &File, at: u64, whence: i32) -> std::io::Result<Option<u64>> {
+    // SAFETY: plain call on an open file.
+    match unsafe { libc::lseek(f.as_raw_fd(), at as i64, whence) } {
+        -1 => match std::io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            e => Err(e),
+        },
+        found => Ok(Some(found as u64)),
     }
 }
 
@@ -102,6 +193,10 @@ impl Files for HomeFiles {
         if let Some(i) = self.refs.iter().position(|r| r.dev == dev && r.inode == m.inode) {
             let r = &mut self.refs[i];
             (r.first, r.last) = (r.first.min(first), r.last.max(last));
+            self.mapped[i].push(first..last);
+            if !r.live && capture::is_live(m) {
+                self.live(i, m)?;
+            }
             return Ok(i as u32);
         }
         // By the mapping, not by the path: the file may be deleted or renamed.
@@ -122,8 +217,15 @@ impl Files for HomeFiles {
             first,
             last,
             hash: [0; 32],
+            live: false,
         });
-        Ok(self.refs.len() as u32 - 1)
+        self.mapped.push(Vec::new());
+        let i = self.refs.len() - 1;
+        self.mapped[i].push(first..last);
+        if capture::is_live(m) {
+            self.live(i, m)?;
+        }
+        Ok(i as u32)
     }
 }
 

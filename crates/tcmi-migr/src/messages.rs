@@ -2,18 +2,29 @@
 //!
 //! Out: Begin -> Need, (File, bytes)* -> Prepared; State, pages -> Ready; Commit -> Running.
 //! That home's shadow serves is said on the event stream, by the shadow itself. A State that
-//! names a file that Begin did not is followed by Need and the files, too.
+//! names a file that Begin did not is followed by Need and the files, too; then comes Live for each
+//! live file.
 //! Back: ComeHome (or N's WantHome first) -> Quiet; Capture -> Image, pages; Finish -> Gone,
 //! or Thaw. Either end may say Failed instead of what is due before a commit.
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tcmi_ckpt::devices::OpenDevice;
 use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, SEGMENTS_MAX, Segment, check_range};
+use tcmi_ckpt::usage::Used;
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
 
 /// How often a node asks for home's clocks; the quickest answer counts.
 pub const CLOCK_QUESTIONS: u32 = 4;
+
+/// What a guest has of its node, by home's rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rebinds {
+    pub processors: bool,
+    /// Those that are open. None: none are the node's.
+    pub devices: Option<Vec<OpenDevice>>,
+}
 
 /// A message with its number on the wire.
 pub trait Message: Serialize + DeserializeOwned {
@@ -72,6 +83,9 @@ message! {
         image: ProcessImage,
         /// (tid, stream id)
         calls: Vec<(i32, u64)>,
+        /// On other nodes, before.
+        used: Used,
+        rebinds: Rebinds,
     }
     6 Ready {}
     7 Commit {}
@@ -93,8 +107,8 @@ message! {
     19 Quiet { segments: Vec<Segment> }
     /// H: the shadow is held; `signals` were sent in all. Other guests send these parts of memory.
     20 Capture { signals: u32, skip: Vec<(u64, u64)> }
-    /// N: the frozen guest; its pages follow.
-    21 Image { image: ProcessImage }
+    /// N: the frozen guest, with what it used there and before; its pages follow.
+    21 Image { image: ProcessImage, used: Used }
     /// H: the process is whole at home and about to run: the guest ends.
     22 Finish {}
     23 Gone {}
@@ -103,8 +117,8 @@ message! {
     25 Thawed {}
     /// H: job control or death, which no agent can see.
     32 Signal { signal: i32 }
-    /// N: the guest ended; the raw wait status.
-    33 Ended { status: i32 }
+    /// N: the guest ended; the raw wait status, and why if its node knows more.
+    33 Ended { status: i32, why: String }
     /// N: counters for `stats`, since the guest began.
     34 Stats { calls: Vec<CallCount> }
     /// H asks for them.
@@ -117,6 +131,9 @@ message! {
     /// H: its id, and the stream that its shadow serves.
     38 ThreadBegun { tid: i32, stream: u64 }
     39 ThreadRefused {}
+    /// H, behind State and its files: of `files[index]`, which is live, the size in bytes and what
+    /// `fstat` says of it. Runs of its bytes follow, as pages do, by file offset.
+    48 Live { index: u32, size: u64, dev: u64, ino: u64 }
     /// N: thread `by` makes a call that only home's kernel can. ComeHome is the answer.
     40 VisitHome { by: i32 }
 }

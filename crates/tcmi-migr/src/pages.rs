@@ -8,7 +8,9 @@ use crate::error::{Error, Result};
 use crate::fault::{self, Point};
 use crate::messages as msg;
 use crate::module;
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use tcmi_ckpt::image::Vma;
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_kkc::{BulkReader, BulkWriter};
@@ -39,6 +41,48 @@ pub fn send(w: &mut BulkWriter, pages: &Outgoing, half: Point, sent: &dyn Fn(u64
             done
         }
     }
+}
+
+/// Sends ranges of a file by their offsets, as pages go.
+///
+/// Err, but for a failure of the stream: the receiver waits for our Failed.
+pub fn send_file(w: &mut BulkWriter, f: &File, ranges: &[Range<u64>]) -> Result<()> {
+    let mut sent = Ok(());
+    'all: for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(RUN_BYTES_MAX);
+            header(w, at, len)?;
+            sent = send_extent(w, f, at, len);
+            if sent.is_err() {
+                break 'all;
+            }
+            at += len;
+        }
+    }
+    match sent {
+        Err(e @ Error::Stream(_)) => Err(e),
+        done => {
+            header(w, if done.is_ok() { 0 } else { ABORT }, 0)?;
+            w.flush()?;
+            done
+        }
+    }
+}
+
+fn send_extent(w: &mut BulkWriter, f: &File, addr: u64, len: u64) -> Result<()> {
+    let mut done = 0;
+    while done < len {
+        let room = w.space()?;
+        let n = (room.len() as u64).min(len - done) as usize;
+        if let Err(e) = f.read_exact_at(&mut room[..n], addr + done) {
+            fill_up(w, len - done)?;
+            return Err(Error::io("read a mapped file")(e));
+        }
+        w.commit(n)?;
+        done += n as u64;
+    }
+    Ok(())
 }
 
 fn send_runs(w: &mut BulkWriter, pages: &Outgoing, half: Point, sent: &dyn Fn(u64)) -> Result<()> {
@@ -158,6 +202,27 @@ impl<'a> Incoming<'a> {
     ///
     /// Err: the stream stands where it failed; [`Incoming::discard`] brings it to the end.
     pub fn receive(&mut self, into: &Pages, half: Point, got: &dyn Fn(u64)) -> Result<u64> {
+        self.each(&mut |at, bytes| Ok(into.write(at, bytes)?), Some(half), got)
+    }
+
+    /// The same with what [`send_file`] sends.
+    pub fn receive_file(&mut self, f: &File, mapped: &[Range<u64>]) -> Result<u64> {
+        let mut write = |at: u64, bytes: &[u8]| {
+            let end = at + bytes.len() as u64;
+            if !mapped.iter().any(|r| r.start <= at && end <= r.end) {
+                return Err(tcmi_ckpt::Error::Image("bytes of a file that are not mapped").into());
+            }
+            f.write_all_at(bytes, at).map_err(Error::io("fill a mapped file"))
+        };
+        self.each(&mut write, None, &|_| {})
+    }
+
+    fn each(
+        &mut self,
+        write: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+        half: Option<Point>,
+        got: &dyn Fn(u64),
+    ) -> Result<u64> {
         let mut total = 0;
         loop {
             match self.head()? {
@@ -170,10 +235,10 @@ impl<'a> Incoming<'a> {
             }
             while !self.run.is_empty() {
                 let at = self.run.start;
-                total += self.take(|bytes| Ok(into.write(at, bytes)?))?;
+                total += self.take(|bytes| write(at, bytes))?;
                 got(total);
             }
-            fault::pass(half)?;
+            half.map_or(Ok(()), fault::pass)?;
         }
     }
 

@@ -11,12 +11,14 @@ use std::time::Instant;
 use tcmi_call::abi::{ProcArea, ThreadArea};
 use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Space};
+use tcmi_ckpt::devices;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::freezer::Freezer;
 use tcmi_ckpt::image::{FileRef, ProcessImage, Segment};
 use tcmi_ckpt::layout::gap;
 use tcmi_ckpt::rebuild;
 use tcmi_ckpt::remote::{self, Agent, page_up};
+use tcmi_ckpt::usage::Used;
 use tcmi_core::lifecycle::State;
 use tcmi_kkc::{BulkError, BulkReader, BulkWriter, Stream};
 use tcmi_sys::maps::Mapping;
@@ -26,6 +28,16 @@ use tcmi_sys::{namespace, signal};
 pub trait Watch {
     fn enter(&self, state: State);
     fn memory(&self, sent: u64, total: u64);
+    /// What the process has used on other nodes.
+    fn used(&self) -> Used;
+    fn rules(&self) -> Rules;
+}
+
+/// Of what kinds a guest has its node's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    pub devices: bool,
+    pub processors: bool,
 }
 
 /// The agent in a process that still runs at home, and how to call there without it.
@@ -429,7 +441,7 @@ fn prepare(
 /// Of a process that runs: a file that it maps may be gone between two looks.
 fn layout_in_passing(a: &Attached, together: bool) -> Result<(HomeFiles, Space)> {
     let look = || {
-        let mut files = HomeFiles::of(a.pid, together);
+        let mut files = HomeFiles::in_passing(a.pid, together);
         let space = capture::space(&capture::mappings(a.pid)?, a.reserved(), &mut files)?;
         files.hash()?;
         Ok((files, space))
@@ -525,11 +537,16 @@ fn transfer(
     runs.retain(|r| c.segments.iter().all(|s| s.is_sent || !s.covers(r.start, r.end)));
     let total: u64 = runs.iter().map(|r: &Range<u64>| r.end - r.start).sum();
     let calls = f.threads.iter().zip(&streams[1..]).map(|(t, s)| (t.tid, s.id)).collect();
-    msg::send(c.w, &msg::State { image: image.clone(), calls })?;
+    let rules = watch.rules();
+    let devices = rules.devices.then(|| devices::open_in(f.pid)).transpose()?;
+    let rebinds = msg::Rebinds { processors: rules.processors, devices };
+    let state = msg::State { image: image.clone(), calls, used: watch.used(), rebinds };
+    msg::send(c.w, &state)?;
     fault::pass(Point::HomeStateSent)?;
     if image.files.iter().any(|f| !known.contains(f)) {
         send_files(&files, c)?;
     }
+    files.send_live(c.w)?;
     let sent = |n| watch.memory(n, total);
     let worth = runs.iter().any(|r| r.end - r.start >= module::RUN_BYTES_MIN);
     let mut session = c.module.filter(|_| worth).and_then(ByModule::session);

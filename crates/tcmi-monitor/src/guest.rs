@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tcmi_call::abi::{BatchOp, StewardArea};
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
+use tcmi_ckpt::usage::Used;
 use tcmi_core::limits::{COMMIT_TIMEOUT_MS, PHASE_TIMEOUT_MS};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
@@ -19,18 +20,20 @@ use tcmi_migr::files::Cache;
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::{
-    Begun, CallStats, CallStream, Calls, Denied, Events, GuestThread, Hooks, News, SignalStream,
-    Steward, StreamError,
+    Begun, CallStats, CallStream, Calls, Denied, Events, GuestThread, Hooks, News, Processors,
+    SignalStream, Steward, StreamError,
 };
 use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
 use tcmi_sys::ptrace;
 
 use crate::ipc::{self, ToDaemon, ToMonitor};
+use crate::limits::Limits;
 use crate::rooms::{self, NextId};
 
 mod births;
 mod home;
+mod live;
 
 use births::{Births, Question};
 
@@ -48,13 +51,15 @@ const LOOK_INTERVAL_A_CALL: Duration = Duration::from_millis(2);
 const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(80);
 /// From the end of a shadow to that of a guest that ends with it.
 const END_OF_BOTH: Duration = Duration::from_millis(200);
+/// For what a guest that has ended stored last to be taken at home.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Between two looks whether there are new counters to tell home.
 const STATS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The monitor's whole run over its socket to the daemon. Exit status: 0 unless the guest could
 /// not be made.
 pub fn run(daemon: OwnedFd) -> i32 {
-    match live(&daemon) {
+    match oversee(&daemon) {
         Ok(text) => {
             tell(&daemon, &ToDaemon::Ended { text });
             0
@@ -73,17 +78,19 @@ fn tell(daemon: &OwnedFd, what: &ToDaemon) {
     }
 }
 
-fn live(daemon: &OwnedFd) -> Result<String> {
+fn oversee(daemon: &OwnedFd) -> Result<String> {
     let (start, fds) =
         ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(Error::io("the daemon's socket"))?;
     let mut fds = fds.into_iter();
-    let (ToMonitor::Start { bulk, root }, Some(socket), Some(cache)) =
+    let unknown = || Errno::new("the daemon's first message", libc::EPROTO);
+    let (ToMonitor::Start { bulk, root, limits }, Some(socket), Some(cache)) =
         (start, fds.next(), fds.next())
     else {
-        return Err(Errno::new("the daemon's first message", libc::EPROTO).into());
+        return Err(unknown().into());
     };
+    let mut limits = Limits::take(limits, &mut fds).ok_or_else(unknown)?;
     let (mut w, mut r) = bulk.with(socket).into_bulk();
-    let built = build(daemon, Cache::new(cache), &root, &mut w, &mut r);
+    let built = build(daemon, Cache::new(cache), &root, &mut limits, &mut w, &mut r);
     let born = match built {
         Ok(b) => b,
         Err(e) => {
@@ -95,7 +102,7 @@ fn live(daemon: &OwnedFd) -> Result<String> {
         }
     };
     let module = fds.next().map(Session::from);
-    let mut life = Life::begin(daemon, born, module, w, r)?;
+    let mut life = Life::begin(daemon, born, limits, module, w, r)?;
     let ended = life.serve(daemon);
     tell(daemon, &ToDaemon::Stats { calls: life.stats() });
     life.shadow.births.close();
@@ -109,16 +116,20 @@ struct Born {
     next_id: NextId,
     /// Its node's owner has sent it home already.
     unwanted: bool,
+    /// Of this node, of which its room shows nothing.
+    processors: Processors,
 }
 
 fn build(
     daemon: &OwnedFd,
     cache: Cache,
     root: &str,
+    limits: &mut Limits,
     w: &mut BulkWriter,
     r: &mut BulkReader,
 ) -> Result<Born> {
     let mut next_id = None;
+    let processors = Processors::look();
     let unwanted = Cell::new(false);
     let mut site = Site {
         cache,
@@ -127,11 +138,13 @@ fn build(
         bear: &mut |begin| {
             let room = rooms::bear(root, begin)?;
             next_id = Some(room.next_id);
+            limits.set(room.leader)?;
             Ok(room.leader)
         },
     };
     let built = destination::build(w, r, &mut site)?;
-    Ok(Born { built, next_id: next_id.ok_or(tcmi_ckpt::Error::Ended)?, unwanted: unwanted.get() })
+    let unwanted = unwanted.get();
+    Ok(Born { built, next_id: next_id.ok_or(tcmi_ckpt::Error::Ended)?, unwanted, processors })
 }
 
 /// Has the daemon hand over a stream that home parked for us. What else it says meanwhile, that
@@ -231,11 +244,14 @@ struct Parts {
 struct Life {
     guest: Guest,
     image: ProcessImage,
+    /// On other nodes than home, before it came.
+    used: Used,
     files: GuestFiles,
     calls: Calls,
     events: Arc<Events>,
     shadow: Arc<Tidings>,
     pidfd: OwnedFd,
+    limits: Limits,
     /// To send it home with.
     module: Option<Session>,
     w: BulkWriter,
@@ -272,13 +288,14 @@ impl Life {
     /// Waits for COMMIT and lets the guest run. On Err nothing is left of it.
     fn begin(
         daemon: &OwnedFd,
-        Born { mut built, next_id, unwanted }: Born,
+        Born { mut built, next_id, unwanted, processors }: Born,
+        limits: Limits,
         module: Option<Session>,
         mut w: BulkWriter,
         mut r: BulkReader,
     ) -> Result<Self> {
         let host = built.host_pid();
-        let prepared = Self::prepare(&mut built, next_id).and_then(|p| {
+        let prepared = Self::prepare(&mut built, next_id, processors).and_then(|p| {
             r.set_idle_timeout(Duration::from_millis(COMMIT_TIMEOUT_MS));
             msg::expect::<msg::Commit>(&mut r)?;
             r.set_idle_timeout(Duration::from_millis(PHASE_TIMEOUT_MS));
@@ -300,6 +317,7 @@ impl Life {
             kill(host);
             return Err(tcmi_ckpt::Error::Ended.into());
         }
+        let used = std::mem::take(&mut built.used);
         let (guest, image, files) = built.run(helper)?;
         // Who asked for the move may look at this node as soon as home has the answer.
         let unwanted = until_listed(daemon) || unwanted;
@@ -310,11 +328,13 @@ impl Life {
         Ok(Self {
             guest,
             image,
+            used,
             files,
             calls,
             events,
             shadow,
             pidfd,
+            limits,
             module,
             w,
             r,
@@ -329,7 +349,7 @@ impl Life {
         })
     }
 
-    fn prepare(built: &mut Built, next_id: NextId) -> Result<Parts> {
+    fn prepare(built: &mut Built, next_id: NextId, processors: Processors) -> Result<Parts> {
         let io = || Error::io("start serving the guest");
         let names = built.threads();
         let area = map_area(built.area.as_raw_fd())?;
@@ -355,12 +375,24 @@ impl Life {
         let mut threads = Vec::new();
         for (tid, stream) in built.calls.drain(..) {
             let here = names.iter().find(|(_, home)| *home == tid).map(|(here, _)| *here);
+            let used = built.used.thread(tid);
             let tid = here.ok_or(tcmi_ckpt::Error::Image("a stream for no thread"))?;
             let (fd, tx, rx) = stream.into_parts();
-            threads.push(GuestThread { tid, stream: CallStream::new(fd, &tx, &rx) });
+            threads.push(GuestThread { tid, stream: CallStream::new(fd, &tx, &rx), used });
         }
         let listener = built.listener.try_clone().map_err(io())?;
-        let parts = tcmi_shadow::Guest { steward: steward.clone(), events: events.clone() };
+        let (live, watch) = live::of(built);
+        let parts = tcmi_shadow::Guest {
+            pid: built.host_pid(),
+            steward: steward.clone(),
+            events: events.clone(),
+            used: built.used.process,
+            names: built.files.names(),
+            processors: Some(processors).filter(|_| built.rebinds.processors),
+            devices: built.rebinds.devices.take(),
+            live,
+            watch,
+        };
         let calls = Calls::start(listener, threads, parts, shadow.clone()).map_err(io())?;
         Ok(Parts { calls, steward, events, shadow, pidfd, signalled })
     }
@@ -608,9 +640,15 @@ impl Life {
 
     fn ended(&mut self) -> Result<String> {
         let status = ptrace::wait_for_end(self.guest.host_pid)?;
+        // A shadow that has exited took all of it before; one that was killed takes nothing.
+        if let Err(error) = self.calls.write_back(LAST_WORDS) {
+            tracing::debug!(%error, "shared mappings were not written back");
+        }
         self.tell_keeper(&msg::Stats { calls: self.stats() });
-        self.tell_keeper(&msg::Ended { status });
-        Ok(format!("ended with wait status {status:#x}"))
+        let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+        let why = self.limits.broken().filter(|_| killed).unwrap_or_default();
+        self.tell_keeper(&msg::Ended { status, why: why.clone() });
+        Ok(format!("ended with wait status {status:#x} {why}").trim_end().to_owned())
     }
 
     /// It may have ended, and another process have its number.

@@ -10,7 +10,7 @@ use tcmi_migr::messages::CallCount;
 
 /// Largest packet; a message has no list but the counters of the calls that there are.
 const PACKET_BYTES_MAX: usize = 64 * 1024;
-const DESCRIPTORS_MAX: usize = 4;
+const DESCRIPTORS_MAX: usize = 8;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Keys {
@@ -48,14 +48,26 @@ impl StreamKeys {
     }
 }
 
+/// What the guest may use. The monitor and the guest are in groups that see to it, but for what
+/// is said here.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Limits {
+    /// In bytes, and a descriptor tells how often the kernel killed for it.
+    pub memory: Option<u64>,
+    /// The guest and its steward.
+    pub threads: u32,
+    /// A descriptor that takes the guest's leader into a group that limits its threads.
+    pub has_group: bool,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToMonitor {
-    /// With the bulk stream's socket and the file cache's directory.
-    /// With the bulk stream's socket, the cache, and where the module may send pages a session
-    /// of it.
+    /// With the bulk stream's socket, the cache's directory, the descriptors that `limits` names,
+    /// and where the module may send pages a session of it.
     Start {
         bulk: StreamKeys,
         root: String,
+        limits: Limits,
     },
     /// With the claimed stream's socket.
     Stream {

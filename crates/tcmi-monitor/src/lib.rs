@@ -6,6 +6,7 @@
 
 mod guest;
 pub mod ipc;
+mod limits;
 mod rooms;
 
 pub use guest::run;

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     fn count(nr: u32, calls: u64) -> CallCount {
-        CallCount { nr, calls, errors: 1, us: 10 * calls }
+        CallCount { nr, calls, errors: 1, us: calls.saturating_mul(10) }
     }
 
     #[test]

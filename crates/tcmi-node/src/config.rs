@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory, Parser};
 use serde::Deserialize;
 use tcmi_core::command::{Address, GrammarError, KeyText, NodeName};
+use tcmi_core::limits::FAMILY_PROCESSES;
 
 /// tcmid, the node daemon
 ///
@@ -51,6 +52,26 @@ struct File {
     listen: Vec<String>,
     trust: Vec<String>,
     connect: Vec<FileHome>,
+    family_processes: Option<u64>,
+    guests: FileGuests,
+    resources: FileResources,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct FileResources {
+    files: Option<String>,
+    mapped_files: Option<String>,
+    devices: Option<String>,
+    processors: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct FileGuests {
+    memory_mib: Option<u64>,
+    threads: Option<u64>,
+    cpu_weight: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -67,6 +88,64 @@ pub struct Home {
     pub key: KeyText,
 }
 
+/// What is done with a reference to a resource at home, in the terms of the literature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Stays a reference: each call goes home.
+    Gr,
+    /// Copied by content.
+    Cp,
+    /// Lives on the node, and comes back.
+    Mv,
+    /// The node's own.
+    Rb,
+}
+
+impl Rule {
+    const ALL: [Self; 4] = [Self::Gr, Self::Cp, Self::Mv, Self::Rb];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gr => "GR",
+            Self::Cp => "CP",
+            Self::Mv => "MV",
+            Self::Rb => "RB",
+        }
+    }
+}
+
+/// By kind of resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    pub files: Rule,
+    pub mapped_files: Rule,
+    /// Null, zero and random.
+    pub devices: Rule,
+    pub processors: Rule,
+}
+
+impl Rules {
+    /// As a move has to know them.
+    pub fn migration(&self) -> tcmi_migr::source::Rules {
+        let is_nodes = |rule| rule == Rule::Rb;
+        tcmi_migr::source::Rules {
+            devices: is_nodes(self.devices),
+            processors: is_nodes(self.processors),
+        }
+    }
+}
+
+/// What a guest here may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// In bytes. None: what there is.
+    pub memory: Option<u64>,
+    /// Its program's threads.
+    pub threads: u32,
+    /// Of processor time, where a group that was given none has 100.
+    pub cpu_weight: u64,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub struct Config {
     pub name: NodeName,
@@ -78,6 +157,10 @@ pub struct Config {
     pub listen: Vec<Address>,
     pub trust: Vec<KeyText>,
     pub connect: Vec<Home>,
+    /// Processes that may be away because one that is away began them, and that one.
+    pub family_processes: usize,
+    pub guests: Grant,
+    pub resources: Rules,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -88,11 +171,24 @@ pub enum ConfigError {
     Toml { path: PathBuf, source: Box<toml::de::Error> },
     #[error("{what} {text:?}: {source}")]
     Value { what: &'static str, text: String, source: GrammarError },
+    #[error("{what} is {value}: from {min} to {max} is possible")]
+    Range { what: &'static str, value: u64, min: u64, max: u64 },
+    #[error("resources: {what} is {value:?}: {possible} is possible")]
+    Rule { what: &'static str, value: String, possible: String },
     #[error("no --name, and the host's name {0:?} cannot be one")]
     NoName(String),
 }
 
 const HOST_NAME_FILE: &str = "/proc/sys/kernel/hostname";
+const THREADS_DEFAULT: u64 = 1024;
+const CPU_WEIGHT_DEFAULT: u64 = 20;
+const MIB: u64 = 1 << 20;
+/// What is not more is no guest's.
+const MEMORY_MIB_MIN: u64 = 4;
+const MEMORY_MIB_MAX: u64 = 1 << 40;
+/// Of Linux: PID_MAX_LIMIT, CGROUP_WEIGHT_MAX.
+const THREADS_MAX: u64 = 1 << 22;
+const CPU_WEIGHT_MAX: u64 = 10_000;
 
 impl Config {
     pub fn load(args: Args) -> Result<Self, ConfigError> {
@@ -117,7 +213,54 @@ impl Config {
             listen: values("listen", &file.listen)?,
             trust: values("trust", &file.trust)?,
             connect: file.connect.iter().map(home).collect::<Result<_, _>>()?,
+            family_processes: within(
+                "family-processes",
+                file.family_processes.unwrap_or(FAMILY_PROCESSES),
+                (1, THREADS_MAX),
+            )? as usize,
+            guests: grant(&file.guests)?,
+            resources: rules(&file.resources)?,
         })
+    }
+}
+
+fn grant(file: &FileGuests) -> Result<Grant, ConfigError> {
+    let mib = |mib| within("memory-mib", mib, (MEMORY_MIB_MIN, MEMORY_MIB_MAX));
+    let threads = file.threads.unwrap_or(THREADS_DEFAULT);
+    let weight = file.cpu_weight.unwrap_or(CPU_WEIGHT_DEFAULT);
+    Ok(Grant {
+        memory: file.memory_mib.map(mib).transpose()?.map(|mib| mib * MIB),
+        threads: within("threads", threads, (1, THREADS_MAX))? as u32,
+        cpu_weight: within("cpu-weight", weight, (1, CPU_WEIGHT_MAX))?,
+    })
+}
+
+fn rules(file: &FileResources) -> Result<Rules, ConfigError> {
+    use Rule::{Cp, Gr, Rb};
+    Ok(Rules {
+        files: rule("files", &file.files, &[Gr])?,
+        mapped_files: rule("mapped-files", &file.mapped_files, &[Cp])?,
+        devices: rule("devices", &file.devices, &[Gr, Rb])?,
+        processors: rule("processors", &file.processors, &[Rb, Gr])?,
+    })
+}
+
+/// The first of those that are `done` is taken where nothing is said.
+fn rule(what: &'static str, value: &Option<String>, done: &[Rule]) -> Result<Rule, ConfigError> {
+    let names = |rules: &[Rule]| rules.iter().map(|r| r.name()).collect::<Vec<_>>().join(" or ");
+    let Some(value) = value else { return Ok(done[0]) };
+    let found = done.iter().find(|rule| rule.name() == value);
+    found.copied().ok_or_else(|| {
+        let is_known = Rule::ALL.iter().any(|rule| rule.name() == value);
+        let possible = names(done) + if is_known { " so far" } else { "" };
+        ConfigError::Rule { what, value: value.clone(), possible }
+    })
+}
+
+fn within(what: &'static str, value: u64, (min, max): (u64, u64)) -> Result<u64, ConfigError> {
+    match (min..=max).contains(&value) {
+        true => Ok(value),
+        false => Err(ConfigError::Range { what, value, min, max }),
     }
 }
 
@@ -183,6 +326,19 @@ mod tests {
     fn the_example_is_valid() {
         let config = load(include_str!("../tcmid.toml"), &["--name", "x"]).unwrap();
         assert_eq!((config.listen.len(), config.connect.len()), (0, 0));
+        let Grant { memory, threads, cpu_weight } = config.guests;
+        assert_eq!((memory, threads, cpu_weight), (None, 1024, 20));
+        assert_eq!(config.family_processes, 128);
+        let rules = |text: &str| load(text, &[]).unwrap().resources;
+        assert_eq!(config.resources.devices, Rule::Gr);
+        assert_eq!(config.resources.processors, Rule::Rb);
+        let other = rules(
+            "[resources]\nfiles = 'GR'\nmapped-files = 'CP'\ndevices = 'RB'\nprocessors = 'GR'",
+        );
+        assert_eq!((other.files, other.mapped_files), (Rule::Gr, Rule::Cp));
+        assert_eq!((other.devices, other.processors), (Rule::Rb, Rule::Gr));
+        let error = load("[resources]\nfiles = 'CP'", &[]).unwrap_err().to_string();
+        assert_eq!(error, "resources: files is \"CP\": GR so far is possible");
         let all_on: String = include_str!("../tcmid.toml")
             .lines()
             .map(|line| line.strip_prefix('#').filter(|l| !l.starts_with(' ')).unwrap_or(line))
@@ -191,6 +347,9 @@ mod tests {
         let config = load(&all_on, &[]).unwrap();
         assert!(config.no_module);
         assert_eq!((config.listen.len(), config.trust.len(), config.connect.len()), (1, 1, 1));
+        let Grant { memory, threads, cpu_weight } = config.guests;
+        assert_eq!((memory, threads, cpu_weight), (Some(2 << 30), 256, 100));
+        assert_eq!(config.family_processes, 16);
     }
 
     #[test]
@@ -201,6 +360,15 @@ mod tests {
             "listen = ['127.0.0.1:1']",
             "connect = [{ address = 'tcp:h:1' }]",
             "trust = ['']",
+            "family-processes = 0",
+            "[guests]\nmemory = 1",
+            "[resources]\nfiles = 'MV'",
+            "[resources]\ndevices = 'rb'",
+            "[resources]\nsockets = 'GR'",
+            "[guests]\nmemory-mib = 3",
+            "[guests]\nmemory-mib = 9223372036854775807",
+            "[guests]\nthreads = 0",
+            "[guests]\ncpu-weight = 10001",
         ] {
             assert!(load(toml, &[]).is_err(), "{toml}");
         }

@@ -1,15 +1,22 @@
 //! May a process move, and what would stay home?
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use tcmi_ckpt::capture;
+use tcmi_ckpt::devices::Device;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
-use tcmi_core::limits::FAMILY_PROCESSES_MAX;
+use tcmi_core::limits::TREE_PROCESSES_MAX;
 use tcmi_sys::maps::Mapping;
 use tcmi_sys::proc::{self, Status};
 use tcmi_sys::{Errno, maps};
+
+use crate::config::{Rule, Rules};
+
+const SAME: &str = "null, zero and random devices";
 
 /// A process that exists and that a caller may look at.
 pub struct Examined {
@@ -70,10 +77,17 @@ fn obstacles(pid: Pid, s: &Status, away: bool, sharers: Sharers) -> Result<Vec<S
     if !proc::is_elf64(n)? {
         all.push("a 32-bit program".to_owned());
     }
-    let (shared, others): (Vec<Mapping>, Vec<Mapping>) =
+    let (shared, mapped): (Vec<Mapping>, Vec<Mapping>) =
         maps::read(n)?.into_iter().partition(capture::is_shared_at_home);
-    all.extend(others.iter().filter_map(capture::obstacle));
     all.extend(strangers(n, &shared, sharers));
+    all.extend(mapped.iter().filter_map(capture::obstacle));
+    let mut live: Vec<_> = mapped.iter().filter(|m| capture::is_live(m)).collect();
+    live.sort_by_key(|m| (m.dev, m.inode, m.start));
+    live.dedup_by_key(|m| (m.dev, m.inode));
+    for m in live {
+        let sharer = capture::sharer_of(n, m).map_err(|_| Errno::new("who maps it", libc::EIO))?;
+        all.extend(sharer);
+    }
     for (fd, target) in proc::descriptors(n)? {
         if let Some(what) = unmovable(&target) {
             all.push(format!("{what} (descriptor {fd})"));
@@ -126,6 +140,16 @@ pub fn lacking(ours: &[String], theirs: &[String]) -> Vec<String> {
         .collect()
 }
 
+fn under(rule: Rule, what: &str) -> String {
+    let text = match rule {
+        Rule::Gr => "stays home (GR)",
+        Rule::Cp => "copied by content (CP)",
+        Rule::Mv => "moves with it (MV)",
+        Rule::Rb => "the node's own (RB)",
+    };
+    format!("{text}: {what}\n")
+}
+
 /// Lines for people about `head` and all processes below it.
 pub fn tree_text(
     head: Examined,
@@ -152,8 +176,8 @@ pub fn tree_text(
             Err(error) => return Err(error),
         }
     }
-    let too_many = all.len() > FAMILY_PROCESSES_MAX;
-    let too_many = too_many.then(|| format!("it has more than {FAMILY_PROCESSES_MAX} processes"));
+    let too_many = all.len() > TREE_PROCESSES_MAX;
+    let too_many = too_many.then(|| format!("it has more than {TREE_PROCESSES_MAX} processes"));
     let (name, lacking) =
         node.map_or((String::new(), Vec::new()), |(n, l)| (format!(" to {n}"), l));
     let stops: Vec<String> = all
@@ -182,7 +206,7 @@ impl Examined {
     }
 
     /// Lines for people.
-    pub fn text(&self, node: Option<(&str, Vec<String>)>) -> String {
+    pub fn text(&self, node: Option<(&str, Vec<String>)>, rules: &Rules) -> String {
         let mut text = self.title();
         let lacking = node.as_ref().map_or(&[][..], |(_, l)| l);
         let whereto = node.as_ref().map_or(String::new(), |(n, _)| format!(" to {n}"));
@@ -198,8 +222,11 @@ impl Examined {
             "stays home: its pid, parent, children, session, terminal, credentials, cwd, umask\n";
         for (kind, numbers) in self.descriptors() {
             let list: Vec<String> = numbers.iter().map(i32::to_string).collect();
-            text += &format!("stays home: {kind}, descriptors {}\n", list.join(" "));
+            let rule = if kind == SAME { rules.devices } else { rules.files };
+            text += &under(rule, &format!("{kind}, descriptors {}", list.join(" ")));
         }
+        text += &under(rules.mapped_files, "mapped files");
+        text += &under(rules.processors, "numbers of processors");
         text += "comes home for a moment: fork, exec\n";
         text
     }
@@ -213,6 +240,11 @@ impl Examined {
         format!("process {} ({name}), {threads} threads\n", self.pid)
     }
 
+    fn is_same_everywhere(&self, fd: i32) -> bool {
+        let file = fs::metadata(format!("/proc/{}/fd/{fd}", self.pid));
+        file.is_ok_and(|file| Device::of(file.mode(), file.rdev()).is_some())
+    }
+
     fn descriptors(&self) -> BTreeMap<&'static str, Vec<i32>> {
         let mut kinds: BTreeMap<&'static str, Vec<i32>> = BTreeMap::new();
         // A process that ended meanwhile has none.
@@ -221,6 +253,7 @@ impl Examined {
                 Some(("socket", _)) => "sockets",
                 Some(("pipe", _)) => "pipes",
                 Some(("anon_inode", _)) => "kernel objects",
+                _ if self.is_same_everywhere(fd) => SAME,
                 _ if target.starts_with("/dev/pts/") || target == "/dev/tty" => "terminals",
                 _ if target.starts_with("/dev/") => "devices",
                 _ => "files",

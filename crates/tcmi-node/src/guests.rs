@@ -23,8 +23,10 @@ use tcmi_core::limits::PHASE_TIMEOUT_MS;
 use tcmi_kkc::{Control, Link, LinkId};
 use tcmi_migr::module::ByModule;
 use tcmi_migr::source::Times;
-use tcmi_monitor::ipc::{self, StreamKeys, ToDaemon, ToMonitor};
+use tcmi_monitor::ipc::{self, Limits, StreamKeys, ToDaemon, ToMonitor};
 
+use crate::cgroup::{Groups, THREADS_OF_OURS};
+use crate::config::Grant;
 use crate::control::{Done, TaskView};
 use crate::task::Task;
 use crate::tree::Tree;
@@ -32,6 +34,7 @@ use crate::tree::Tree;
 /// Name under which this program is a monitor.
 pub const MONITOR: &str = "tcmi-monitor";
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+const MIB: u64 = 1 << 20;
 
 /// A process that another node offers.
 pub struct Offer {
@@ -39,6 +42,19 @@ pub struct Offer {
     pub pid: i32,
     pub uid: u32,
     pub bulk: u64,
+    /// Of its own, in bytes.
+    pub memory: u64,
+    pub threads: u32,
+}
+
+/// Where guests live here, and within what.
+pub struct Hosting {
+    /// The daemon's directory, for the file cache.
+    pub state: PathBuf,
+    /// Of guests' roots.
+    pub root: PathBuf,
+    pub grant: Grant,
+    pub groups: Arc<Groups>,
 }
 
 struct Guest {
@@ -52,9 +68,7 @@ type Key = (LinkId, i32);
 
 /// All guests here.
 pub struct Guests {
-    /// Of the file cache and of the roots.
-    state: PathBuf,
-    root: PathBuf,
+    hosting: Hosting,
     module: Option<ByModule>,
     all: Mutex<HashMap<Key, Arc<Guest>>>,
     /// Memory that guests of one home share, by home's number, while one of them is here.
@@ -63,16 +77,11 @@ pub struct Guests {
 }
 
 impl Guests {
-    pub fn new(
-        state: PathBuf,
-        root: PathBuf,
-        module: Option<ByModule>,
-        tree: Arc<Tree>,
-    ) -> io::Result<Self> {
-        std::fs::create_dir_all(state.join("cache"))?;
-        std::fs::create_dir_all(&root)?;
+    pub fn new(hosting: Hosting, module: Option<ByModule>, tree: Arc<Tree>) -> io::Result<Self> {
+        std::fs::create_dir_all(hosting.state.join("cache"))?;
+        std::fs::create_dir_all(&hosting.root)?;
         let (all, segments) = Default::default();
-        Ok(Self { state, root, module, all, segments, tree })
+        Ok(Self { hosting, module, all, segments, tree })
     }
 
     /// Starts a monitor for what is offered, and answers.
@@ -81,6 +90,9 @@ impl Guests {
         let name = format!("guest-{}", offer.pid);
         let started = thread::Builder::new().name(name).spawn(move || {
             let migration = offer.migration;
+            if let Err((errno, text)) = guests.hosting.may_come(&offer) {
+                return answer(&link, migration, errno, &text);
+            }
             if let Err(e) = guests.host(&link, offer) {
                 let errno = e.raw_os_error().unwrap_or(libc::EIO);
                 answer(&link, migration, errno, &e.to_string());
@@ -98,8 +110,17 @@ impl Guests {
         let bulk = link.claim_stream(offer.bulk, CLAIM_TIMEOUT).map_err(io::Error::other)?;
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        let cache = File::open(self.state.join("cache"))?;
-        let child = start_monitor(theirs)?;
+        let Hosting { state, root, grant, groups } = &self.hosting;
+        let cache = File::open(state.join("cache"))?;
+        let group = groups.make(offer.pid, grant)?;
+        let (events, procs) = (group.events()?, group.guest()?);
+        let mut child = start_monitor(theirs)?;
+        // It begins nothing before Start.
+        if let Err(e) = group.hold(child.id()) {
+            child.kill()?;
+            finish(child);
+            return Err(e);
+        }
         let task = Task::new(pid, (offer.uid, offer.uid), link.id(), offer.migration)?;
         task.to(State::Preparing);
         let guest = Arc::new(Guest {
@@ -110,14 +131,20 @@ impl Guests {
         });
         let start = ToMonitor::Start {
             bulk: StreamKeys::of(&bulk),
-            root: self.root.to_string_lossy().into_owned(),
+            root: root.to_string_lossy().into_owned(),
+            limits: Limits {
+                memory: grant.memory.filter(|_| events.is_some()),
+                threads: grant.threads + THREADS_OF_OURS,
+                has_group: procs.is_some(),
+            },
         };
         let mut fds = vec![bulk.fd.as_raw_fd(), cache.as_raw_fd()];
+        fds.extend([&events, &procs].into_iter().flatten().map(AsRawFd::as_raw_fd));
         let session = self.module.and_then(ByModule::session);
         fds.extend(session.as_ref().map(|s| s.as_fd().as_raw_fd()));
         ipc::send(guest.socket.as_fd(), &start, &fds)?;
         // From here on it is the monitor's, and ends with it.
-        drop(session);
+        drop((session, events, procs));
         drop(bulk);
         if self.all.lock().insert(key, guest.clone()).is_some() {
             tracing::debug!(pid = offer.pid, "a former guest of this pid is still ending");
@@ -127,6 +154,7 @@ impl Guests {
         let calls = guest.task.calls();
         tracing::info!(pid = offer.pid, calls, text, "a guest is gone");
         finish(child);
+        drop(group);
         guest.task.to(State::Gone);
         let mut all = self.all.lock();
         if all.get(&key).is_some_and(|g| Arc::ptr_eq(g, &guest)) {
@@ -216,6 +244,25 @@ impl Guests {
         let segment = Arc::new(OwnedFd::from(file));
         all.insert(key, Arc::downgrade(&segment));
         Ok(segment)
+    }
+}
+
+impl Hosting {
+    /// Whether there is so much for it. Err: errno and why not.
+    fn may_come(&self, offer: &Offer) -> Result<(), (i32, String)> {
+        let Grant { memory, threads, .. } = self.grant;
+        if let Some(memory) = memory
+            && offer.memory > memory
+        {
+            let has = offer.memory.div_ceil(MIB);
+            let text = format!("it has {has} MiB of memory, guests here {}", memory / MIB);
+            return Err((libc::ENOMEM, text));
+        }
+        if offer.threads > threads {
+            let text = format!("it has {} threads, guests here at most {threads}", offer.threads);
+            return Err((libc::EAGAIN, text));
+        }
+        Ok(())
     }
 }
 

@@ -324,6 +324,7 @@ impl Keeper<'_> {
             }
             msg::Ended::KIND => {
                 let ended: msg::Ended = frame.decode().map_err(Error::from)?;
+                self.task.ended(&self.node, &ended.why);
                 self.kept()?.shadow.end_as(ended.status).or_else(gone_is_fine)?;
                 Ok(Some(End::Gone))
             }
@@ -482,6 +483,7 @@ impl Keeper<'_> {
                 | msg::VisitHome::KIND => {}
                 msg::Ended::KIND => {
                     let ended: msg::Ended = frame.decode().map_err(|e| Return::lost(e.into()))?;
+                    self.task.ended(&self.node, &ended.why);
                     let kept = self.kept().map_err(Return::lost)?;
                     kept.shadow
                         .end_as(ended.status)
@@ -501,7 +503,8 @@ impl Keeper<'_> {
     fn take_image(&mut self, signals: u32, skip: Vec<(u64, u64)>) -> Result<ProcessImage> {
         fault::pass(Point::HomeReturnFrozen)?;
         msg::send(&mut self.wire.w, &msg::Capture { signals, skip })?;
-        let msg::Image { image } = msg::expect(&mut self.wire.r)?;
+        let msg::Image { image, used } = msg::expect(&mut self.wire.r)?;
+        self.task.set_used(used);
         Ok(image)
     }
 

@@ -3,6 +3,7 @@
 
 pub mod beat;
 mod calls;
+pub mod cgroup;
 pub mod config;
 pub mod control;
 mod doorbell;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,10 +19,11 @@ use tcmi_core::error::MigrateError;
 use tcmi_ctlfs::{Module, NoModule, Server, unmount_stale};
 use tcmi_kkc::{Endpoint, Identity};
 use tcmi_migr::module::ByModule;
+use tcmi_node::cgroup::Groups;
 use tcmi_node::config::{Args, Config, Home};
 use tcmi_node::control::{Node, Tasks};
 use tcmi_node::facts;
-use tcmi_node::guests::MONITOR;
+use tcmi_node::guests::{Hosting, MONITOR};
 use tcmi_node::peers::{Peers, peer_key};
 use tcmi_node::state_dir::StateDir;
 use tcmi_node::tasks::Engine;
@@ -73,6 +74,13 @@ fn monitor() -> ExitCode {
     }
 }
 
+/// Begins the names of our control groups: of no other daemon here, and the same when we are
+/// started again.
+fn group_prefix(state: &StateDir) -> anyhow::Result<String> {
+    let place = fs::metadata(state.path())?;
+    Ok(format!("tcmi-{:x}-{:x}-", place.dev(), place.ino()))
+}
+
 /// A number that no former run of this node has used.
 fn first_migration() -> anyhow::Result<u64> {
     let mut bytes = [0; 8];
@@ -103,12 +111,23 @@ fn run(args: Args) -> anyhow::Result<()> {
     let ctlfs = prepare_mount_point(&config)?;
     let module = claim_module(&config);
     let by_module = module.is_some().then(|| ByModule { sends: tcmi_kkc::kernel_protects() });
-    let features = facts::features(by_module)?;
+    let groups = Arc::new(Groups::find(group_prefix(&state)?));
+    let mut features = facts::features(by_module)?;
+    features.extend(groups.features());
+    if config.guests.memory.is_some() && !groups.limit_memory() {
+        warn!("memory-mib is not kept to: there is no control group of memory to divide");
+    }
     let tree = Arc::new(Tree::default());
     let (peers, events) = start_links(&config, &state, &features, by_module.is_some(), &tree)?;
-    let root = config.pen_root.clone().unwrap_or_else(|| config.state.join("root"));
-    let (place, first) = (state.path().to_owned(), first_migration()?);
-    let engine = Engine::new(place, root, features.clone(), by_module, first, Arc::clone(&tree));
+    let hosting = Hosting {
+        state: state.path().to_owned(),
+        root: config.pen_root.clone().unwrap_or_else(|| config.state.join("root")),
+        grant: config.guests.clone(),
+        groups: Arc::clone(&groups),
+    };
+    let (of_home, first) = ((config.family_processes, config.resources), first_migration()?);
+    let engine =
+        Engine::new(hosting, of_home, features.clone(), by_module, first, Arc::clone(&tree));
     let tasks: Arc<dyn Tasks> = Arc::new(engine.context("cannot start")?);
     let (follower, follows) = (Arc::clone(&peers), Arc::clone(&tasks));
     thread::Builder::new()
@@ -126,7 +145,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     tree.mounted(server.refresher());
     // Dropped to end the threads that wait in between.
     let (running, ended) = bounded::<()>(0);
-    start_periodic(&config, &peers, &tree, &ended)?;
+    start_periodic(&config, &peers, &tree, &groups, &ended)?;
 
     announce(&config)?;
     let signal = ends.wait().context("cannot wait for signals")?;
@@ -217,9 +236,11 @@ fn start_periodic(
     config: &Config,
     peers: &Arc<Peers>,
     tree: &Arc<Tree>,
+    groups: &Arc<Groups>,
     ended: &Receiver<()>,
 ) -> anyhow::Result<()> {
     let (reporter, tree, end) = (Arc::clone(peers), Arc::clone(tree), ended.clone());
+    let groups = Arc::clone(groups);
     thread::Builder::new().name("load".to_owned()).spawn(move || {
         repeat(&end, LOAD_INTERVAL, || {
             match facts::load() {
@@ -228,6 +249,7 @@ fn start_periodic(
             }
             // What is left of a failed move goes with its process, whose end nobody tells us.
             tree.changed();
+            groups.sweep();
         });
     })?;
     for home in config.connect.clone() {

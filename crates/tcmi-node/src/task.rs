@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
 use parking_lot::Mutex;
+use tcmi_ckpt::usage::Used;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_core::stats::{BYTES_SENT, BYTES_TOTAL};
 use tcmi_kkc::LinkId;
 use tcmi_migr::messages::CallCount;
-use tcmi_migr::source::{Times, Watch};
+use tcmi_migr::source::{Rules, Times, Watch};
 
 use crate::calls::Calls;
 use crate::control::{Done, TaskView};
@@ -37,6 +38,7 @@ pub struct Task {
     /// As many as there are processes of one family: those that began as children of a guest, and
     /// it.
     pub family: Arc<()>,
+    pub rules: Rules,
     migration: AtomicU64,
     inner: Mutex<Inner>,
     /// The socket of a move out that has not ended.
@@ -47,6 +49,9 @@ struct Inner {
     state: State,
     remote_pid: i32,
     last_error: String,
+    used: Used,
+    /// Its node said why it ended: that is kept until its parent has taken its status.
+    ended: bool,
     sent: u64,
     total: u64,
     out: Times,
@@ -73,12 +78,15 @@ impl Task {
             node,
             bell: Arc::new(Bell::new()?),
             family: Arc::default(),
+            rules: Rules::default(),
             migration: AtomicU64::new(migration),
             way_out: Mutex::default(),
             inner: Mutex::new(Inner {
                 state: State::Running,
                 remote_pid: 0,
                 last_error: String::new(),
+                used: Used::default(),
+                ended: false,
                 sent: 0,
                 total: 0,
                 out: Times::default(),
@@ -145,10 +153,27 @@ impl Task {
     pub fn failed(&self, text: &str) {
         self.inner.lock().last_error = text.replace('\n', " ");
     }
+    /// Its guest ended on `node`, which says `why` if it knows more than the status tells.
+    pub fn ended(&self, node: &str, why: &str) {
+        if !why.is_empty() {
+            tracing::warn!(pid = %self.pid, "node {node} ended it: {why}");
+            self.failed(&format!("node {node} ended it: {why}"));
+            self.inner.lock().ended = true;
+        }
+    }
+    /// Whether there is nothing more to tell of it.
+    pub fn is_settled(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.last_error.is_empty() || (inner.state == State::Gone && !inner.ended)
+    }
     pub fn moved(&self, remote_pid: i32, times: Times) {
         let mut inner = self.inner.lock();
         (inner.remote_pid, inner.out) = (remote_pid, times);
         inner.last_error.clear();
+    }
+    /// It has come home, having used so much elsewhere.
+    pub fn set_used(&self, used: Used) {
+        self.inner.lock().used = used;
     }
     pub fn set_calls(&self, calls: Vec<CallCount>) {
         self.inner.lock().calls.told(calls);
@@ -240,5 +265,11 @@ impl Watch for Task {
     fn memory(&self, sent: u64, total: u64) {
         let mut inner = self.inner.lock();
         (inner.sent, inner.total) = (sent, total);
+    }
+    fn rules(&self) -> Rules {
+        self.rules
+    }
+    fn used(&self) -> Used {
+        self.inner.lock().used.clone()
     }
 }

@@ -1,7 +1,6 @@
 //! Who moves processes: home's keepers and the execution node's monitors, by their pids.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -16,18 +15,20 @@ use tcmi_core::limits::PHASE_TIMEOUT_MS;
 use tcmi_ctlfs::Caller;
 use tcmi_kkc::{Control, GuestControl, Link, LinkId, StreamKind};
 use tcmi_migr::module::ByModule;
-use tcmi_migr::source::Original;
+use tcmi_migr::source::{Original, Watch};
 
+use crate::config::Rules;
 use crate::control::{Done, Side, TaskView, Tasks};
 use crate::doorbell::Doorbell;
 use crate::explain::{self, Sharers, examine};
-use crate::guests::{EVACUATION, Guests, Offer};
+use crate::guests::{EVACUATION, Guests, Hosting, Offer};
 use crate::keeper::{self, Visit};
 use crate::task::{Order, Task};
 use crate::tree::Tree;
 
 mod armed;
 mod party;
+mod used;
 mod visits;
 
 pub use party::{Homeward, Party, Step};
@@ -49,6 +50,10 @@ struct Shared {
     ending: AtomicBool,
     module: Option<ByModule>,
     tree: Arc<Tree>,
+    /// Processes of one family that may be away at once.
+    family_processes: usize,
+    rules: Rules,
+    elsewhere: used::Elsewhere,
 }
 
 /// The engine of a node, in both roles.
@@ -61,14 +66,14 @@ pub struct Engine {
 impl Engine {
     /// `first_migration` differs from run to run, so that no id is used twice.
     pub fn new(
-        state: PathBuf,
-        root: PathBuf,
+        hosting: Hosting,
+        (family_processes, rules): (usize, Rules),
         features: Vec<String>,
         module: Option<ByModule>,
         first_migration: u64,
         tree: Arc<Tree>,
     ) -> std::io::Result<Self> {
-        let guests = Arc::new(Guests::new(state, root, module, Arc::clone(&tree))?);
+        let guests = Arc::new(Guests::new(hosting, module, Arc::clone(&tree))?);
         let shared = Shared {
             home: Mutex::default(),
             armed: Mutex::default(),
@@ -79,6 +84,9 @@ impl Engine {
             ending: AtomicBool::new(false),
             module,
             tree,
+            family_processes,
+            rules,
+            elsewhere: used::Elsewhere::default(),
         };
         Ok(Self { shared: Arc::new(shared), guests, features })
     }
@@ -101,7 +109,8 @@ impl Shared {
         let examined = examine(pid, uid, self.is_away(pid), sharers)?;
         let ids = (examined.status.uid[0], examined.status.gid[0]);
         let mut home = self.home.lock();
-        if let Some(task) = home.get(&pid) {
+        let former = home.get(&pid).cloned();
+        if let Some(task) = &former {
             let state = task.state();
             if !matches!(state, State::Running | State::Gone | State::Failed) || task.is_held() {
                 return Err(MigrateError::Busy { pid, state });
@@ -114,6 +123,9 @@ impl Shared {
         let mut task = Task::new(pid, ids, node, self.next_migration())
             .map_err(|source| MigrateError::Local { doing: "start a move".to_owned(), source })?;
         task.family = family;
+        task.rules = self.rules.migration();
+        // Its last thread may not have ended its books.
+        task.set_used(former.map_or_else(|| self.elsewhere.of(pid), |former| former.used()));
         let task = Arc::new(task);
         self.doorbell.add(&task.bell);
         home.insert(pid, Arc::clone(&task));
@@ -151,6 +163,8 @@ impl Shared {
 
     /// Its keeper ends.
     fn forget(&self, task: &Arc<Task>) {
+        // Before it may be moved again.
+        self.elsewhere.keep(task.pid, task.used());
         task.release();
         task.visits(false);
         let at_home = task.state() == State::Running;
@@ -164,7 +178,7 @@ impl Shared {
 
     fn strike_out(&self, task: &Arc<Task>) {
         let mut home = self.home.lock();
-        if home.get(&task.pid).is_some_and(|t| Arc::ptr_eq(t, task)) {
+        if task.is_settled() && home.get(&task.pid).is_some_and(|t| Arc::ptr_eq(t, task)) {
             home.remove(&task.pid);
         }
         drop(home);
@@ -206,6 +220,8 @@ impl Shared {
         self.offers.lock().insert(task.migration(), sender);
         let comm = tcmi_sys::proc::comm(task.pid.raw(), task.pid.raw())
             .map_err(|_| MigrateError::NoSuchProcess(task.pid))?;
+        let status = tcmi_sys::proc::status(task.pid.raw())
+            .map_err(|_| MigrateError::NoSuchProcess(task.pid))?;
         let sent = link.send(&Control::Offer {
             migration: task.migration(),
             epoch: 1,
@@ -213,6 +229,8 @@ impl Shared {
             uid: task.uid,
             comm: String::from_utf8_lossy(&comm).into_owned(),
             bulk: bulk.id,
+            memory: status.anonymous,
+            threads: status.threads,
         });
         let answered = sent
             .map_err(|e| gone(e.to_string()))
@@ -324,7 +342,7 @@ impl Tasks for Engine {
         // What is here of one that is away is its shadow, with descriptors of ours.
         Ok(match (away, tree) {
             (true, _) => examined.text_of_away(),
-            (false, false) => examined.text(node),
+            (false, false) => examined.text(node, &self.shared.rules),
             (false, true) => {
                 let away = |pid| self.shared.is_away(pid);
                 explain::tree_text(examined, node, caller.uid, &away)?
@@ -350,9 +368,10 @@ impl Tasks for Engine {
 
     fn message(&self, from: LinkId, message: Control) {
         match message {
-            Control::Offer { migration, pid, uid, bulk, .. } => {
+            Control::Offer { migration, pid, uid, bulk, memory, threads, .. } => {
                 if let Some(link) = self.link(from) {
-                    self.guests.offered(link, Offer { migration, pid, uid, bulk });
+                    let offer = Offer { migration, pid, uid, bulk, memory, threads };
+                    self.guests.offered(link, offer);
                 }
             }
             Control::OfferAnswer { migration, errno, text } => {

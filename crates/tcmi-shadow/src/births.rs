@@ -2,9 +2,13 @@
 //! made it. Who may see the new thread sees it with its shadow.
 
 use std::io;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+use tcmi_call::table::Restart;
 use tcmi_call::table::errno::EAGAIN;
+use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::calls::{Begun, Denied, Shared};
@@ -48,7 +52,7 @@ pub(crate) fn begin_thread(shared: &Shared, notif: &Notification) -> Result<Outc
         Err(Denied::Failed(errno)) => return Ok(failed(errno)),
     };
     // Dropped without a request, it ends its shadow thread.
-    let served = Thread::new(stream);
+    let served = Thread::new(stream, Usage::default());
     let here = match Traced::seize(notif.tid, libc::PTRACE_O_TRACECLONE) {
         // The freezer was first.
         Ok(None) => return Ok(again),
@@ -74,21 +78,39 @@ pub(crate) fn begin_thread(shared: &Shared, notif: &Notification) -> Result<Outc
     }
 }
 
+/// The thread whose call the guest's kernel makes now, and the next one that it makes itself.
+#[derive(Default)]
+pub(crate) struct Bearing {
+    tid: AtomicI32,
+    next_call: Mutex<Option<u64>>,
+}
+
+impl Bearing {
+    /// Whether a call is left to who waits for this thread to stop. Its `clone` has failed, then,
+    /// and no thread stops while its call is being served.
+    pub(crate) fn takes(&self, notif: &Notification) -> bool {
+        let mut next = self.next_call.lock();
+        let takes = self.tid.load(Ordering::Relaxed) == notif.tid;
+        if takes {
+            *next = Some(notif.id);
+        }
+        takes
+    }
+    /// 0: none.
+    fn set(&self, tid: i32) {
+        let mut next = self.next_call.lock();
+        self.tid.store(tid, Ordering::Relaxed);
+        *next = None;
+    }
+}
+
 /// Has the guest's kernel make the call. Some: the new thread, stopped and traced. None: it began
 /// none; the call has failed, or is made again behind a signal.
 fn let_it(shared: &Shared, notif: &Notification, parent: &Traced) -> io::Result<Option<i32>> {
-    shared.listener.answer(notif.id, Answer::Continue)?;
-    let until = Instant::now() + BIRTH_MAX;
-    let flags = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
-    // SAFETY: reads a field that waitid always fills in.
-    while unsafe { wait_id(parent.0, flags)?.si_pid() } == 0 {
-        if Instant::now() > until {
-            // On its way back from a call that failed: it shows itself by this.
-            ptrace(libc::PTRACE_INTERRUPT, parent.0, 0)?;
-            break;
-        }
-        std::thread::sleep(LOOK_INTERVAL);
-    }
+    shared.bearing.set(parent.0);
+    let stopped = until_stopped(shared, notif, parent);
+    shared.bearing.set(0);
+    stopped?;
     let status = stop(parent.0)?;
     if status >> 8 != libc::SIGTRAP | libc::PTRACE_EVENT_CLONE << 8 {
         detach(parent.0, status)?;
@@ -98,4 +120,25 @@ fn let_it(shared: &Shared, notif: &Notification, parent: &Traced) -> io::Result<
     ptrace(libc::PTRACE_GETEVENTMSG, parent.0, (&raw mut child).addr())?;
     stop(child as i32)?;
     Ok(Some(child as i32))
+}
+
+fn until_stopped(shared: &Shared, notif: &Notification, parent: &Traced) -> io::Result<()> {
+    shared.listener.answer(notif.id, Answer::Continue)?;
+    let until = Instant::now() + BIRTH_MAX;
+    let flags = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
+    let mut is_told = false;
+    // SAFETY: reads a field that waitid always fills in.
+    while unsafe { wait_id(parent.0, flags)?.si_pid() } == 0 {
+        let next_call = shared.bearing.next_call.lock().take();
+        if !is_told && (next_call.is_some() || Instant::now() > until) {
+            // On its way back from a call that failed: it shows itself by this.
+            ptrace(libc::PTRACE_INTERRUPT, parent.0, 0)?;
+            is_told = true;
+        }
+        if let Some(id) = next_call {
+            shared.listener.answer(id, Answer::Error(Restart::Always.code()))?;
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+    Ok(())
 }

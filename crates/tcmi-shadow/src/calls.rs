@@ -7,33 +7,62 @@ use std::sync::{Arc, Once};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tcmi_call::table::errno::Errno;
+use tcmi_ckpt::birth;
+use tcmi_ckpt::devices::OpenDevice;
+use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::Listener;
 
+use crate::births::Bearing;
+use crate::devices::Devices;
 use crate::events::Events;
 use crate::interrupt::{self, Pending};
+use crate::live::{self, Live, LiveFile};
 use crate::mapping::MappedFiles;
 use crate::memory::Writable;
 use crate::placement::Placement;
+use crate::selves::{Names, Processors};
 use crate::stats::Stats;
 use crate::steward::Steward;
 use crate::stream::{CallStream, StreamError};
+use crate::usage::Told;
 use crate::worker::{self, Thread};
 
 /// Between two attempts to get workers out of the wait for a call.
 const WAKE_INTERVAL: Duration = Duration::from_millis(1);
 
+/// Between two looks for what a guest that makes no calls has written to live files.
+const WRITE_BACK_INTERVAL: Duration = Duration::from_millis(100);
+/// One part in so many of a core goes into those looks, at most.
+const WRITE_BACK_SHARE: u32 = 50;
+
 /// What calls need of a guest besides its threads.
 pub struct Guest {
+    /// As it is called here.
+    pub pid: i32,
     pub steward: Arc<Steward>,
     pub events: Arc<Events>,
+    /// Taken when serving begins, as `watch`.
+    pub live: Vec<LiveFile>,
+    /// Its process here and a userfaultfd of it, to learn by which pages it writes.
+    pub watch: Option<(i32, OwnedFd)>,
+    /// On other nodes than home, before it came.
+    pub used: Usage,
+    /// Files at home that it has mapped since it came.
+    pub names: Names,
+    /// Of this node. None: home's are shown.
+    pub processors: Option<Processors>,
+    /// That it reads and writes here. None: at home.
+    pub devices: Option<Vec<OpenDevice>>,
 }
 
 pub struct GuestThread {
     /// In the monitor's pid namespace.
     pub tid: i32,
     pub stream: CallStream,
+    /// As of its process.
+    pub used: Usage,
 }
 
 /// A thread that a guest is to begin: home has its shadow.
@@ -84,6 +113,7 @@ pub(crate) struct Flight {
 struct Entry {
     flight: Arc<Mutex<Option<Flight>>>,
     thread: Arc<Mutex<Thread>>,
+    used: Usage,
     /// A second handle, to end a wait for home's reply.
     socket: OwnedFd,
 }
@@ -110,19 +140,37 @@ pub(crate) struct Shared {
     pub(crate) stats: Stats,
     pub(crate) mapped: MappedFiles,
     pub(crate) writable: Writable,
+    pub(crate) live: Live,
+    pub(crate) told: Told,
+    pub(crate) devices: Devices,
     /// Held while home is asked for a thread, whose ids are given out one after the other, or for
     /// a visit.
     pub(crate) births: Mutex<()>,
+    pub(crate) bearing: Bearing,
     /// Home is on this machine.
     near: bool,
     threads: Mutex<HashMap<i32, Entry>>,
     gate: Mutex<Gate>,
     changed: Condvar,
+    /// Told of the end only.
+    quit: Condvar,
 }
 
 impl Shared {
     pub(crate) fn thread(&self, tid: i32) -> Option<Arc<Mutex<Thread>>> {
         self.threads.lock().get(&tid).map(|entry| Arc::clone(&entry.thread))
+    }
+
+    /// By a thread of the guest on other nodes than home, before it came. Its own lock may be
+    /// held as long as a call takes.
+    pub(crate) fn used_before(&self, tid: i32) -> Usage {
+        self.threads.lock().get(&tid).map_or(Usage::default(), |entry| entry.used)
+    }
+
+    /// A thread of the guest by its id at home, which it has in its own namespace.
+    pub(crate) fn called_at_home(&self, tid: i32) -> Option<i32> {
+        let here: Vec<i32> = self.threads.lock().keys().copied().collect();
+        here.into_iter().find(|&here| birth::inner_tid(self.guest.pid, here) == Some(tid))
     }
 
     /// Waits for it a little.
@@ -138,6 +186,7 @@ impl Shared {
         let entry = Entry {
             flight: served.flight(),
             socket: served.socket()?,
+            used: served.used,
             thread: Arc::new(Mutex::new(served)),
         };
         self.threads.lock().insert(tid, entry);
@@ -161,9 +210,11 @@ impl Calls {
     pub fn start(
         listener: OwnedFd,
         threads: Vec<GuestThread>,
-        guest: Guest,
+        mut guest: Guest,
         hooks: Arc<dyn Hooks>,
     ) -> io::Result<Calls> {
+        let live = Live::of(std::mem::take(&mut guest.live), guest.watch.take())?;
+        let devices = Devices::new(guest.devices.take());
         install_wake_signal();
         let listener = Listener::from(listener);
         if let Err(error) = listener.wake_on_same_core() {
@@ -177,22 +228,32 @@ impl Calls {
             stats: Stats::default(),
             mapped: MappedFiles::default(),
             writable: Writable::default(),
+            live,
+            told: Told::default(),
+            devices,
             births: Mutex::default(),
+            bearing: Bearing::default(),
             near,
             threads: Mutex::default(),
             gate: Mutex::default(),
             changed: Condvar::new(),
+            quit: Condvar::new(),
         }));
         for thread in threads {
             calls.add_thread(thread)?;
         }
         spawn_worker(&calls.0, &mut calls.0.gate.lock())?;
+        if !calls.0.live.is_empty() {
+            let ours = Arc::clone(&calls.0);
+            let flusher = thread::Builder::new().name("guest-files".into());
+            calls.0.gate.lock().workers.push(flusher.spawn(move || keep_written(&ours))?);
+        }
         Ok(calls)
     }
 
     /// Before the thread makes its first call.
     pub fn add_thread(&self, thread: GuestThread) -> io::Result<()> {
-        self.0.add_thread(thread.tid, Thread::new(thread.stream))
+        self.0.add_thread(thread.tid, Thread::new(thread.stream, thread.used))
     }
 
     /// Takes no further call; returns when none is being taken. Those in flight go on.
@@ -270,6 +331,25 @@ impl Calls {
         &self.0.stats
     }
 
+    /// Sends home what the guest has written to live files, by a thread that has no call in
+    /// flight. Of a guest that is held, or has ended, that is all of it.
+    ///
+    /// Ok(false): every thread has one, before which all was written back that it wrote. Err
+    /// (TimedOut): home has not taken it by then, as while its process is stopped.
+    pub fn write_back(&self, timeout: Duration) -> io::Result<bool> {
+        if self.0.live.is_empty() {
+            return Ok(true);
+        }
+        let (to, done) = std::sync::mpsc::channel();
+        let ours = Arc::clone(&self.0);
+        let writer = thread::Builder::new().name("guest-files-last".into());
+        writer.spawn(move || to.send(write_back(&ours, timeout)))?;
+        match done.recv_timeout(timeout) {
+            Ok(written) => written.map_err(io::Error::other),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
     /// Which memfd mappings of the guest stand for which files at home.
     pub fn mapped_files(&self) -> &MappedFiles {
         &self.0.mapped
@@ -289,6 +369,7 @@ impl Drop for Calls {
             std::mem::take(&mut gate.workers)
         };
         self.0.changed.notify_all();
+        self.0.quit.notify_all();
         for worker in workers {
             if worker.join().is_err() {
                 tracing::error!("a call worker panicked");
@@ -355,6 +436,45 @@ fn staff(shared: &Arc<Shared>, gate: &mut Gate) {
         && let Err(error) = spawn_worker(shared, gate)
     {
         tracing::error!(%error, "no further call worker");
+    }
+}
+
+/// As [`Calls::write_back`]; waits for a free thread, for each so long.
+fn write_back(shared: &Shared, patience: Duration) -> Result<bool, StreamError> {
+    let all: Vec<_> = shared.threads.lock().values().map(|e| Arc::clone(&e.thread)).collect();
+    let free = all.iter().find_map(|thread| thread.try_lock());
+    match free.or_else(|| all.iter().find_map(|thread| thread.try_lock_for(patience))) {
+        Some(mut thread) => live::write_back(shared, &mut thread).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// Who looks at a live file at home sees it a little later, whatever the guest calls or not.
+fn keep_written(shared: &Shared) {
+    let mut pause = WRITE_BACK_INTERVAL;
+    loop {
+        let until = Instant::now() + pause;
+        loop {
+            let gate = &mut shared.gate.lock();
+            let left = until.saturating_duration_since(Instant::now());
+            if gate.ended {
+                return;
+            }
+            if left.is_zero() && !gate.closed {
+                break;
+            }
+            let step = left.clamp(Duration::from_millis(1), WRITE_BACK_INTERVAL);
+            let waited = MutexGuard::unlocked(gate, || shared.live.wait_for_moves(step));
+            if !waited && !gate.ended {
+                shared.quit.wait_for(gate, step);
+            }
+        }
+        let begun = Instant::now();
+        if let Err(error) = write_back(shared, Duration::ZERO) {
+            tracing::debug!(%error, "nothing is written back any more");
+            return;
+        }
+        pause = WRITE_BACK_INTERVAL.max(begun.elapsed() * WRITE_BACK_SHARE);
     }
 }
 

@@ -7,24 +7,30 @@
 
 mod births;
 mod calls;
+mod devices;
 mod events;
 mod interrupt;
+mod live;
 mod mapping;
 mod memory;
 mod messenger;
 mod placement;
+mod selves;
 pub mod shadow;
 mod stats;
 mod steward;
 mod stream;
+mod usage;
 mod visit;
 pub mod word;
 mod worker;
 
 pub use calls::{Begun, Calls, Denied, Guest, GuestThread, Hooks, QuiesceError};
 pub use events::{Events, News, SignalStream};
+pub use live::{LiveFile, Window};
 pub use mapping::{MappedFile, MappedFiles};
 pub use memory::ProcessMemory;
+pub use selves::{Names, Processors};
 pub use stats::{CallStats, Stats};
 pub use steward::{GuestGone, Steward};
 pub use stream::{CallStream, Records, StreamError};

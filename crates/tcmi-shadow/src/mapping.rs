@@ -66,6 +66,16 @@ struct Request {
 pub(crate) enum Refusal {
     Errno(Errno),
     Stream(StreamError),
+    /// Not here: home maps it, and it is live when the guest is back.
+    AtHome,
+}
+
+/// What is needed of `struct stat`.
+pub(crate) struct Stat {
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+    mode: u32,
+    pub(crate) size: u64,
 }
 
 impl From<StreamError> for Refusal {
@@ -90,12 +100,7 @@ fn checked(args: &[u64; 6]) -> Result<Request, Errno> {
         return Err(ENOMEM);
     }
     match kind {
-        libc::MAP_PRIVATE => {}
-        // Nobody else sees writes of a page that is on another node.
-        libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE if prot as i32 & libc::PROT_WRITE != 0 => {
-            return Err(ENODEV);
-        }
-        libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE => {}
+        libc::MAP_PRIVATE | libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE => {}
         _ => return Err(EINVAL),
     }
     if flags as i32 & libc::MAP_HUGETLB != 0 {
@@ -115,7 +120,7 @@ pub(crate) fn map_file(
     if !offset.is_multiple_of(PAGE_BYTES) {
         return Err(Refusal::Errno(EINVAL));
     }
-    let (dev, ino, mode, size) = stat(thread, fd)?;
+    let Stat { dev, ino, mode, size } = stat(thread, fd)?;
     let request = checked(args).map_err(Refusal::Errno)?;
     if mode & libc::S_IFMT != libc::S_IFREG {
         return Err(Refusal::Errno(ENODEV));
@@ -125,6 +130,9 @@ pub(crate) fn map_file(
     }
     if request.prot as i32 & libc::PROT_EXEC != 0 && may_not_execute(thread, fd)? {
         return Err(Refusal::Errno(EPERM));
+    }
+    if shared.live.has(dev, ino) || is_for_writing(thread, &request)? {
+        return Err(Refusal::AtHome);
     }
     let memfd = fetch(thread, &request, size)?;
     let inode = memfd.metadata()?.ino();
@@ -169,14 +177,46 @@ fn guest_flags(flags: u64) -> u64 {
     (flags & kept as u64) | libc::MAP_PRIVATE as u64
 }
 
-/// Device, inode, mode, size.
-fn stat(thread: &mut Thread, fd: u64) -> Result<(u64, u64, u32, u64), Refusal> {
+/// Shared, with a descriptor that may write: what cannot be read becomes an error at home, too.
+fn is_for_writing(thread: &mut Thread, request: &Request) -> Result<bool, Refusal> {
+    if request.flags as i32 & 0xf == libc::MAP_PRIVATE {
+        return Ok(false);
+    }
+    let mut none = SliceMemory { base: OWN_BASE, bytes: &mut [] };
+    let args = [request.fd, libc::F_GETFL as u64, 0, 0, 0, 0];
+    let flags = positive(thread.ask(libc::SYS_fcntl as u32, &args, &mut none)?)? as i32;
+    match flags & libc::O_ACCMODE {
+        libc::O_RDWR => Ok(true),
+        _ if request.prot as i32 & libc::PROT_WRITE != 0 => Err(Refusal::Errno(EACCES)),
+        _ => Ok(false),
+    }
+}
+
+pub(crate) fn stat(thread: &mut Thread, fd: u64) -> Result<Stat, Refusal> {
     let mut bytes = [0u8; STAT_BYTES];
     let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut bytes };
     let args = [fd, OWN_BASE, 0, 0, 0, 0];
     positive(thread.ask(libc::SYS_fstat as u32, &args, &mut mem)?)?;
-    let word = |at| word(&bytes, at);
-    Ok((word(0), word(8), word(24) as u32, word(48)))
+    Ok(Stat::of(&bytes))
+}
+
+/// `path` has its NUL.
+pub(crate) fn stat_path(thread: &mut Thread, path: &[u8]) -> Result<Stat, Refusal> {
+    let mut bytes = vec![0; STAT_BYTES];
+    bytes.extend_from_slice(path);
+    // It is read in pieces longer than itself.
+    bytes.resize(STAT_BYTES + 2 * libc::PATH_MAX as usize, 0);
+    let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut bytes };
+    let args = [OWN_BASE + STAT_BYTES as u64, OWN_BASE, 0, 0, 0, 0];
+    positive(thread.ask(libc::SYS_stat as u32, &args, &mut mem)?)?;
+    Ok(Stat::of(&bytes))
+}
+
+impl Stat {
+    fn of(bytes: &[u8]) -> Self {
+        let word = |at| word(bytes, at);
+        Stat { dev: word(0), ino: word(8), mode: word(24) as u32, size: word(48) }
+    }
 }
 
 /// The file is on a file system that is mounted so.

@@ -9,14 +9,19 @@ use tcmi_call::engine::{Call, GuestMemory};
 use tcmi_call::frame::{ReplyHeader, disposition, kind, reply_flags};
 use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, ESRCH, Errno};
 use tcmi_call::table::{self, Arg, Both, Class, Restart, Row, prctl};
+use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::births;
 use crate::calls::{Flight, Shared};
+use crate::devices;
 use crate::interrupt::{self, Pending};
+use crate::live;
 use crate::mapping::{self, Refusal};
 use crate::memory::ProcessMemory;
+use crate::selves;
 use crate::stream::{CallStream, StreamError};
+use crate::usage::{self, Told};
 use crate::visit;
 
 const SIGSET_BYTES: u64 = 8;
@@ -32,11 +37,15 @@ pub(crate) struct Thread {
     flight: Arc<Mutex<Option<Flight>>>,
     /// Number of the last signal in the guest when the last call left.
     seen: u32,
+    /// On other nodes than home, before it came.
+    pub(crate) used: Usage,
+    pub(crate) told: Told,
 }
 
 impl Thread {
-    pub(crate) fn new(stream: CallStream) -> Self {
-        Thread { stream, call: Call::new(), seq: 0, flight: Arc::default(), seen: 0 }
+    pub(crate) fn new(stream: CallStream, used: Usage) -> Self {
+        let (call, flight, told) = (Call::new(), Arc::default(), Told::default());
+        Thread { stream, call, seq: 0, flight, seen: 0, used, told }
     }
 
     pub(crate) fn socket(&self) -> std::io::Result<OwnedFd> {
@@ -59,9 +68,30 @@ impl Thread {
         args: &[u64; 6],
         mem: &mut M,
     ) -> Result<i64, StreamError> {
+        self.repeat(|call, seq, mem: &mut M| call.marshal(nr, args, seq, 0, mem), mem)
+    }
+
+    /// The same of a call that no row has.
+    pub(crate) fn own<M: GuestMemory>(
+        &mut self,
+        make: impl Fn(&mut Call, u64),
+        mem: &mut M,
+    ) -> Result<i64, StreamError> {
+        let make = |call: &mut Call, seq, _: &mut M| {
+            make(call, seq);
+            Ok(())
+        };
+        self.repeat(make, mem)
+    }
+
+    fn repeat<M: GuestMemory>(
+        &mut self,
+        make: impl Fn(&mut Call, u64, &mut M) -> Result<(), Errno>,
+        mem: &mut M,
+    ) -> Result<i64, StreamError> {
         loop {
             let seq = self.next_seq();
-            if let Err(errno) = self.call.marshal(nr, args, seq, 0, mem) {
+            if let Err(errno) = make(&mut self.call, seq, mem) {
                 return Ok(errno.ret());
             }
             self.stream.send(self.call.frame())?;
@@ -105,6 +135,9 @@ pub(crate) fn failed(errno: Errno) -> Outcome {
 /// Serves one call. A stream that broke leaves it unanswered: what becomes of a guest whose
 /// home is lost is for the hooks' owner to say.
 pub(crate) fn serve(shared: &Shared, notif: &Notification) {
+    if shared.bearing.takes(notif) {
+        return;
+    }
     let begun = Instant::now();
     let outcome = match outcome(shared, notif) {
         Ok(outcome) => outcome,
@@ -140,8 +173,24 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
     };
     let Some(thread) = shared.thread(notif.tid) else { return Ok(failed(ESRCH)) };
     let mut thread = thread.lock();
+    if !row.private {
+        live::write_back(shared, &mut thread)?;
+    }
     match both {
-        None => forward(shared, &mut thread, notif, row),
+        None => {
+            if let Some(outcome) = devices::serve(shared, notif) {
+                return Ok(outcome);
+            }
+            if let Some(shown) = selves::shown(shared, notif) {
+                return selves::open(shared, &mut thread, notif, &shown);
+            }
+            let opening = devices::opening(shared, notif);
+            let outcome = forward(shared, &mut thread, notif, row)?;
+            if let (Some(opening), Outcome::Answer(Answer::Value(fd))) = (opening, &outcome) {
+                devices::opened(shared, &mut thread, &opening, *fd)?;
+            }
+            Ok(outcome)
+        }
         Some(Both::Disposition) => mirror_disposition(shared, &mut thread, notif),
         Some(Both::BeginThread) => {
             drop(thread);
@@ -170,8 +219,24 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
                 Ok(addr) => Ok(returned(addr)),
                 Err(Refusal::Errno(errno)) => Ok(failed(errno)),
                 Err(Refusal::Stream(error)) => Err(error),
+                Err(Refusal::AtHome) => {
+                    drop(thread);
+                    Ok(visit::visit(shared, notif))
+                }
             }
         }
+        Some(Both::Sync) => match live::sync(shared, &mut thread, &notif.args)? {
+            Ok(()) => Ok(Outcome::Answer(Answer::Continue)),
+            Err(errno) => Ok(failed(Errno(errno))),
+        },
+        Some(Both::Remap) => match shared.live.is_at(notif.tid, notif.args[0]) {
+            true => {
+                drop(thread);
+                Ok(visit::visit(shared, notif))
+            }
+            false => Ok(Outcome::Answer(Answer::Continue)),
+        },
+        Some(Both::Usage) => usage::serve(shared, &mut thread, notif),
         Some(Both::Prctl) => match prctl::option(notif.args[0]) {
             prctl::Side::Local => Ok(Outcome::Answer(Answer::Continue)),
             prctl::Side::Refused(errno) => Ok(failed(errno)),
@@ -230,7 +295,14 @@ fn forward(
         }
         match after(&reply, notif, row, mask) {
             After::Deliver => {
-                return Ok(returned(thread.call.unmarshal(&reply, payload, &mut mem)?));
+                let ret = thread.call.unmarshal(&reply, payload, &mut mem)?;
+                if let Ok(done) = u64::try_from(ret) {
+                    live::altered(shared, thread, notif, row, done)?;
+                }
+                if live::renumbers(notif.nr) {
+                    live::forget_descriptors(shared);
+                }
+                return Ok(returned(ret));
             }
             After::Interrupt(outcome) => {
                 // What an interrupted call leaves: the rest of a timeout, with which it is made

@@ -13,5 +13,6 @@ pub mod proc;
 pub mod ptrace;
 pub mod seccomp;
 pub mod signal;
+pub mod userfault;
 
 pub use errno::{Errno, Result};

@@ -55,6 +55,26 @@ pub fn read_short(pid: i32) -> Result<Vec<Mapping>> {
     parse(&text).ok_or(Errno::new("parse maps", libc::EPROTO))
 }
 
+/// Another process than `pid` that has the file mapped shared, among those that we may look at.
+pub fn sharer(pid: i32, dev: (u32, u32), inode: u64) -> Result<Option<i32>> {
+    let all = std::fs::read_dir("/proc").map_err(|e| Errno::from_io("read /proc", &e))?;
+    let pids = all.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    let file = format!(" {:02x}:{:02x} {inode} ", dev.0, dev.1);
+    for other in pids.filter(|n| *n != pid) {
+        // One that ended meanwhile maps nothing.
+        let Ok(text) = std::fs::read(format!("/proc/{other}/maps")) else { continue };
+        let text = String::from_utf8_lossy(&text);
+        if text.lines().any(|l| l.contains(&file) && is_shared(l)) {
+            return Ok(Some(other));
+        }
+    }
+    Ok(None)
+}
+
+fn is_shared(line: &str) -> bool {
+    line.split(' ').nth(1).is_some_and(|perms| perms.ends_with('s'))
+}
+
 /// Parses smaps (or maps, then without flags). None if it is not that.
 pub fn parse(text: &[u8]) -> Option<Vec<Mapping>> {
     let mut all: Vec<Mapping> = Vec::new();

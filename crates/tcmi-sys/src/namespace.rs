@@ -82,6 +82,14 @@ pub fn set_clock_offsets(monotonic: i64, boottime: i64) -> Result<()> {
     put("write timens_offsets", "/proc/self/timens_offsets", &text)
 }
 
+/// A clock that may not be there, such as that of a process; in nanoseconds.
+pub fn clock_of(id: libc::clockid_t) -> Result<u64> {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` is a live timespec.
+    check("clock_gettime", i64::from(unsafe { libc::clock_gettime(id, &mut t) }))?;
+    Ok(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
+}
+
 /// The clock in nanoseconds.
 pub fn clock(id: libc::clockid_t) -> i64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };

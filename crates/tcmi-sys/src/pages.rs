@@ -8,10 +8,13 @@ use std::os::unix::fs::FileExt;
 
 pub const PAGE_BYTES: u64 = 4096;
 
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
+const PM_SCAN_WP_MATCHING: u64 = 1;
+const PM_SCAN_CHECK_WPASYNC: u64 = 2;
 /// _IOWR('f', 16, struct pm_scan_arg), a structure of 96 bytes.
 const PAGEMAP_SCAN: u64 = 0xc060_6610;
 
@@ -96,6 +99,39 @@ impl Pagemap {
                     push(out, r.start..r.end);
                 }
             }
+            if arg.walk_end <= start {
+                return Err(Errno::new("PAGEMAP_SCAN made no progress", libc::EIO));
+            }
+            start = arg.walk_end;
+        }
+        Ok(())
+    }
+
+    /// Appends the runs of `range` that were written since the last such look at them, or may have
+    /// been, and begins anew. Err (EPERM): a part of it is not watched by a
+    /// [`crate::userfault::Userfault`].
+    pub fn written_runs(&self, range: Range<u64>, out: &mut Vec<Range<u64>>) -> Result<()> {
+        let mut regions = [Region::default(); 64];
+        let mut start = range.start;
+        while start < range.end {
+            // With these masks a page without an entry counts as written: a written one that was
+            // taken from the process has none.
+            let mut arg = ScanArg {
+                size: 96,
+                flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+                start,
+                end: range.end,
+                vec: regions.as_mut_ptr() as u64,
+                vec_len: regions.len() as u64,
+                category_mask: PAGE_IS_WRITTEN,
+                return_mask: PAGE_IS_WRITTEN,
+                ..ScanArg::default()
+            };
+            // SAFETY: as in `scan`.
+            let n = check("PAGEMAP_SCAN", unsafe {
+                libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg)
+            } as i64)?;
+            regions[..n as usize].iter().for_each(|r| push(out, r.start..r.end));
             if arg.walk_end <= start {
                 return Err(Errno::new("PAGEMAP_SCAN made no progress", libc::EIO));
             }

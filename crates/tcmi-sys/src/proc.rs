@@ -15,6 +15,24 @@ fn bytes(pid: i32, file: &str) -> Result<Vec<u8>> {
     })
 }
 
+/// /proc/PID/stat, or that of a thread.
+pub fn stat(pid: i32, tid: Option<i32>) -> Result<String> {
+    let file = tid.map_or("stat".to_owned(), |tid| format!("task/{tid}/stat"));
+    Ok(String::from_utf8_lossy(&bytes(pid, &file)?).into_owned())
+}
+
+/// How long a thread has run, in nanoseconds. 0 where the kernel does not count it.
+pub fn schedstat(pid: i32, tid: i32) -> Result<u64> {
+    match bytes(pid, &format!("task/{tid}/schedstat")) {
+        Ok(text) => {
+            let text = String::from_utf8_lossy(&text);
+            let first = text.split_ascii_whitespace().next().and_then(|word| word.parse().ok());
+            first.ok_or(malformed("parse /proc/PID/schedstat"))
+        }
+        Err(_) => Ok(0),
+    }
+}
+
 fn malformed(what: &'static str) -> Errno {
     Errno::new(what, libc::EPROTO)
 }
@@ -67,6 +85,8 @@ pub struct Status {
     /// Resident set, in bytes.
     pub rss: u64,
     pub peak_rss: u64,
+    /// Of its own, resident or swapped out, in bytes.
+    pub anonymous: u64,
 }
 
 pub fn status(pid: i32) -> Result<Status> {
@@ -107,6 +127,7 @@ fn parse_status(text: &str) -> Option<Status> {
             "VmSize" => (s.kernel_thread, s.has_memory) = (false, true),
             "VmRSS" => s.rss = kib()?,
             "VmHWM" => s.peak_rss = kib()?,
+            "RssAnon" | "RssShmem" | "VmSwap" => s.anonymous += kib()?,
             "Kthread" => s.kernel_thread = v == "1",
             _ => {}
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use libc::sock_filter;
-use tcmi_call::table::{self, Class, LocalIf, X32_BIT};
+use tcmi_call::table::{self, Both, Class, LocalIf, X32_BIT};
 
 /// `seccomp(SECCOMP_SET_MODE_FILTER, INSTALL_FLAGS, &prog)`: one filter for all threads, a
 /// listener, and a wait that only SIGKILL ends once the monitor has taken the call.
@@ -57,6 +57,11 @@ fn jump(test: u32, k: u32, jt: usize, jf: usize) -> sock_filter {
     }
 }
 
+/// Compares with X.
+fn jump_x(test: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { code: (libc::BPF_JMP | test | libc::BPF_X) as u16, jt, jf, k: 0 }
+}
+
 /// What the filter does with one number.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -66,8 +71,11 @@ enum Verdict {
     Look(LocalIf, bool),
 }
 
-fn verdict(nr: u32) -> Verdict {
+fn verdict(nr: u32, has_live: bool) -> Verdict {
     let Some(row) = table::row(nr) else { return Verdict::Notify };
+    if matches!(row.class, Class::Both(Both::Sync | Both::Remap)) && !has_live {
+        return Verdict::Allow;
+    }
     let steward = STEWARD_CALLS.contains(&row.name);
     match (row.class, row.local_if, steward) {
         (Class::Local, ..) => Verdict::Allow,
@@ -80,8 +88,9 @@ fn verdict(nr: u32) -> Verdict {
 ///
 /// `steward_syscall_end` is the address after the steward's `syscall` instruction. Calls
 /// decided by their number alone load nothing but architecture and number, so that the kernel
-/// answers them from its bitmap.
-pub fn program(pid: i32, steward_syscall_end: Option<u64>) -> Vec<sock_filter> {
+/// answers them from its bitmap. `has_live`: files that it has mapped shared have to be looked
+/// after.
+pub fn program(pid: i32, steward_syscall_end: Option<u64>, has_live: bool) -> Vec<sock_filter> {
     let mut code = vec![
         load(ARCH),
         jump(libc::BPF_JEQ, ARCH_X86_64, 1, 0),
@@ -93,9 +102,9 @@ pub fn program(pid: i32, steward_syscall_end: Option<u64>) -> Vec<sock_filter> {
     let mut nr = 0;
     while nr < table::ROWS as u32 {
         let first = nr;
-        let found = verdict(first);
+        let found = verdict(first, has_live);
         nr += 1;
-        while found == Verdict::Allow && nr < table::ROWS as u32 && verdict(nr) == found {
+        while found == Verdict::Allow && nr < table::ROWS as u32 && verdict(nr, has_live) == found {
             nr += 1;
         }
         let block = match found {
@@ -142,12 +151,33 @@ fn look(nr: u32, test: LocalIf, pid: i32, steward: Option<u64>) -> Vec<sock_filt
             jump(libc::BPF_JEQ, 0, 0, 1),
             ret(ALLOW),
         ]),
+        // 64 bits in two halves, the old size in X.
+        LocalIf::Shrinks => code.extend([
+            load(ARGS + 12),
+            stmt(libc::BPF_MISC | libc::BPF_TAX, 0),
+            load(ARGS + 20),
+            jump_x(libc::BPF_JGT, 6, 0),
+            jump_x(libc::BPF_JEQ, 0, 4),
+            load(ARGS + 8),
+            stmt(libc::BPF_MISC | libc::BPF_TAX, 0),
+            load(ARGS + 16),
+            jump_x(libc::BPF_JGT, 1, 0),
+            ret(ALLOW),
+        ]),
         LocalIf::ThreadOption => {
             code.push(load(ARGS));
             for option in table::THREAD_OPTIONS {
                 code.extend([jump(libc::BPF_JEQ, option, 0, 1), ret(ALLOW)]);
             }
         }
+        LocalIf::NoUsage => code.extend([
+            load(ARGS),
+            jump(libc::BPF_JEQ, libc::CLOCK_PROCESS_CPUTIME_ID as u32, 3, 0),
+            jump(libc::BPF_JEQ, libc::CLOCK_THREAD_CPUTIME_ID as u32, 2, 0),
+            // A negative number.
+            jump(libc::BPF_JSET, 1 << 31, 1, 0),
+            ret(ALLOW),
+        ]),
         LocalIf::OwnPid | LocalIf::MainThread => {
             let three =
                 matches!(table::row(nr).map(|r| r.name), Some("tgkill" | "rt_tgsigqueueinfo"));

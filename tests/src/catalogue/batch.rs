@@ -123,6 +123,12 @@ pub fn entries(inputs: &Path) -> Vec<Entry> {
         Batch::new("sqlite3", "a query runs", &["sqlite3", ":memory:", SQLITE])
             .needs(&[("sqlite3", "sqlite3")]),
         Batch::new(
+            "sqlite3-wal",
+            "transactions go through a log, whose index is a file mapped shared",
+            &["sqlite3", "wal.db", &format!(".read {}", path("wal.sql"))],
+        )
+        .needs(&[("sqlite3", "sqlite3")]),
+        Batch::new(
             "openssl",
             "`openssl speed` measures (the shape of the output is compared)",
             &["openssl", "speed", "-seconds", "2", "-bytes", "1024", "sha256", "md5"],

@@ -21,6 +21,7 @@ const FILES: &[(&str, &str)] = &[
 const LINES: usize = 1_500_000;
 const TREE_DIRECTORIES: usize = 40;
 const TREE_FILES: usize = 50;
+const TRANSACTIONS: usize = 1000;
 /// Of the project that is built.
 const SOURCES: usize = 24;
 
@@ -55,6 +56,7 @@ impl Inputs {
         for (name, text) in FILES {
             fs::write(inputs.0.join(name), text)?;
         }
+        fs::write(inputs.0.join("wal.sql"), transactions())?;
         project(&inputs.0.join("project"))?;
         Ok(inputs)
     }
@@ -62,6 +64,24 @@ impl Inputs {
     pub fn path(&self) -> &Path {
         self.0.path()
     }
+}
+
+/// Many small ones, and what they leave.
+fn transactions() -> String {
+    let mut sql = String::from(
+        "PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 40;
+         CREATE TABLE t(i INTEGER PRIMARY KEY, x INTEGER, s TEXT); CREATE INDEX tx ON t(x);
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)
+         INSERT INTO t SELECT i, (i * 7919) % 10007, 'row ' || i FROM n;\n",
+    );
+    for round in 0..TRANSACTIONS {
+        sql += &format!(
+            "UPDATE t SET x = (x * 31 + i + {round}) % 10007, s = s || x WHERE i % 97 = {};
+             SELECT {round}, sum(x), count(DISTINCT x), sum(length(s)) FROM t;\n",
+            round % 97
+        );
+    }
+    sql
 }
 
 /// A small C project with a Makefile.

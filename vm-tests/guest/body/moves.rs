@@ -1,6 +1,7 @@
 //! Out and home with everything well.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -34,7 +35,28 @@ pub fn emigrate(port: &Port) -> Result<()> {
 pub fn everything_well(port: &Port, pair: &Pair) -> Result<()> {
     shell_loop(port, pair).context("shell")?;
     counter(port, pair).context("counter")?;
-    receiver(port, pair).context("receiver")
+    receiver(port, pair).context("receiver")?;
+    eater(port, pair).context("eater")
+}
+
+/// By control groups of the only kind that there is here.
+fn eater(port: &Port, pair: &Pair) -> Result<()> {
+    let features = pair.desk.read("node/features")?;
+    for limit in ["limit-memory=cgroup2", "limit-threads=cgroup2", "limit-cpu=cgroup2"] {
+        ensure!(features.lines().any(|line| line == limit), "{features}");
+    }
+    let mut victim = Victim::spawn(&VictimKind::plain("eater"))?;
+    pair.migrate(victim.pid())?;
+    victim.say("eat 64")?;
+    victim.expect("ATE 64", TIMEOUT)?;
+    victim.say("eat 192")?;
+    let file = format!("ccn/mig/migproc/{}/last-error", victim.pid());
+    wait_until("why it ended", TIMEOUT, || {
+        Ok(pair.home.read(&file).is_ok_and(|text| text.contains("192 MiB")).then_some(()))
+    })?;
+    let status = victim.wait(TIMEOUT)?;
+    ensure!(status.signal() == Some(libc::SIGKILL), "status {status}");
+    port.progress("a guest was held to its limit")
 }
 
 /// A program that nobody prepared: busybox's shell, which prints and ends with a status.

@@ -4,7 +4,7 @@ use super::Arg::*;
 use super::Restart::{NoHandler, SaRestart};
 use super::Size::*;
 use super::When::{Changed, Return, Success};
-use super::{Restart, Row};
+use super::{Alters, Restart, Row};
 
 const STAT: super::Arg = Out(Bytes(144), Success);
 const PAIR: super::Arg = Out(Bytes(8), Success);
@@ -13,8 +13,8 @@ const TIMESPECS: super::Arg = In(Bytes(32));
 
 pub(super) const ROWS: &[(usize, Row)] = &[
     (0, Row::waits("read", SaRestart, &[Fd, Out(Checked(2), Return(1)), Value])),
-    (1, Row::waits("write", SaRestart, &[Fd, In(Checked(2)), Value])),
-    (2, Row::waits("open", SaRestart, &[Path, Value, Value])),
+    (1, Row::waits("write", SaRestart, &[Fd, In(Checked(2)), Value]).alters(Alters::AtPosition(0))),
+    (2, Row::waits("open", SaRestart, &[Path, Value, Value]).alters(Alters::Opened(1))),
     (3, Row::forward("close", &[Fd])),
     (4, Row::forward("stat", &[Path, STAT])),
     (5, Row::forward("fstat", &[Fd, STAT])),
@@ -23,29 +23,37 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (8, Row::forward("lseek", &[Fd, Value, Value])),
     (16, Row::waits("ioctl", SaRestart, &[Fd, Value, Ioctl])),
     (17, Row::waits("pread64", SaRestart, &[Fd, Out(Checked(2), Return(1)), Value, Value])),
-    (18, Row::waits("pwrite64", SaRestart, &[Fd, In(Checked(2)), Value, Value])),
+    (
+        18,
+        Row::waits("pwrite64", SaRestart, &[Fd, In(Checked(2)), Value, Value])
+            .alters(Alters::AtOffset(0)),
+    ),
     (19, Row::waits("readv", SaRestart, &[Fd, IovecOut(2), Value])),
-    (20, Row::waits("writev", SaRestart, &[Fd, IovecIn(2), Value])),
+    (20, Row::waits("writev", SaRestart, &[Fd, IovecIn(2), Value]).alters(Alters::AtPosition(0))),
     (21, Row::forward("access", &[Path, Value])),
     (22, Row::forward("pipe", &[PAIR])),
     (23, Row::waits("select", NoHandler, &[Value, Bits, Bits, Bits, TimevalRest])),
     (32, Row::forward("dup", &[Fd])),
     (33, Row::forward("dup2", &[Fd, Fd])),
-    (40, Row::waits("sendfile", SaRestart, &[Fd, Fd, InOut(Bytes(8), Changed), Value])),
+    (
+        40,
+        Row::waits("sendfile", SaRestart, &[Fd, Fd, InOut(Bytes(8), Changed), Value])
+            .alters(Alters::Any(0)),
+    ),
     (72, Row::waits("fcntl", SaRestart, &[Fd, Value, Fcntl])),
     (73, Row::waits("flock", SaRestart, &[Fd, Value])),
     (74, Row::forward("fsync", &[Fd])),
     (75, Row::forward("fdatasync", &[Fd])),
-    (76, Row::forward("truncate", &[Path, Value])),
-    (77, Row::forward("ftruncate", &[Fd, Value])),
+    (76, Row::forward("truncate", &[Path, Value]).alters(Alters::Named)),
+    (77, Row::forward("ftruncate", &[Fd, Value]).alters(Alters::Any(0))),
     (78, Row::forward("getdents", &[Fd, Out(Arg(2), Return(1)), Value])),
-    (79, Row::forward("getcwd", &[Out(Arg(1), Return(1)), Value])),
+    (79, Row::asks("getcwd", &[Out(Arg(1), Return(1)), Value])),
     (80, Row::forward("chdir", &[Path])),
     (81, Row::forward("fchdir", &[Fd])),
     (82, Row::forward("rename", &[Path, Path])),
     (83, Row::forward("mkdir", &[Path, Value])),
     (84, Row::forward("rmdir", &[Path])),
-    (85, Row::waits("creat", SaRestart, &[Path, Value])),
+    (85, Row::waits("creat", SaRestart, &[Path, Value]).alters(Alters::Named)),
     (86, Row::forward("link", &[Path, Path])),
     (87, Row::forward("unlink", &[Path])),
     (88, Row::forward("symlink", &[Path, Path])),
@@ -92,7 +100,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (253, Row::forward("inotify_init", &[])),
     (254, Row::forward("inotify_add_watch", &[Fd, Path, Value])),
     (255, Row::forward("inotify_rm_watch", &[Fd, Value])),
-    (257, Row::waits("openat", SaRestart, &[Fd, Path, Value, Value])),
+    (257, Row::waits("openat", SaRestart, &[Fd, Path, Value, Value]).alters(Alters::Opened(2))),
     (258, Row::forward("mkdirat", &[Fd, Path, Value])),
     (259, Row::forward("mknodat", &[Fd, Path, Value, Value])),
     (260, Row::forward("fchownat", &[Fd, Path, Value, Value, Value])),
@@ -120,7 +128,8 @@ pub(super) const ROWS: &[(usize, Row)] = &[
             "splice",
             SaRestart,
             &[Fd, InOut(Bytes(8), Changed), Fd, InOut(Bytes(8), Changed), Value, Value],
-        ),
+        )
+        .alters(Alters::Any(2)),
     ),
     (276, Row::waits("tee", SaRestart, &[Fd, Fd, Value, Value])),
     (277, Row::forward("sync_file_range", &[Fd, Value, Value, Value])),
@@ -135,7 +144,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     ),
     (283, Row::forward("timerfd_create", &[Value, Value])),
     (284, Row::forward("eventfd", &[Value])),
-    (285, Row::waits("fallocate", SaRestart, &[Fd, Value, Value, Value])),
+    (285, Row::waits("fallocate", SaRestart, &[Fd, Value, Value, Value]).alters(Alters::Any(0))),
     (286, Row::forward("timerfd_settime", &[Fd, Value, In(Bytes(32)), Out(Bytes(32), Success)])),
     (287, Row::forward("timerfd_gettime", &[Fd, Out(Bytes(32), Success)])),
     (290, Row::forward("eventfd2", &[Value, Value])),
@@ -144,7 +153,11 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (293, Row::forward("pipe2", &[PAIR, Value])),
     (294, Row::forward("inotify_init1", &[Value])),
     (295, Row::waits("preadv", SaRestart, &[Fd, IovecOut(2), Value, Value, Value])),
-    (296, Row::waits("pwritev", SaRestart, &[Fd, IovecIn(2), Value, Value, Value])),
+    (
+        296,
+        Row::waits("pwritev", SaRestart, &[Fd, IovecIn(2), Value, Value, Value])
+            .alters(Alters::AtOffset(0)),
+    ),
     (300, Row::forward("fanotify_init", &[Value, Value])),
     (301, Row::forward("fanotify_mark", &[Fd, Value, Value, Fd, Path])),
     (306, Row::forward("syncfs", &[Fd])),
@@ -156,13 +169,21 @@ pub(super) const ROWS: &[(usize, Row)] = &[
             "copy_file_range",
             SaRestart,
             &[Fd, InOut(Bytes(8), Changed), Fd, InOut(Bytes(8), Changed), Value, Value],
-        ),
+        )
+        .alters(Alters::Any(2)),
     ),
     (327, Row::waits("preadv2", SaRestart, &[Fd, IovecOut(2), Value, Value, Value, Value])),
-    (328, Row::waits("pwritev2", SaRestart, &[Fd, IovecIn(2), Value, Value, Value, Value])),
+    (
+        328,
+        Row::waits("pwritev2", SaRestart, &[Fd, IovecIn(2), Value, Value, Value, Value])
+            .alters(Alters::AtOffset(0)),
+    ),
     (332, Row::forward("statx", &[Fd, Path, Value, Value, Out(Bytes(256), Success)])),
     (436, Row::forward("close_range", &[Value, Value, Value])),
-    (437, Row::waits("openat2", SaRestart, &[Fd, Path, In(Arg(3)), Value])),
+    (
+        437,
+        Row::waits("openat2", SaRestart, &[Fd, Path, In(Arg(3)), Value]).alters(Alters::Opened(2)),
+    ),
     (439, Row::forward("faccessat2", &[Fd, Path, Value, Value])),
     (
         441,

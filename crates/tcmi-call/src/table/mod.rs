@@ -50,10 +50,19 @@ pub enum Both {
     ExitThread,
     /// `exit_group`.
     ExitGroup,
-    /// `mmap` of a file: content is fetched, the mapping is mirrored at home.
+    /// `mmap` of a file: content is fetched, the mapping is mirrored at home. One that is shared
+    /// and may be written: [`Both::AtHome`].
     MapFile,
+    /// `msync`: what the guest has written to live files goes home first. The guest's own
+    /// kernel's, where it has none.
+    Sync,
+    /// `mremap` and such, which may show other parts of a live file: [`Both::AtHome`] then, else
+    /// the guest's own kernel's.
+    Remap,
     /// `prctl`, by [`prctl::option`].
     Prctl,
+    /// What home counts, and what was used on other nodes.
+    Usage,
 }
 
 /// When the filter lets a call that is otherwise forwarded through to the guest's kernel.
@@ -72,8 +81,12 @@ pub enum LocalIf {
     /// `rt_sigaction`: argument 1 is NULL, so nothing changes. Capturing a guest asks so, when
     /// nobody answers notifications.
     Query,
+    /// `mremap`: argument 2 is not above argument 1.
+    Shrinks,
     /// `prctl`: argument 0 is an option about the calling thread alone ([`THREAD_OPTIONS`]).
     ThreadOption,
+    /// `clock_gettime`: argument 0 is no clock of a process, thread or descriptor.
+    NoUsage,
 }
 
 /// PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_GET_TID_ADDRESS.
@@ -200,6 +213,26 @@ pub struct Row {
     pub local_if: LocalIf,
     pub restart: Restart,
     pub args: [Arg; 6],
+    /// Nobody can tell from it what the guest has written to a live file, so that need not be at
+    /// home before it. Of a call that asks about its own process, and does not wait.
+    pub private: bool,
+    pub alters: Alters,
+}
+
+/// Whether a call writes to a file, which the guest may have mapped as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alters {
+    Nothing,
+    /// As many bytes as it returns, at the position of the descriptor in argument i.
+    AtPosition(u8),
+    /// The same at the offset in argument 3; -1 is the position.
+    AtOffset(u8),
+    /// Any part of the file of the descriptor in argument i.
+    Any(u8),
+    /// The file that it opens, if the flags in argument i (or where that points to) have O_TRUNC.
+    Opened(u8),
+    /// The file named in argument 0.
+    Named,
 }
 
 impl Row {
@@ -212,7 +245,8 @@ impl Row {
             args[i] = list[i];
             i += 1;
         }
-        Row { name, class, local_if: LocalIf::Never, restart, args }
+        let (local_if, private, alters) = (LocalIf::Never, false, Alters::Nothing);
+        Row { name, class, local_if, restart, args, private, alters }
     }
 
     /// Never waits.
@@ -234,6 +268,18 @@ impl Row {
 
     const fn refused(name: &'static str, errno: Errno) -> Row {
         Row::new(name, Class::Refused(errno), Restart::Always, &[])
+    }
+
+    /// Asks about its own process.
+    const fn asks(name: &'static str, args: &[Arg]) -> Row {
+        let mut row = Row::forward(name, args);
+        row.private = true;
+        row
+    }
+
+    const fn alters(mut self, what: Alters) -> Row {
+        self.alters = what;
+        self
     }
 
     const fn local_if(mut self, test: LocalIf) -> Row {

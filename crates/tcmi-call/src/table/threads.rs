@@ -1,6 +1,8 @@
 //! Threads, time, signals to oneself: the guest's kernel knows them as well as home does.
 
-use super::Arg::Value;
+use super::Arg::{Out, Value};
+use super::Size::Bytes;
+use super::When::Success;
 use super::{Both, LocalIf, Row};
 
 pub(super) const ROWS: &[(usize, Row)] = &[
@@ -19,8 +21,8 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     // The guest has its home pid and tids in a namespace of its own.
     (39, Row::local("getpid")),
     (96, Row::local("gettimeofday")),
-    (98, Row::local("getrusage")),
-    (100, Row::local("times")),
+    (98, Row::both("getrusage", Both::Usage, &[Value, Out(Bytes(144), Success)])),
+    (100, Row::both("times", Both::Usage, &[Out(Bytes(32), Success)])),
     (127, Row::local("rt_sigpending")),
     (128, Row::local("rt_sigtimedwait")),
     (130, Row::local("rt_sigsuspend")),
@@ -45,7 +47,11 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (224, Row::local("timer_gettime")),
     (225, Row::local("timer_getoverrun")),
     (226, Row::local("timer_delete")),
-    (228, Row::local("clock_gettime")),
+    (
+        228,
+        Row::both("clock_gettime", Both::Usage, &[Value, Out(Bytes(16), Success)])
+            .local_if(LocalIf::NoUsage),
+    ),
     (229, Row::local("clock_getres")),
     (273, Row::local("set_robust_list")),
     (274, Row::local("get_robust_list")),

@@ -23,7 +23,8 @@ global_asm!(
     "2:",
     "cmp r13, [rbx + {count}]",
     "jae 3f",
-    "mov rax, [r12 + {nr}]",
+    "mov rbp, [r12 + {nr}]",
+    "mov rax, rbp",
     "mov rdi, [r12 + {args}]",
     "mov rsi, [r12 + {args} + 8]",
     "mov rdx, [r12 + {args} + 16]",
@@ -82,9 +83,10 @@ global_asm!(
     "mov rdi, [rbx + {regs} + {rdi}]",
     "mov rbx, [rbx + {regs} + {rbx}]",
     "ret {red_zone}",
-    // A call that gave 0: in a new thread, clone did.
+    // A call that gave 0: in a new thread, clone did. By the time that it runs, another batch may
+    // stand where this one did.
     "4:",
-    "cmp qword ptr [r12 + {nr}], {clone}",
+    "cmp rbp, {clone}",
     "jne 5b",
     "mov rsi, [rsp]",
     "mov edi, {arch_set_gs}",

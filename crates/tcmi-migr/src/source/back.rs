@@ -5,7 +5,9 @@ use crate::fault::{self, Point};
 use crate::pages::Incoming;
 use crate::source::{Attached, Watch};
 use std::collections::BTreeMap;
+use std::fs::File;
 use tcmi_ckpt::capture::{self, Files};
+use tcmi_ckpt::descriptors::Way;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::image::{Backing, FileRef, ProcessImage, Vma};
 use tcmi_ckpt::layout::{Step, reconcile};
@@ -122,13 +124,17 @@ fn open_files(
 ) -> Result<BTreeMap<u32, i32>> {
     let pid = f.pid;
     let mut fds = BTreeMap::new();
+    let missing = || tcmi_ckpt::Error::Image("a mapping of an unknown file");
     for step in steps {
         let Step::Map(Vma { backing: Backing::File { file, .. }, .. }) = step else { continue };
         if fds.contains_key(file) {
             continue;
         }
-        let missing = tcmi_ckpt::Error::Image("a mapping of an unknown file");
-        let r = image.files.get(*file as usize).ok_or(missing)?;
+        let r = image.files.get(*file as usize).ok_or_else(missing)?;
+        if r.live {
+            fds.insert(*file, pass_live(f, a, r, maps)?);
+            continue;
+        }
         let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, Ids { tgid: pid, tid: pid });
         let mut path = path_of(r, maps)?.as_bytes().to_vec();
         path.push(0);
@@ -147,6 +153,23 @@ fn open_files(
         }
     }
     Ok(fds)
+}
+
+/// A live file that is mapped elsewhere now, by the mapping that the shadow has of it: it may have
+/// no name. Opened with our rights, and so only what the process itself has mapped for writing.
+fn pass_live(f: &mut Frozen, a: &Attached, r: &FileRef, maps: &[Mapping]) -> Result<i32> {
+    let lost = || tcmi_ckpt::Error::Image("a mapping of a lost file");
+    let m = maps
+        .iter()
+        .find(|m| capture::is_live(m) && id_of(m) == (r.dev, r.inode))
+        .ok_or_else(lost)?;
+    let path = format!("/proc/{}/map_files/{:x}-{:x}", f.pid, m.start, m.end);
+    let file = File::options().read(true).write(true).open(path);
+    let file = file.map_err(Error::io("open a live file"))?;
+    let pid = f.pid;
+    let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, Ids { tgid: pid, tid: pid });
+    let passed = Way::with(&mut b, |b, way| way.pass(b, std::slice::from_ref(&file)))?;
+    Ok(*passed.first().ok_or_else(lost)?)
 }
 
 /// Of a file that the guest mapped, home knows the name by its own mapping of it.

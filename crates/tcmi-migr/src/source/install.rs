@@ -4,16 +4,16 @@ use crate::error::{Error, Result};
 use crate::source::Attached;
 use std::os::fd::OwnedFd;
 use tcmi_call::record::DirectionKeys;
-use tcmi_ckpt::descriptors::{PASSED_AT_ONCE, Way};
+use tcmi_ckpt::descriptors::{Beyond, PASSED_AT_ONCE, Way};
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::rebuild::Batcher;
 use tcmi_ckpt::remote::{Agent, Ids};
 use tcmi_kkc::Stream;
 
-/// Where the reserved descriptors are put, below the process's own limit: high enough to be out
-/// of the way, low enough to keep its descriptor table small.
+/// The reserved descriptors are put behind the process's own limit, if that is no higher: to keep
+/// its descriptor table small. Else, or if it may have no more, below it.
 const HIGHEST: u64 = 4096;
-/// One in so many of the descriptors that the process may have is kept for threads to come.
+/// One in so many of the descriptors below its limit is kept for threads to come.
 const SPARE_SHARE: u64 = 8;
 
 /// A stream as it stands in the shadow.
@@ -82,20 +82,28 @@ impl Installed {
 /// more; the numbers of all of them there.
 fn pass(f: &mut Frozen, agent: &Agent, sockets: &[OwnedFd], to_come: usize) -> Result<Vec<i32>> {
     let limits = tcmi_sys::proc::limits(f.pid)?;
-    let soft = limits.get(libc::RLIMIT_NOFILE as usize).map_or(0, |&(soft, _)| soft);
+    let (soft, hard) = limits.get(libc::RLIMIT_NOFILE as usize).copied().unwrap_or_default();
     let open = tcmi_sys::proc::descriptors(f.pid)?;
     let open: Vec<u64> = open.iter().map(|(fd, _)| *fd as u64).collect();
-    let place = |spare: usize| {
+    let below = |spare: usize| {
         let needed = (sockets.len() + spare) as u64;
         let top = soft.min(HIGHEST.max(needed * 2));
-        highest_gap(&open, needed, top.saturating_sub(1)).map(|base| (base, spare))
+        highest_gap(&open, needed, top.saturating_sub(1)).map(|base| (base, spare, None))
     };
-    let (base, spare) = place(to_come.min((soft / SPARE_SHARE) as usize))
-        .or_else(|| place(0))
+    let behind = || {
+        // It may have opened some before it lowered its limit.
+        let base = soft.max(open.last().map_or(0, |last| last + 1));
+        let end = base + (sockets.len() + to_come) as u64;
+        let beyond = Beyond { soft, hard, end };
+        (soft <= HIGHEST && end <= hard).then_some((base, to_come, Some(beyond)))
+    };
+    let (base, spare, beyond) = behind()
+        .or_else(|| below(to_come.min((soft / SPARE_SHARE) as usize)))
+        .or_else(|| below(0))
         .ok_or_else(|| tcmi_ckpt::Error::unsupported("it has too many open files"))?;
     let last = base + (sockets.len() + spare) as u64 - 1;
     let mut b = batcher(f, agent);
-    let moved = Way::with(&mut b, |b, way| move_all(b, way, base, sockets, spare));
+    let moved = Way::with(&mut b, |b, way| move_all(b, way, (base, beyond), sockets, spare));
     if moved.is_err() {
         // Whatever is there now, we put there.
         b.push("close_range", libc::SYS_close_range, [base, last, 0, 0, 0, 0])?;
@@ -119,36 +127,49 @@ fn highest_gap(open: &[u64], needed: u64, top: u64) -> Option<u64> {
 fn move_all(
     b: &mut Batcher,
     way: &Way,
-    base: u64,
+    place: (u64, Option<Beyond>),
     sockets: &[OwnedFd],
     spare: usize,
 ) -> Result<Vec<i32>> {
     let mut all = Vec::with_capacity(sockets.len() + spare);
     for chunk in sockets.chunks(PASSED_AT_ONCE) {
         let low = way.pass(b, chunk)?;
-        all.extend(move_up(b, &low, base)?);
+        all.extend(move_up(b, &low, place)?);
         for fd in low {
             b.push("close", libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0])?;
         }
         b.flush()?;
     }
     for chunk in vec![way.end(); spare].chunks(PASSED_AT_ONCE) {
-        all.extend(move_up(b, chunk, base)?);
+        all.extend(move_up(b, chunk, place)?);
     }
-    if all.windows(2).any(|w| w[1] != w[0] + 1) {
+    if all.windows(2).any(|w| w[1] != w[0] + 1) || all.first().is_some_and(|&fd| fd < 0) {
         return Err(tcmi_ckpt::Error::unsupported("it has too few free descriptors").into());
     }
     Ok(all)
 }
 
 /// Copies of `fds`, from `base` on.
-fn move_up(b: &mut Batcher, fds: &[i32], base: u64) -> Result<Vec<i32>> {
+fn move_up(
+    b: &mut Batcher,
+    fds: &[i32],
+    (base, beyond): (u64, Option<Beyond>),
+) -> Result<Vec<i32>> {
     let mut dups = Vec::new();
-    for &fd in fds {
-        let args = [fd as u64, libc::F_DUPFD_CLOEXEC as u64, base, 0, 0, 0];
-        dups.push(b.push("fcntl dup", libc::SYS_fcntl, args)?);
-    }
-    let r = b.flush()?;
+    let mut copy = |b: &mut Batcher| {
+        for &fd in fds {
+            let args = [fd as u64, libc::F_DUPFD_CLOEXEC as u64, base, 0, 0, 0];
+            dups.push(b.attempt("fcntl dup", libc::SYS_fcntl, args)?);
+        }
+        Ok(())
+    };
+    let r = match beyond {
+        Some(beyond) => beyond.calls(b, copy)?,
+        None => {
+            copy(b)?;
+            b.flush()?
+        }
+    };
     Ok(dups.iter().map(|&op| r.ret(op) as i32).collect())
 }
 

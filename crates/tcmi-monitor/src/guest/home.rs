@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::freeze::{self, Frozen, freeze_held, seize_new};
 use tcmi_ckpt::image::{FileRef, ProcessImage, Segment};
+use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_core::limits::{COMMIT_TIMEOUT_MS, PHASE_TIMEOUT_MS};
 use tcmi_kkc::codec::Frame;
 use tcmi_migr::destination::{GuestFiles, Held};
@@ -19,6 +20,7 @@ use tcmi_shadow::MappedFiles;
 use tcmi_sys::maps::Mapping;
 
 use super::Life;
+use super::births::Name;
 
 /// Longest that home's cancelling of calls may take before it is asked again.
 const QUIESCE_STEP: Duration = Duration::from_millis(20);
@@ -84,7 +86,14 @@ impl Life {
         self.calls.told();
         let quiet = self.until_quiet();
         let frozen = freeze_held(host, held, &[steward])?;
-        match quiet.and_then(|()| fault::pass(Point::NodeGuestFrozen)) {
+        let written = |()| {
+            let written = self.calls.write_back(QUIESCE_TIMEOUT).and_then(|all| match all {
+                true => Ok(()),
+                false => Err(io::ErrorKind::TimedOut.into()),
+            });
+            written.map_err(Error::io("write shared mappings back"))
+        };
+        match quiet.and_then(written).and_then(|()| fault::pass(Point::NodeGuestFrozen)) {
             Ok(()) => Ok(frozen),
             Err(e) => {
                 frozen.thaw()?;
@@ -103,6 +112,18 @@ impl Life {
             msg::send(&mut self.w, &msg::CancelCalls {})?;
         }
         Ok(())
+    }
+
+    /// What it has used here and before. It is held.
+    fn used(&self, image: &ProcessImage, names: &[Name]) -> Result<Used> {
+        let pid = self.guest.host_pid;
+        let process = Usage::of_process(pid)?.and(&self.used.process);
+        let threads = image.threads.iter().filter_map(|t| {
+            let (here, _) = names.iter().find(|(_, home)| *home == t.tid)?;
+            let here = Usage::of_thread(pid, *here).ok()?;
+            Some((t.tid, here.and(&self.used.thread(t.tid))))
+        });
+        Ok(Used { process, threads: threads.collect() })
     }
 
     /// Sends the guest to home; returns what home says to that.
@@ -124,7 +145,8 @@ impl Life {
         let skipped = |r: &Range<u64>| capture.skip.iter().any(|s| s.0 <= r.start && r.end <= s.1);
         runs.retain(|r| !skipped(r));
         let image = ProcessImage { files: self.files.refs.clone(), ..image };
-        msg::send(&mut self.w, &msg::Image { image: image.clone() })?;
+        let used = self.used(&image, &names)?;
+        msg::send(&mut self.w, &msg::Image { image: image.clone(), used })?;
         let (pid, vmas) = (self.guest.host_pid, &image.mm.vmas);
         let module = Sending::prepare(&mut self.module, pid, &mut self.w)?;
         let all = Outgoing { pid, vmas, runs: &runs, module };
@@ -171,6 +193,7 @@ impl Mapped<'_> {
             first: 0,
             last: 0,
             hash: [0; 32],
+            live: false,
         };
         self.files.add_memfd(m.dev, m.inode, r, f.offset);
     }

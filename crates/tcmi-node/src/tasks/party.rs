@@ -15,7 +15,7 @@ use tcmi_ckpt::image::Segment;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
-use tcmi_core::limits::{FAMILY_PROCESSES_MAX, TREE_HOLD_TIMEOUT_MS};
+use tcmi_core::limits::{TREE_HOLD_TIMEOUT_MS, TREE_PROCESSES_MAX};
 use tcmi_ctlfs::Caller;
 use tcmi_kkc::{BulkError, BulkReader, Link};
 use tcmi_migr::fault::{self, Point};
@@ -81,7 +81,7 @@ struct Member {
 }
 
 fn too_many(head: Pid) -> MigrateError {
-    let reasons = vec![format!("its tree has more than {FAMILY_PROCESSES_MAX} processes")];
+    let reasons = vec![format!("its tree has more than {TREE_PROCESSES_MAX} processes")];
     MigrateError::Unsupported { pid: head, reasons }
 }
 
@@ -157,7 +157,7 @@ impl Party {
             for pid in below.into_iter().filter(|pid| lent_by(pid.raw()).is_none()) {
                 tasks.extend(self.admit_if_there(pid)?);
             }
-            match tasks.len() > FAMILY_PROCESSES_MAX {
+            match tasks.len() > TREE_PROCESSES_MAX {
                 true => Err(too_many(self.head)),
                 false => Ok(()),
             }
@@ -362,7 +362,7 @@ impl Party {
                 }
             }
         }
-        if inner.members.len() + tasks.len() > FAMILY_PROCESSES_MAX {
+        if inner.members.len() + tasks.len() > TREE_PROCESSES_MAX {
             tasks.iter().for_each(|task| self.shared.strike_out(task));
             return Err(too_many(self.head));
         }

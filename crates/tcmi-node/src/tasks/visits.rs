@@ -12,7 +12,6 @@ use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::watched::{Child, Happening, Memory, Watched};
 use tcmi_core::command::Pid;
 use tcmi_core::lifecycle::State;
-use tcmi_core::limits::FAMILY_PROCESSES_MAX;
 use tcmi_kkc::Link;
 use tcmi_migr::fault::{self, Point};
 use tcmi_migr::source::{Original, has_ended};
@@ -147,14 +146,16 @@ impl Shared {
         link: &Link,
     ) {
         let Some(pid) = Pid::new(child.pid) else { return };
+        // Counted before it is looked whether there are too many: others do so beside us.
+        let family = Arc::clone(family);
         if child.memory == Memory::Shared
-            || Arc::strong_count(family) > FAMILY_PROCESSES_MAX
+            || Arc::strong_count(&family) > self.family_processes
             || self.ending.load(Ordering::Relaxed)
         {
             tracing::debug!(%pid, "stays at home");
             return;
         }
-        let (shared, family, link) = (Arc::clone(self), Arc::clone(family), link.clone());
+        let (shared, link) = (Arc::clone(self), link.clone());
         let returned = Arc::clone(returned);
         let started = thread::Builder::new().name(format!("keep-{pid}")).spawn(move || {
             if let Some(frozen) = shared.until_ready(child, &returned, &family, &link) {

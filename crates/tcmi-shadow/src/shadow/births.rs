@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tcmi_call::abi::{THREAD_STACK_BYTES, ThreadArea};
 use tcmi_call::record::DirectionKeys;
-use tcmi_ckpt::descriptors::Way;
+use tcmi_ckpt::descriptors::{Beyond, Way};
 use tcmi_ckpt::freeze::{Frozen, OPTIONS, Thread, settle};
 use tcmi_ckpt::image::ProcessImage;
 use tcmi_ckpt::rebuild::Batcher;
@@ -107,8 +107,17 @@ impl Shadow {
         let mut b = Batcher::new(&self.places.agent, t, self.pid, ids);
         let passed = Way::with(&mut b, |b, way| way.pass(b, &[socket]))?;
         let (low, fd) = (passed[0] as u64, stream.fd as u64);
-        b.push("dup3", libc::SYS_dup3, [low, fd, libc::O_CLOEXEC as u64, 0, 0, 0])?;
-        b.push("close", libc::SYS_close, [low, 0, 0, 0, 0, 0])?;
+        let limits = tcmi_sys::proc::limits(self.pid)?;
+        let (soft, hard) = limits.get(libc::RLIMIT_NOFILE as usize).copied().unwrap_or_default();
+        let mut put = 0;
+        let beyond = Beyond { soft, hard, end: soft.max(fd + 1) };
+        let results = beyond.calls(&mut b, |b| {
+            put = b.attempt("dup3", libc::SYS_dup3, [low, fd, libc::O_CLOEXEC as u64, 0, 0, 0])?;
+            b.attempt("close", libc::SYS_close, [low, 0, 0, 0, 0, 0]).map(drop)
+        })?;
+        if results.ret(put) < 0 {
+            return Err(Error::Remote { what: "dup3", errno: -results.ret(put) as i32 });
+        }
         let tid_at = area + offset_of!(ThreadArea, tid) as u64;
         let args = [FLAGS as u64, top, 0, tid_at, 0, 0];
         let clone = b.push("clone", libc::SYS_clone, args)?;

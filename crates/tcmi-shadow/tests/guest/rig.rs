@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use tcmi_call::abi::{BatchOp, StewardArea};
 use tcmi_call::record::DirectionKeys;
 use tcmi_call::table::errno::Errno;
+use tcmi_ckpt::usage::Usage;
 use tcmi_shadow::{
-    Begun, CallStream, Calls, Denied, Events, Guest, GuestThread, Hooks, SignalStream, Steward,
-    StreamError,
+    Begun, CallStream, Calls, Denied, Events, Guest, GuestThread, Hooks, Names, SignalStream,
+    Steward, StreamError,
 };
 use tcmi_sys::seccomp;
 
@@ -289,9 +290,20 @@ impl Rig {
             .map(|(i, fd)| GuestThread {
                 tid: board.guest_tids[i].load(Ordering::Acquire) as i32,
                 stream: CallStream::new(fd, &keys(2), &keys(3)),
+                used: Usage::default(),
             })
             .collect();
-        let guest_parts = Guest { steward, events: Arc::new(events) };
+        let guest_parts = Guest {
+            pid: guest,
+            steward,
+            events: Arc::new(events),
+            used: Usage::default(),
+            names: Names::default(),
+            processors: None,
+            devices: None,
+            live: Vec::new(),
+            watch: None,
+        };
         let calls = Calls::start(listener, threads, guest_parts, Arc::new(Quiet)).expect("workers");
         board.go.store(1, Ordering::Release);
         futex(&board.go, libc::FUTEX_WAKE, i32::MAX as u32);
@@ -374,6 +386,7 @@ fn run_guest(threads: usize, body: Body) -> ! {
     let program = seccomp::program(
         sys(libc::SYS_getpid, &[]) as i32,
         Some(rig_steward_end as *const () as u64),
+        false,
     );
     sys(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]);
     let listener = seccomp::install(&program).expect("filter");

@@ -1,0 +1,252 @@
+/*
+ * What it reads of itself in /proc is true of where it runs: its memory, its signals, its
+ * processors; and the descriptors of these files are like any other.
+ */
+#include "victim.h"
+#include <ctype.h>
+#include <sched.h>
+#include <sys/stat.h>
+
+#define MIB (1024L * 1024)
+#define TOUCHED (8 * MIB)
+
+static char *touched;
+static int held = -1;
+static char begun[64];
+static pthread_t other;
+static pid_t other_tid;
+
+struct found {
+	unsigned long start, end, offset, inode;
+	char rights[5];
+	char name[300];
+};
+
+/* The line of a file of mappings that has an address. */
+static int find(const char *file, const void *at, struct found *found)
+{
+	char line[600];
+	int seen = 0;
+	FILE *maps = fopen(file, "r");
+	expect_equal(file, 1, maps != NULL);
+	while (maps && !seen && fgets(line, sizeof line, maps)) {
+		found->name[0] = 0;
+		int words = sscanf(line, "%lx-%lx %4s %lx %*s %lu %299[^\n]", &found->start, &found->end,
+				   found->rights, &found->offset, &found->inode, found->name);
+		seen = words >= 5 && (unsigned long)at >= found->start && (unsigned long)at < found->end;
+	}
+	if (maps)
+		fclose(maps);
+	return seen;
+}
+
+static void *wait_for_ever(void *argument)
+{
+	sigset_t mask;
+	sigemptyset(&mask);
+	sigaddset(&mask, SIGWINCH);
+	pthread_sigmask(SIG_BLOCK, &mask, NULL);
+	__atomic_store_n(&other_tid, syscall(SYS_gettid), __ATOMIC_SEQ_CST);
+	for (;;)
+		pause();
+	return argument;
+}
+
+static void on_signal(int number)
+{
+	(void)number;
+}
+
+static void setup(int argc, char **argv)
+{
+	(void)argc, (void)argv;
+	signal(SIGUSR2, on_signal);
+	must(pthread_create(&other, NULL, wait_for_ever, NULL) == 0, "pthread_create");
+	while (!__atomic_load_n(&other_tid, __ATOMIC_SEQ_CST))
+		sched_yield();
+	held = open("/proc/self/maps", O_RDONLY);
+	must(held >= 0 && read(held, begun, 12) == 12, "maps");
+}
+
+static void step(void)
+{
+}
+
+/* The value of a field of a file like status. */
+static int field(const char *file, const char *name, char *value, size_t room)
+{
+	char line[600];
+	size_t length = strlen(name);
+	int seen = 0;
+	FILE *status = fopen(file, "r");
+	expect_equal(file, 1, status != NULL);
+	while (status && !seen && fgets(line, sizeof line, status)) {
+		if (strncmp(line, name, length) || line[length] != ':')
+			continue;
+		char *at = line + length + 1;
+		while (isspace((unsigned char)*at))
+			at++;
+		at[strcspn(at, "\n")] = 0;
+		snprintf(value, room, "%s", at);
+		seen = 1;
+	}
+	if (status)
+		fclose(status);
+	return seen;
+}
+
+static long number(const char *file, const char *name, int base)
+{
+	char value[300] = "-1";
+	expect_equal(name, 1, field(file, name, value, sizeof value));
+	return strtol(value, NULL, base);
+}
+
+static void mappings(const char *file)
+{
+	struct found found;
+	char program[300];
+	ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
+	program[length < 0 ? 0 : length] = 0;
+	expect_equal("code is mapped", 1, find(file, (void *)mappings, &found));
+	expect_equal("code is executable", 0, strcmp(found.rights, "r-xp"));
+	expect_equal("its program's name", 0, strcmp(found.name, program));
+	struct stat status;
+	expect_equal("stat of it", 0, stat(program, &status));
+	expect_equal("its inode", status.st_ino, found.inode);
+	expect_equal("the stack is mapped", 1, find(file, &found, &found));
+	expect_equal("its name", 0, strcmp(found.name, "[stack]"));
+	char *here = mmap(0, 3 * MIB, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	must(here != MAP_FAILED, "mmap");
+	expect_equal("a new mapping is there", 1, find(file, here + MIB, &found));
+	expect_equal("and may be read", 'r', found.rights[0]);
+	mprotect(here + MIB, MIB, PROT_READ | PROT_WRITE);
+	expect_equal("part of it", 1, find(file, here + MIB, &found));
+	expect_equal("begins there", (long)here + MIB, found.start);
+	expect_equal("and may be written", 0, strcmp(found.rights, "rw-p"));
+	munmap(here, 3 * MIB);
+	expect_equal("and is gone", 0, find(file, here + MIB, &found));
+	/* A file that it maps now. */
+	int fd = open(program, O_RDONLY);
+	char *mapped = mmap(0, 4096, PROT_READ, MAP_PRIVATE, fd, 4096);
+	must(mapped != MAP_FAILED, "mmap of a file");
+	expect_equal("a mapped file is there", 1, find(file, mapped, &found));
+	expect_equal("with its name", 0, strcmp(found.name, program));
+	expect_equal("its inode", status.st_ino, found.inode);
+	expect_equal("its offset", 4096, found.offset);
+	munmap(mapped, 4096);
+	close(fd);
+}
+
+static void memory(void)
+{
+	long before = number("/proc/self/status", "VmRSS", 10), size = number("/proc/self/status", "VmSize", 10);
+	touched = mmap(0, TOUCHED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	must(touched != MAP_FAILED, "mmap");
+	long after = number("/proc/self/status", "VmRSS", 10);
+	/* In KiB; the kernel counts in batches. */
+	expect_range("VmRSS grows", 7 * 1024, 9 * 1024, after - before);
+	expect_range("VmSize grows", 8 * 1024, 8 * 1024, number("/proc/self/status", "VmSize", 10) - size);
+	long pages[7] = { 0 }, vsize = 0, resident = 0;
+	FILE *statm = fopen("/proc/self/statm", "r");
+	must(statm && fscanf(statm, "%ld %ld", &pages[0], &pages[1]) == 2, "statm");
+	fclose(statm);
+	expect_range("statm resident", after / 4 - 512, after / 4 + 512, pages[1]);
+	FILE *stat = fopen("/proc/self/stat", "r");
+	int pid = 0, parent = 0;
+	must(stat && fscanf(stat, "%d %*s %*c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %*u %ld %ld",
+			    &pid, &parent, &vsize, &resident) == 4, "stat");
+	fclose(stat);
+	expect_equal("pid in stat", getpid(), pid);
+	expect_equal("parent in stat", getppid(), parent);
+	expect_equal("vsize in stat", pages[0] * 4096, vsize);
+	expect_range("rss in stat", pages[1] - 512, pages[1] + 512, resident);
+	munmap(touched, TOUCHED);
+	char total[100];
+	expect_equal("smaps_rollup", 1, field("/proc/self/smaps_rollup", "Rss", total, sizeof total));
+}
+
+static void identity_and_signals(void)
+{
+	char file[100], value[200];
+	expect_equal("pid", getpid(), number("/proc/self/status", "Pid", 10));
+	expect_equal("parent", getppid(), number("/proc/self/status", "PPid", 10));
+	expect_equal("tracer", 0, number("/proc/self/status", "TracerPid", 10));
+	expect_equal("name", 1, field("/proc/self/status", "Name", value, sizeof value) && !strcmp(value, "selves"));
+	expect_equal("user", getuid(), number("/proc/self/status", "Uid", 10));
+	expect_equal("SIGUSR2 is caught", 1, number("/proc/self/status", "SigCgt", 16) >> (SIGUSR2 - 1) & 1);
+	snprintf(file, sizeof file, "/proc/%d/task/%d/status", getpid(), getpid());
+	expect_equal("of the first thread", getpid(), number(file, "Pid", 10));
+	snprintf(file, sizeof file, "/proc/self/task/%d/status", other_tid);
+	expect_equal("of another thread", other_tid, number(file, "Pid", 10));
+	expect_equal("its mask", 1L << (SIGWINCH - 1), number(file, "SigBlk", 16));
+	expect_equal("ours", 0, number("/proc/thread-self/status", "SigBlk", 16));
+}
+
+static void processors(void)
+{
+	cpu_set_t set;
+	int first = -1, last = -1;
+	FILE *possible = fopen("/sys/devices/system/cpu/possible", "r");
+	must(possible && fscanf(possible, "%d-%d", &first, &last) >= 1, "possible");
+	fclose(possible);
+	last = last < 0 ? first : last;
+	expect_equal("affinity", 0, sched_getaffinity(0, sizeof set, &set));
+	expect_range("processors", CPU_COUNT(&set), CPU_SETSIZE, last + 1);
+	expect_range("by the library", CPU_COUNT(&set), last + 1, sysconf(_SC_NPROCESSORS_ONLN));
+	char model[300];
+	expect_equal("cpuinfo", 1, field("/proc/cpuinfo", "flags\t\t", model, sizeof model));
+}
+
+static void descriptors(void)
+{
+	char a[64], b[64];
+	int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC), plain = open("/proc/self/status", O_RDONLY);
+	int copy = dup(fd);
+	expect_equal("numbers follow each other", fd + 1, plain);
+	expect_equal("and a copy", fd + 2, copy);
+	expect_equal("close-on-exec", FD_CLOEXEC, fcntl(fd, F_GETFD));
+	expect_equal("not close-on-exec", 0, fcntl(plain, F_GETFD));
+	expect_equal("for reading", O_RDONLY, fcntl(plain, F_GETFL) & O_ACCMODE);
+	expect_equal("not for writing", -1, write(plain, "x", 1));
+	expect_equal("not for writing", EBADF, errno);
+	expect_equal("read", 64, read(fd, a, 64));
+	expect_equal("the copy goes on", 64, read(copy, b, 64));
+	expect_equal("from the start", 0, lseek(copy, 0, SEEK_SET));
+	expect_equal("again", 64, read(fd, b, 64));
+	expect_equal("the same", 0, memcmp(a, b, 64));
+	close(fd), close(plain), close(copy);
+	/* One from before a move, and of another thread's before that. */
+	expect_equal("from its beginning", 12, pread(held, a, 12, 0));
+	expect_equal("what it was", 0, memcmp(a, begun, 12));
+	close(held);
+	held = open("/proc/self/maps", O_RDONLY);
+	expect_equal("held", 12, read(held, begun, 12));
+	expect_equal("nothing", -1, open("/proc/self/task/1/maps", O_RDONLY));
+	expect_equal("nothing", ENOENT, errno);
+}
+
+static void the_librarys_view(void)
+{
+	pthread_attr_t attributes;
+	void *low;
+	size_t size;
+	expect_equal("pthread_getattr_np", 0, pthread_getattr_np(pthread_self(), &attributes));
+	pthread_attr_getstack(&attributes, &low, &size);
+	expect_range("the stack's bounds", (long)low, (long)low + size, (long)&attributes);
+	pthread_attr_destroy(&attributes);
+}
+
+static void check(void)
+{
+	char own[64];
+	snprintf(own, sizeof own, "/proc/%d/maps", getpid());
+	mappings("/proc/self/maps");
+	mappings(own);
+	mappings("/proc/thread-self/smaps");
+	memory();
+	identity_and_signals();
+	processors();
+	descriptors();
+	the_librarys_view();
+}

@@ -137,6 +137,7 @@ pub fn form(grammar: Grammar) -> Form {
         Grammar::KeyLines => Form::KeyLines,
         Grammar::AddressKey => Form::AddressKey,
         Grammar::PidNode => Form::PidNode,
+        Grammar::PidNodeTree => Form::PidNodeTree,
         Grammar::Pid => Form::Pid,
         Grammar::PidMaybeNode => Form::PidMaybeNode,
         Grammar::One => Form::One,

@@ -33,8 +33,8 @@ pub fn hash() -> u64 {
 
 /// Whether a command's first word is a process of this machine: at home, pids are its own.
 pub fn names_process(entry: &Entry) -> bool {
-    let grammar =
-        matches!(entry.write, Some(Grammar::PidNode | Grammar::Pid | Grammar::PidMaybeNode));
+    use Grammar::{Pid, PidMaybeNode, PidNode, PidNodeTree};
+    let grammar = matches!(entry.write, Some(PidNode | PidNodeTree | Pid | PidMaybeNode));
     grammar && entry.role == Role::Ccn
 }
 

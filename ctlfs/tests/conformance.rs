@@ -201,6 +201,7 @@ fn is_a_word_of(bytes: &[u8], grammar: Grammar) -> bool {
         Grammar::Address
         | Grammar::AddressKey
         | Grammar::PidNode
+        | Grammar::PidNodeTree
         | Grammar::Pid
         | Grammar::PidMaybeNode
         | Grammar::One => false,

@@ -40,7 +40,11 @@ fn a_command_arrives_with_its_caller() {
     assert_eq!(place, "ccn/mig/emigrate-ppm-p");
     assert_eq!(
         *command,
-        Command::Emigrate { pid: "12".parse().unwrap(), node: "desk".parse().unwrap() }
+        Command::Emigrate {
+            pid: "12".parse().unwrap(),
+            node: "desk".parse().unwrap(),
+            tree: false
+        }
     );
 }
 

@@ -16,6 +16,8 @@ use nix::sys::signal::Signal;
 use tcmi_tests::node::built;
 use tcmi_tests::{Launch, Node, Pair, Root, Scratch, Victim, VictimKind, wait_until};
 
+mod trees;
+
 const ACTIONS: [&str; 2] = ["error", "kill"];
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -56,26 +58,8 @@ impl Scene {
         Ok(Self { pair: Pair::launch(home, desk)?, victim, scratch })
     }
 
-    /// Starts again what the fault killed.
     fn revive(&mut self) -> Result<()> {
-        let desk_died = ended_soon(&mut self.pair.desk)?;
-        let home_died = ended_soon(&mut self.pair.home)?;
-        if desk_died {
-            self.pair.desk.restart(Vec::new())?;
-        }
-        if home_died {
-            self.pair.home.restart(Vec::new())?;
-            self.pair.home.echo("ccn/trust", &self.pair.desk.id()?)?;
-            self.pair.home.echo("ccn/listen", &self.pair.address)?;
-        }
-        if home_died {
-            let known = || Ok((self.pair.desk.read("pen/nodes/count")? == "0").then_some(()));
-            wait_until("the desk forgets the home that died", RECOVERY_TIMEOUT, known)?;
-        }
-        if desk_died || home_died {
-            self.pair.connect()?;
-        }
-        self.pair.wait_connected()
+        revive(&mut self.pair)
     }
 
     fn is_away(&self) -> bool {
@@ -118,15 +102,40 @@ impl Scene {
         })
     }
 
-    /// Processes of this host that have the victim's command line: it, its shadow, its guest.
     fn copies(&self) -> Result<usize> {
-        let argument = self.scratch.join("count").display().to_string();
-        let holds = |entry: &fs::DirEntry| {
-            fs::read(entry.path().join("cmdline"))
-                .is_ok_and(|line| line.split(|b| *b == 0).any(|word| word == argument.as_bytes()))
-        };
-        Ok(fs::read_dir("/proc")?.filter_map(Result::ok).filter(holds).count())
+        copies(&self.scratch.join("count").display().to_string())
     }
+}
+
+/// Processes of this host that have the victim's argument: it, its shadow, its guest.
+fn copies(argument: &str) -> Result<usize> {
+    let holds = |entry: &fs::DirEntry| {
+        fs::read(entry.path().join("cmdline"))
+            .is_ok_and(|line| line.split(|b| *b == 0).any(|word| word == argument.as_bytes()))
+    };
+    Ok(fs::read_dir("/proc")?.filter_map(Result::ok).filter(holds).count())
+}
+
+/// Starts again what the fault killed.
+fn revive(pair: &mut Pair) -> Result<()> {
+    let desk_died = ended_soon(&mut pair.desk)?;
+    let home_died = ended_soon(&mut pair.home)?;
+    if desk_died {
+        pair.desk.restart(Vec::new())?;
+    }
+    if home_died {
+        pair.home.restart(Vec::new())?;
+        pair.home.echo("ccn/trust", &pair.desk.id()?)?;
+        pair.home.echo("ccn/listen", &pair.address)?;
+    }
+    if home_died {
+        let known = || Ok((pair.desk.read("pen/nodes/count")? == "0").then_some(()));
+        wait_until("the desk forgets the home that died", RECOVERY_TIMEOUT, known)?;
+    }
+    if desk_died || home_died {
+        pair.connect()?;
+    }
+    pair.wait_connected()
 }
 
 /// A daemon that a fault is about to end may still be ending when the write returned.
@@ -364,7 +373,9 @@ fn main() {
         move || Ok(listed.map(drop)?)
     })];
     // Without a list there is the one test that says so.
-    for fault in faults.into_iter().flatten().filter(|f| !VISITS.contains(&f.as_str())) {
+    trials.extend(trees::trials(faults.as_deref().unwrap_or(&[])));
+    let elsewhere = [&VISITS[..], &trees::TOGETHER].concat();
+    for fault in faults.into_iter().flatten().filter(|f| !elsewhere.contains(&f.as_str())) {
         for action in ACTIONS {
             for side in [Side::Home, Side::Desk] {
                 let name = format!("{fault}::{action}_on_{side:?}");

@@ -108,6 +108,7 @@ fn begin() -> msg::Begin {
         xfeatures: 7,
         events: 1,
         calls: vec![2],
+        segments: Vec::new(),
     }
 }
 
@@ -138,7 +139,7 @@ pub fn messages() -> Vec<Vec<u8>> {
         bytes(msg::Clock { monotonic: 1, boottime: 1 }),
         bytes(msg::Running { remote_pid: 3 }),
         bytes(msg::Failed { errno: 5, text: "no".into() }),
-        bytes(msg::Capture { signals: 1 }),
+        bytes(msg::Capture { signals: 1, skip: vec![(4096, 8192)] }),
         bytes(msg::Image { image: image(), used: used() }),
         bytes(msg::Signal { signal: 9 }),
         bytes(msg::Ended { status: 9, why: "by the limit".into() }),

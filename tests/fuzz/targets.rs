@@ -61,12 +61,13 @@ fn control_message(input: &[u8]) -> Result<String, String> {
     Ok(message.label().to_owned())
 }
 
-const FORMS: [Form; 7] = [
+const FORMS: [Form; 8] = [
     Form::Address,
     Form::KeyLines,
     Form::AddressKey,
     Form::PidNode,
     Form::Pid,
+    Form::PidNodeTree,
     Form::PidMaybeNode,
     Form::One,
 ];

@@ -62,6 +62,12 @@ impl Pair {
         Ok(self.home.read("ccn/mig/explain")?)
     }
 
+    /// The raw answer of the write that emigrates `pid` with all processes below it.
+    pub fn try_migrate_tree(&self, pid: u32) -> io::Result<()> {
+        let order = format!("{pid} {} tree\n", self.desk.name());
+        self.home.write("ccn/mig/emigrate-ppm-p", order)
+    }
+
     /// Moves `pid` to the desk. Ok: both nodes say that it runs there.
     pub fn migrate(&self, pid: u32) -> Result<()> {
         self.try_migrate(pid).with_context(|| format!("emigrate {pid}\n{}", self.logs()))?;

@@ -108,6 +108,7 @@ const PLAIN: &[&str] = &[
     "regs-static",
     "regs-static-pie",
     "restart",
+    "ring",
     "robust",
     "rseq",
     "rust-threads",
@@ -159,6 +160,7 @@ impl VictimKind {
             .map(|name| Self::plain(name))
             .chain(BLOCKING_CALLS.iter().map(|(call, wake)| Self::blocked_in(call, *wake)))
             .chain([
+                Self::with_args("segment", &["0"]),
                 Self::with_args("threads", &["400"]),
                 Self::with_args("births", &["100"]),
                 Self::with_args("births", &["900", "full"]),

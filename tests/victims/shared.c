@@ -1,4 +1,4 @@
-/* Shared anonymous memory made while away comes home; at home it would keep the process there. */
+/* Shared anonymous memory made while away comes home. segment.c has that of home. */
 #include "victim.h"
 
 #define PAGES 8

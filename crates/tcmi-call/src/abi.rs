@@ -27,7 +27,7 @@ pub struct BlobHeader {
     /// Never returns. May be entered anew while no request is under way.
     pub serve: u64,
     /// Where a held thread goes on, also if whoever holds it dies. rdi = &ThreadArea, rsp = a
-    /// stack. Runs [`ThreadArea::away`] if [`ProcArea::decision`] is AWAY, else
+    /// stack. Runs [`ThreadArea::away`] if the word at [`ProcArea::decision_at`] is AWAY, else
     /// [`ThreadArea::home`]. Written without touching the FPU.
     pub gate: u64,
     /// Signal handler (SA_SIGINFO) of the shadow. Finds its ThreadArea by gs base.
@@ -173,6 +173,8 @@ pub struct ProcArea {
     pub settled: u32,
     /// Threads that serve.
     pub serving: u32,
+    /// Address of the word that decides: `decision`, or one that a party of processes shares.
+    pub decision_at: u64,
     pub events: AgentStream,
 }
 

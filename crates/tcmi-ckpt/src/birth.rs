@@ -209,6 +209,23 @@ impl Newborn {
         rebuild::apply(&mut self.leader(), &steps, &fd_of)
     }
 
+    /// Puts segments where shared memory of its own is mapped. `fds[i]` is `segments[i]` there.
+    pub fn attach(&mut self, segments: &[Segment], fds: &[RawFd]) -> Result<()> {
+        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_SHARED | libc::MAP_FIXED) as u64;
+        let mut b = self.leader();
+        for (s, fd) in segments.iter().zip(fds) {
+            let args = [s.start, s.end - s.start, prot, flags, *fd as u64, s.offset];
+            b.push("mmap segment", libc::SYS_mmap, args)?;
+        }
+        b.flush().map(drop)
+    }
+
+    /// Shared memory has its pages.
+    pub fn protect_shared(&mut self, vmas: &[Vma]) -> Result<()> {
+        rebuild::protect_shared(&mut self.leader(), vmas)
+    }
+
     pub fn populate(&mut self, runs: &[std::ops::Range<u64>], vmas: &[Vma]) -> Result<()> {
         rebuild::populate(&mut self.leader(), runs, vmas)
     }

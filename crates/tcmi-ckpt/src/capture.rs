@@ -21,9 +21,9 @@ pub trait Files {
     fn offset(&self, m: &Mapping) -> u64 {
         m.offset
     }
-    /// Whether shared anonymous memory is seen by no other process. A guest lives alone in its
-    /// namespaces; at home a parent or a child may have it too.
-    fn is_alone(&self) -> bool {
+    /// Whether shared anonymous memory is seen by no process that does not move with this one.
+    /// Away there is none; at home a parent or a child may have it too.
+    fn is_alone(&self, _: &Mapping) -> bool {
         false
     }
 }
@@ -74,7 +74,7 @@ pub fn outside(m: &Mapping, reserved: (u64, u64)) -> Vec<Mapping> {
 }
 
 fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
-    let own = files.is_alone() && is_shared_memory(m);
+    let own = is_shared_memory(m) && files.is_alone(m);
     if let Some(why) = obstacle(m).filter(|_| !own) {
         return Err(Error::Unsupported(why));
     }
@@ -98,9 +98,38 @@ fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
     Ok(Vma { start: m.start, end: m.end, prot: m.prot(), backing, flags })
 }
 
-/// A mapping made with MAP_SHARED | MAP_ANONYMOUS.
+const SHARED_MEMORY: &str = "/dev/zero (deleted)";
+/// The name of the memfd that is a segment on an execution node.
+pub const SEGMENT: &str = "tcmi-segment";
+
+/// A mapping made with MAP_SHARED | MAP_ANONYMOUS, or on an execution node what stands for one.
 fn is_shared_memory(m: &Mapping) -> bool {
-    m.shared && m.name == "/dev/zero (deleted)" && !m.has(b"ht")
+    is_shared_at_home(m) || is_segment(m)
+}
+
+/// The first of these at home, where a memfd of that name is the program's.
+pub fn is_shared_at_home(m: &Mapping) -> bool {
+    m.shared && m.name == SHARED_MEMORY && !m.has(b"ht")
+}
+
+pub fn is_segment(m: &Mapping) -> bool {
+    m.shared && m.name.strip_prefix("/memfd:").is_some_and(|n| n.starts_with(SEGMENT))
+}
+
+/// Device and inode of what a mapping shows.
+pub type Object = ((u32, u32), u64);
+
+/// Processes that have one of these objects mapped, as far as they can be looked at.
+pub fn sharers(objects: &[Object]) -> Result<Vec<i32>> {
+    let mut all = Vec::new();
+    for pid in proc::pids()? {
+        // One that has ended, or has no memory, maps nothing.
+        let Ok(maps) = maps::read_short(pid) else { continue };
+        if maps.iter().any(|m| m.shared && objects.contains(&(m.dev, m.inode))) {
+            all.push(pid);
+        }
+    }
+    Ok(all)
 }
 
 /// A shared mapping of a file through which the process writes, or may come to: its file is

@@ -165,6 +165,46 @@ pub mod vma_flags {
     pub const SHARED: u32 = 512;
 }
 
+/// A mapping of memory that several processes share and that moves with all of them. Among the
+/// `vmas` it is shared anonymous memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    pub id: u64,
+    pub start: u64,
+    pub end: u64,
+    /// Of `start` in the segment, in bytes.
+    pub offset: u64,
+    /// Of the whole segment.
+    pub bytes: u64,
+    /// Whether its pages come with this process, not with another one.
+    pub is_sent: bool,
+}
+
+/// Largest segment, in bytes, and most mappings of segments in one process.
+const SEGMENT_BYTES_MAX: u64 = 1 << 40;
+pub const SEGMENTS_MAX: usize = 256;
+
+impl Segment {
+    /// Whether it can be a mapping of `vmas`.
+    pub fn check(&self, vmas: &[Vma]) -> Result<()> {
+        check_range("a segment", (self.start, self.end))?;
+        let fits = self.offset.is_multiple_of(PAGE_BYTES)
+            && self.bytes <= SEGMENT_BYTES_MAX
+            && self.offset.checked_add(self.end - self.start).is_some_and(|l| l <= self.bytes);
+        let is_here = |v: &Vma| {
+            let kind = v.backing == Backing::Anonymous && v.flags & vma_flags::SHARED != 0;
+            kind && v.start <= self.start && self.end <= v.end
+        };
+        match fits && self.start < self.end && vmas.iter().any(is_here) {
+            true => Ok(()),
+            false => Err(Error::Image("a segment")),
+        }
+    }
+    pub fn covers(&self, start: u64, end: u64) -> bool {
+        self.start <= start && end <= self.end
+    }
+}
+
 /// A file at home that is mapped, named by content, or live.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRef {

@@ -115,6 +115,15 @@ fn is_shared_memory(v: &Vma) -> bool {
     v.flags & vma_flags::SHARED != 0 && v.backing == Backing::Anonymous
 }
 
+/// Until [`protect_shared`], for its pages.
+pub fn open_shared(b: &mut Batcher, vmas: &[Vma]) -> Result<()> {
+    let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    for v in vmas.iter().filter(|v| is_shared_memory(v)) {
+        b.push("mprotect", libc::SYS_mprotect, [v.start, v.end - v.start, prot, 0, 0, 0])?;
+    }
+    b.flush().map(drop)
+}
+
 /// Gives shared memory the protection that it is to have, once it has its pages.
 pub fn protect_shared(b: &mut Batcher, vmas: &[Vma]) -> Result<()> {
     for v in vmas.iter().filter(|v| is_shared_memory(v)) {

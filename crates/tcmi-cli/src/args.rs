@@ -40,7 +40,13 @@ pub enum Verb {
     /// List processes that are away, and guests that are here
     Ps,
     /// Move a process to a node; returns when it runs there
-    Migrate { pid: Pid, node: NodeRef },
+    Migrate {
+        pid: Pid,
+        node: NodeRef,
+        /// Move all processes below it, too, at the same instant: all of them or none
+        #[arg(long)]
+        tree: bool,
+    },
     /// Run a command on a node, with this terminal, directory and exit status
     ///
     /// It begins here and goes on there, where it can; what it begins goes with it.
@@ -54,7 +60,13 @@ pub enum Verb {
     /// Bring a process home, or send a guest home
     Home { pid: Pid },
     /// Tell whether a process may move, what stays home, and why
-    Explain { pid: Pid, node: Option<NodeRef> },
+    Explain {
+        pid: Pid,
+        node: Option<NodeRef>,
+        /// Tell of all processes below it, too
+        #[arg(long, requires = "node")]
+        tree: bool,
+    },
     /// Print this node's public key, which a peer has to trust
     Key,
     /// Tell what this machine has of what tcmi needs, and what would make it better

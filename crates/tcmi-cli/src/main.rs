@@ -42,8 +42,8 @@ fn run(args: &Args) -> Result<String, Failure> {
     match &args.verb {
         Verb::Nodes => Ok(show::nodes(&node.peers()?, args.json)),
         Verb::Ps => Ok(show::processes(&node.processes()?, args.json)),
-        Verb::Migrate { pid, node: target } => {
-            moves::migrate(&node, *pid, target)?;
+        Verb::Migrate { pid, node: target, tree } => {
+            moves::migrate(&node, *pid, target, *tree)?;
             Ok(show::moved(*pid, Some(&name_of(&node, target)?), args.json))
         }
         Verb::Run { on, command } => Err(moves::run(&node, on, command)),
@@ -51,8 +51,8 @@ fn run(args: &Args) -> Result<String, Failure> {
             moves::home(&node, *pid)?;
             Ok(show::moved(*pid, None, args.json))
         }
-        Verb::Explain { pid, node: target } => {
-            let answer = node.explain(*pid, target.as_ref()).map_err(|error| {
+        Verb::Explain { pid, node: target, tree } => {
+            let answer = node.explain(*pid, target.as_ref(), *tree).map_err(|error| {
                 let text = format!("process {pid}: {}", in_words(&error));
                 Failure::Refused { text, errno: error.raw_os_error() }
             })?;

@@ -22,11 +22,13 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// A move that is over by then shows no bar.
 const BAR_AFTER: Duration = Duration::from_millis(300);
 
-/// Ok: it runs on `target`. Err: it runs where it ran, which the text says.
-pub fn migrate(node: &Node, pid: Pid, target: &NodeRef) -> Result<(), Failure> {
-    let result =
-        watched(node, Role::Ccn, pid, "ccn/mig/emigrate-ppm-p", &format!("{pid} {target}"));
-    result.map_err(|error| refusal(node, pid, Some(target), error))
+/// Ok: it runs on `target`, with all processes below it if `tree`. Err: it runs where it ran, which
+/// the text says.
+pub fn migrate(node: &Node, pid: Pid, target: &NodeRef, tree: bool) -> Result<(), Failure> {
+    let whole = if tree { " tree" } else { "" };
+    let command = format!("{pid} {target}{whole}");
+    let result = watched(node, Role::Ccn, pid, "ccn/mig/emigrate-ppm-p", &command);
+    result.map_err(|error| refusal(node, pid, Some((target, tree)), error))
 }
 
 /// Becomes `command`, which goes to `target` with its first instruction. Returns why it did not.
@@ -124,7 +126,7 @@ fn transfer_bar() -> ProgressBar {
 }
 
 /// The errno in words, the node's own reason, and where the process is now.
-fn refusal(node: &Node, pid: Pid, target: Option<&NodeRef>, error: io::Error) -> Failure {
+fn refusal(node: &Node, pid: Pid, target: Option<(&NodeRef, bool)>, error: io::Error) -> Failure {
     if is_daemon_gone(&error) {
         return Failure::NoDaemon { dir: node.root().to_owned(), source: error };
     }
@@ -142,7 +144,12 @@ fn refusal(node: &Node, pid: Pid, target: Option<&NodeRef>, error: io::Error) ->
 }
 
 /// Its last error; or, if it never began to move, what `explain` says.
-fn reason(node: &Node, pid: Pid, target: Option<&NodeRef>, errno: Option<i32>) -> Option<String> {
+fn reason(
+    node: &Node,
+    pid: Pid,
+    target: Option<(&NodeRef, bool)>,
+    errno: Option<i32>,
+) -> Option<String> {
     let last_error = node.find(pid).ok().flatten().map(|process| process.last_error);
     if let Some(text) = last_error.filter(|text| !text.is_empty()) {
         return Some(text);
@@ -150,7 +157,8 @@ fn reason(node: &Node, pid: Pid, target: Option<&NodeRef>, errno: Option<i32>) -
     if errno != Some(Errno::NotSupported.raw()) {
         return None;
     }
-    let answer = node.explain(pid, target).ok()?;
+    let (target, tree) = target.map_or((None, false), |(target, tree)| (Some(target), tree));
+    let answer = node.explain(pid, target, tree).ok()?;
     let lines: Vec<&str> = answer.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     (!lines.is_empty()).then(|| lines.join("; "))
 }

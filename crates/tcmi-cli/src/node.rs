@@ -92,8 +92,9 @@ impl Node {
     }
 
     /// Ok: the daemon's answer, several lines.
-    pub fn explain(&self, pid: Pid, node: Option<&NodeRef>) -> io::Result<String> {
+    pub fn explain(&self, pid: Pid, node: Option<&NodeRef>, tree: bool) -> io::Result<String> {
         let question = match node {
+            Some(node) if tree => format!("{pid} {node} tree\n"),
             Some(node) => format!("{pid} {node}\n"),
             None => format!("{pid}\n"),
         };

@@ -204,11 +204,15 @@ pub enum Command {
     Emigrate {
         pid: Pid,
         node: NodeRef,
+        /// With all processes below it.
+        tree: bool,
     },
     MigrateHome(Pid),
     Explain {
         pid: Pid,
         node: Option<NodeRef>,
+        /// With all processes below it.
+        tree: bool,
     },
     /// `1` written to a file that has one meaning: `stop`, `kill`, `migrate-home-all`.
     Go,
@@ -225,9 +229,11 @@ pub enum Form {
     AddressKey,
     /// `PID NODE`
     PidNode,
+    /// `PID NODE` or `PID NODE tree`
+    PidNodeTree,
     /// `PID`
     Pid,
-    /// `PID` or `PID NODE`
+    /// `PID`, `PID NODE` or `PID NODE tree`
     PidMaybeNode,
     /// `1`
     One,
@@ -256,19 +262,33 @@ impl Command {
             }
             Form::PidNode => {
                 let (pid, node) = pair.ok_or(GrammarError::Expected("PID NODE"))?;
-                Ok(Self::Emigrate { pid: pid.parse()?, node: node.parse()? })
+                Ok(Self::Emigrate { pid: pid.parse()?, node: node.parse()?, tree: false })
+            }
+            Form::PidNodeTree => {
+                let (pid, rest) = pair.ok_or(GrammarError::Expected("PID NODE"))?;
+                let (node, tree) = node_and_tree(rest);
+                Ok(Self::Emigrate { pid: pid.parse()?, node: node.parse()?, tree })
             }
             Form::Pid => text.parse().map(Self::MigrateHome),
             Form::PidMaybeNode => match pair {
-                Some((pid, node)) => {
-                    Ok(Self::Explain { pid: pid.parse()?, node: Some(node.parse()?) })
+                Some((pid, rest)) => {
+                    let (node, tree) = node_and_tree(rest);
+                    Ok(Self::Explain { pid: pid.parse()?, node: Some(node.parse()?), tree })
                 }
-                None => Ok(Self::Explain { pid: text.parse()?, node: None }),
+                None => Ok(Self::Explain { pid: text.parse()?, node: None, tree: false }),
             },
             Form::One if text == "1" => Ok(Self::Go),
             Form::One => Err(GrammarError::Expected("1")),
             Form::KeyLines => Err(GrammarError::Expected("KEY or -KEY")),
         }
+    }
+}
+
+/// A node that is called `tree` stands alone.
+fn node_and_tree(rest: &str) -> (&str, bool) {
+    match rest.strip_suffix(" tree") {
+        Some(node) => (node, true),
+        None => (rest, false),
     }
 }
 
@@ -306,11 +326,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const FORMS: [Form; 7] = [
+    const FORMS: [Form; 8] = [
         Form::Address,
         Form::KeyLines,
         Form::AddressKey,
         Form::PidNode,
+        Form::PidNodeTree,
         Form::Pid,
         Form::PidMaybeNode,
         Form::One,
@@ -339,13 +360,29 @@ mod tests {
         );
         assert_eq!(
             parse(Form::PidNode, "12 desk\n"),
-            Command::Emigrate { pid: pid(12), node: "desk".parse().unwrap() }
+            Command::Emigrate { pid: pid(12), node: "desk".parse().unwrap(), tree: false }
+        );
+        for (text, name, tree) in [
+            ("12 desk", "desk", false),
+            ("12 desk tree\n", "desk", true),
+            ("12 tree", "tree", false),
+        ] {
+            let node = name.parse().unwrap();
+            let command = Command::Emigrate { pid: pid(12), node, tree };
+            assert_eq!(parse(Form::PidNodeTree, text), command);
+        }
+        assert_eq!(
+            parse(Form::PidMaybeNode, "12 3 tree"),
+            Command::Explain { pid: pid(12), node: Some(NodeRef::Number(3)), tree: true }
         );
         assert_eq!(
             parse(Form::PidMaybeNode, "12 3"),
-            Command::Explain { pid: pid(12), node: Some(NodeRef::Number(3)) }
+            Command::Explain { pid: pid(12), node: Some(NodeRef::Number(3)), tree: false }
         );
-        assert_eq!(parse(Form::PidMaybeNode, "12"), Command::Explain { pid: pid(12), node: None });
+        assert_eq!(
+            parse(Form::PidMaybeNode, "12"),
+            Command::Explain { pid: pid(12), node: None, tree: false }
+        );
         assert_eq!(parse(Form::Pid, "2147483647"), Command::MigrateHome(pid(i32::MAX)));
         assert_eq!(parse(Form::One, "1\n"), Command::Go);
     }
@@ -387,7 +424,12 @@ mod tests {
         }
         for text in ["12", "12 ", "12  3", "12 3 4", "12 desk extra", "12 18446744073709551616"] {
             assert!(Command::parse(Form::PidNode, text.as_bytes()).is_err(), "{text}");
+            assert!(Command::parse(Form::PidNodeTree, text.as_bytes()).is_err(), "{text}");
         }
+        for text in ["12 desk  tree", "12 desk tree tree", "12 desk trees", "12  tree"] {
+            assert!(Command::parse(Form::PidNodeTree, text.as_bytes()).is_err(), "{text}");
+        }
+        assert!(Command::parse(Form::PidNode, b"12 desk tree").is_err());
     }
 
     #[test]
@@ -439,7 +481,7 @@ mod tests {
         ) {
             prop_assume!(name != "count");
             let node = NodeRef::Name(name.parse().unwrap());
-            let command = Command::Emigrate { pid: pid(raw), node: node.clone() };
+            let command = Command::Emigrate { pid: pid(raw), node: node.clone(), tree: false };
             let line = format!("{raw} {node}\n");
             prop_assert_eq!(Command::parse(Form::PidNode, line.as_bytes()), Ok(command));
             let address = Address { host, port };

@@ -59,6 +59,9 @@ pub enum MigrateError {
     /// It would not hold still.
     #[error("process {pid}: {reason}")]
     Unsteady { pid: Pid, reason: String },
+    /// Another one of its tree cannot move, and `reason` says which and why.
+    #[error("process {pid} stays with its tree: {reason}")]
+    StaysTogether { pid: Pid, reason: String },
     /// The daemon is busy, not the process.
     #[error("too many commands at once")]
     TooManyCommands,
@@ -95,7 +98,9 @@ impl MigrateError {
         match self {
             Self::NoSuchProcess(_) | Self::NotAway(_) => Errno::NoProcess,
             Self::NotYours(_) | Self::RootOnly => Errno::NotPermitted,
-            Self::Unsupported { .. } | Self::PeerRefused { .. } => Errno::NotSupported,
+            Self::Unsupported { .. } | Self::PeerRefused { .. } | Self::StaysTogether { .. } => {
+                Errno::NotSupported
+            }
             Self::NoSuchNode(_) | Self::PeerGone { .. } | Self::ShuttingDown => {
                 Errno::HostUnreachable
             }

@@ -7,6 +7,13 @@ pub const FREEZE_TIMEOUT_MS: u32 = 5_000;
 /// Processes that are away because one that is away began them, and that one, where the
 /// configuration does not say otherwise. Others stay at home.
 pub const FAMILY_PROCESSES: u64 = 128;
+/// Processes of a tree that moves at once.
+pub const TREE_PROCESSES_MAX: usize = 128;
+/// Longest that a tree of processes may take until all of it is held, in milliseconds.
+pub const TREE_HOLD_TIMEOUT_MS: u64 = 5_000;
+/// Longest that a node waits for home to let a guest run, in milliseconds: others of its tree may
+/// have more memory.
+pub const COMMIT_TIMEOUT_MS: u64 = 600_000;
 /// Longest that a peer may take for one step of a migration, in milliseconds.
 pub const PHASE_TIMEOUT_MS: u64 = 30_000;
 /// Longest value written to a control file, in bytes.

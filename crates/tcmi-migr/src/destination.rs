@@ -136,6 +136,9 @@ impl GuestFiles {
 }
 
 impl Files for GuestFiles {
+    fn is_alone(&self, _: &Mapping) -> bool {
+        true
+    }
     fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {
         self.here
             .get(&(m.dev.0, m.dev.1, m.inode))
@@ -153,6 +156,8 @@ pub struct Site<'a> {
     pub cache: Cache,
     /// A stream that home parked for this guest, by its id.
     pub claim: &'a mut dyn FnMut(u64) -> Result<Stream>,
+    /// The segment with this id and size.
+    pub segment: &'a mut dyn FnMut(u64, u64) -> Result<OwnedFd>,
     /// Makes a process that waits, with home's pid, in namespaces and a root of its own.
     pub bear: &'a mut dyn FnMut(&msg::Begin) -> Result<i32>,
 }
@@ -192,12 +197,14 @@ pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<
     let blob = Blob::built_in();
     let area_len = page_up(std::mem::size_of::<StewardArea>() as u64);
     let area = memfd(c"tcmi-steward", area_len)?;
+    let segments: Vec<OwnedFd> =
+        begin.segments.iter().map(|s| (site.segment)(s.id, s.bytes)).collect::<Result<_>>()?;
     // The child has what is open when it is made; what comes later goes this way.
     let post = UnixDatagram::pair().map_err(Error::io("socketpair"))?;
     let child = (site.bear)(&begin)?;
     let newborn = Newborn::take(child, begin.pid)?;
     let host = newborn.host_pid();
-    let built = construct(newborn, &begin, files, area, post, &blob, w, r, site);
+    let built = construct(newborn, &begin, files, (area, segments), post, &blob, w, r, site);
     if built.is_err() {
         // SAFETY: our own child, not yet reaped.
         unsafe { libc::kill(host, libc::SIGKILL) };
@@ -210,7 +217,7 @@ fn construct(
     mut n: Newborn,
     begin: &msg::Begin,
     mut files: GuestFiles,
-    area: OwnedFd,
+    (area, segments): (OwnedFd, Vec<OwnedFd>),
     post: (UnixDatagram, UnixDatagram),
     blob: &Blob,
     w: &mut BulkWriter,
@@ -224,6 +231,9 @@ fn construct(
     let first = files.translate(&begin.mm.vmas, &begin.files)?;
     let mut there = files.fds();
     n.build_space(&[], &first, &there)?;
+    let there_too: Vec<RawFd> = segments.iter().map(AsRawFd::as_raw_fd).collect();
+    n.attach(&begin.segments, &there_too)?;
+    drop(segments);
     let reserved = begin.mm.reserved;
     n.place_steward(reserved, blob, area.as_raw_fd())?;
     let resident: Vec<_> = begin.resident.iter().map(|&(s, e)| s..e).collect();
@@ -255,6 +265,7 @@ fn construct(
     let into = Pages::open(n.host_pid(), &want)?;
     // A failure closes the stream: what home would still send would be for nothing.
     let bytes = Incoming::new(r).receive(&into, Point::NodePagesHalfReceived, &|_| {})?;
+    n.protect_shared(&want)?;
     fault::pass(Point::NodePagesReceived)?;
     let others: Vec<i32> =
         image.threads.iter().map(|t| t.tid).filter(|&t| t != image.pid).collect();

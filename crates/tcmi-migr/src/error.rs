@@ -24,6 +24,9 @@ pub enum Error {
     Io { what: &'static str, source: std::io::Error },
     #[error("fault injected at {0}")]
     Injected(&'static str),
+    /// Of several that move at once; another one cannot.
+    #[error("{0}")]
+    Together(String),
     /// The process changed its threads or files faster than they could be prepared.
     #[error("the process changes too fast: {0}")]
     Unsteady(&'static str),
@@ -40,6 +43,7 @@ impl Error {
             Self::Process(tcmi_ckpt::Error::Unsupported(_)) => libc::EOPNOTSUPP,
             Self::Process(tcmi_ckpt::Error::System(e)) if e.is_gone() => libc::ESRCH,
             Self::Process(tcmi_ckpt::Error::ThreadStorm) | Self::Unsteady(_) => libc::EBUSY,
+            Self::Together(_) => libc::EOPNOTSUPP,
             Self::Process(_)
             | Self::Io { .. }
             | Self::Injected(_)

@@ -52,6 +52,12 @@ points! {
     /// Home: the guest may run.
     HomeCommitSent,
     HomeRunningReceived,
+    /// Home: all processes of a tree are held.
+    HomeTreeHeld,
+    /// Home: the node has all of them, and none may run there yet.
+    HomeTreeReady,
+    /// Home: all of them run on the node, and nothing is decided.
+    HomeTreeRuns,
     /// Home: the process is a shadow, although no thread of it runs yet. No failure but a crash.
     HomeDecidedAway,
     HomeMemoryReleased,

@@ -34,17 +34,19 @@ pub struct HomeFiles {
     /// It runs: who else maps its live files is not looked for yet, which takes longer than the
     /// rest.
     in_passing: bool,
+    /// All who share memory with it move with it.
+    together: bool,
 }
 
 impl HomeFiles {
     /// Of a process that is held.
-    pub fn of(pid: i32) -> Self {
+    pub fn of(pid: i32, together: bool) -> Self {
         let (refs, open, mapped) = Default::default();
-        Self { pid, refs, open, mapped, in_passing: false }
+        Self { pid, refs, open, mapped, in_passing: false, together }
     }
 
-    pub fn in_passing(pid: i32) -> Self {
-        Self { in_passing: true, ..Self::of(pid) }
+    pub fn in_passing(pid: i32, together: bool) -> Self {
+        Self { in_passing: true, ..Self::of(pid, together) }
     }
 
     /// Fills in the hashes, reading what is not known yet.
@@ -178,6 +180,13 @@ fn hash_range(f: &File, first: u64, last: u64) -> Result<[u8; 32]> {
 }
 
 impl Files for HomeFiles {
+    fn is_alone(&self, m: &Mapping) -> bool {
+        let alone = || {
+            let sharers = capture::sharers(&[(m.dev, m.inode)]);
+            sharers.is_ok_and(|all| all.iter().all(|pid| *pid == self.pid))
+        };
+        capture::is_shared_at_home(m) && (self.together || alone())
+    }
     fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {
         let dev = u64::from(m.dev.0) << 32 | u64::from(m.dev.1);
         let (first, last) = (m.offset, m.offset + m.len());

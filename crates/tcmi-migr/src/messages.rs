@@ -10,7 +10,7 @@
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tcmi_ckpt::devices::OpenDevice;
-use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, check_range};
+use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, SEGMENTS_MAX, Segment, check_range};
 use tcmi_ckpt::usage::Used;
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
@@ -70,6 +70,8 @@ message! {
         /// Streams for the guest's signals and for its threads' calls.
         events: u64,
         calls: Vec<u64>,
+        /// Mappings of memory that it shares with others that move with it.
+        segments: Vec<Segment>,
     }
     /// N: indices of the files that it has not.
     2 Need { files: Vec<u32> }
@@ -100,10 +102,11 @@ message! {
     17 WantHome {}
     /// N: no forwarded call may begin now; those in flight should be taken back.
     18 CancelCalls {}
-    /// N: no call is in flight.
-    19 Quiet {}
-    /// H: the shadow is held; `signals` were sent in all.
-    20 Capture { signals: u32 }
+    /// N: no call is in flight, and the guest is held. What it has mapped of segments; their ids
+    /// are the node's.
+    19 Quiet { segments: Vec<Segment> }
+    /// H: the shadow is held; `signals` were sent in all. Other guests send these parts of memory.
+    20 Capture { signals: u32, skip: Vec<(u64, u64)> }
     /// N: the frozen guest, with what it used there and before; its pages follow.
     21 Image { image: ProcessImage, used: Used }
     /// H: the process is whole at home and about to run: the guest ends.
@@ -139,6 +142,10 @@ impl Begin {
     /// Whether a process can be so. Before anything is computed with it.
     pub fn check(&self) -> Result<()> {
         self.mm.check()?;
+        if self.segments.len() > SEGMENTS_MAX {
+            return Err(tcmi_ckpt::Error::Image("too many segments").into());
+        }
+        self.segments.iter().try_for_each(|s| s.check(&self.mm.vmas))?;
         let resident = self.resident.iter();
         Ok(resident.copied().try_for_each(|r| check_range("resident memory", r))?)
     }

@@ -14,7 +14,7 @@ use tcmi_ckpt::capture::{self, Space};
 use tcmi_ckpt::devices;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::freezer::Freezer;
-use tcmi_ckpt::image::{FileRef, ProcessImage};
+use tcmi_ckpt::image::{FileRef, ProcessImage, Segment};
 use tcmi_ckpt::layout::gap;
 use tcmi_ckpt::rebuild;
 use tcmi_ckpt::remote::{self, Agent, page_up};
@@ -63,6 +63,7 @@ const MORE_THREADS: usize = 4;
 const ATTEMPTS_MAX: u32 = 5;
 
 pub const PROC_AREA_BYTES: u64 = (std::mem::size_of::<ProcArea>() as u64).next_multiple_of(4096);
+const WORD_BYTES: u64 = 4096;
 pub const THREAD_AREA_BYTES: u64 =
     (std::mem::size_of::<ThreadArea>() as u64).next_multiple_of(4096);
 
@@ -89,7 +90,7 @@ impl Attached {
         let xfeatures = xfeatures(&xstate);
         let threads = f.threads.len();
         let mut with = |room: usize| {
-            let extra = PROC_AREA_BYTES + room as u64 * THREAD_AREA_BYTES;
+            let extra = PROC_AREA_BYTES + WORD_BYTES + room as u64 * THREAD_AREA_BYTES;
             let blob = Blob::built_in();
             let place = away_from_stacks(&maps, Agent::room(&blob) + page_up(extra));
             let agent = Agent::inject(f, vdso_call, &blob, extra, place)?;
@@ -140,7 +141,11 @@ impl Attached {
         page_up(self.agent.extra())
     }
     pub fn thread_area(&self, n: usize) -> u64 {
-        self.proc_area() + PROC_AREA_BYTES + n as u64 * THREAD_AREA_BYTES
+        self.word() + WORD_BYTES + n as u64 * THREAD_AREA_BYTES
+    }
+    /// Where a word may be mapped that decides for several processes.
+    pub fn word(&self) -> u64 {
+        self.proc_area() + PROC_AREA_BYTES
     }
 }
 
@@ -168,6 +173,8 @@ pub struct Channel<'a> {
     pub w: &'a mut BulkWriter,
     pub r: &'a mut BulkReader,
     pub module: Option<ByModule>,
+    /// Memory that it shares with others that move with it.
+    pub segments: &'a [Segment],
     /// A new stream for calls, parked or dialed now.
     pub take_stream: &'a mut dyn FnMut() -> Result<Stream>,
 }
@@ -323,23 +330,15 @@ fn send(
 }
 
 impl Sent {
-    /// Waits until the guest is complete and lets it run.
-    ///
-    /// Ok: the guest runs. Err: the process runs at home as before.
-    pub fn commit(mut self, c: &mut Channel, watch: &dyn Watch) -> Result<Emigrated> {
-        match self.committed(c, watch) {
-            Ok(remote_pid) => {
-                let Self { frozen, attached, installed, times, .. } = self;
-                Ok(Emigrated { frozen, attached, installed, remote_pid, times })
-            }
-            Err(e) => Err(self.give_up(c, e)),
-        }
-    }
-    fn committed(&mut self, c: &mut Channel, watch: &dyn Watch) -> Result<i32> {
+    /// Waits until the guest is complete. Err: it is to be given up, as in all that follows.
+    pub fn until_ready(&mut self, c: &mut Channel) -> Result<()> {
         fault::pass(Point::HomeArmed)?;
         msg::expect::<msg::Ready>(c.r)?;
         self.times.transfer = micros(self.since);
-        fault::pass(Point::HomeReadyReceived)?;
+        fault::pass(Point::HomeReadyReceived)
+    }
+    /// Lets the guest run: COMMIT. Its pid on the node.
+    pub fn let_run(&mut self, c: &mut Channel, watch: &dyn Watch) -> Result<i32> {
         watch.enter(State::Committing);
         let started = Instant::now();
         msg::send(c.w, &msg::Commit {})?;
@@ -351,6 +350,11 @@ impl Sent {
         fault::pass(Point::HomeRunningReceived)?;
         self.times.resume = micros(started);
         Ok(running.remote_pid)
+    }
+    /// Its guest, `remote_pid` on the node, runs.
+    pub fn left(self, remote_pid: i32) -> Emigrated {
+        let Self { frozen, attached, installed, times, .. } = self;
+        Emigrated { frozen, attached, installed, remote_pid, times }
     }
     /// The process runs on at home because of `e`, which the peer is told.
     pub fn give_up(self, c: &mut Channel, e: Error) -> Error {
@@ -407,8 +411,9 @@ fn prepare(
     let more = if threads > 1 { MORE_THREADS } else { MORE_THREADS / 2 };
     let streams: Vec<Stream> =
         (0..threads + more + 1).map(|_| (c.take_stream)()).collect::<Result<_>>()?;
-    let (files, space) = layout_in_passing(a)?;
-    let resident = capture::own_pages(a.pid, &space.vmas)?;
+    let (files, space) = layout_in_passing(a, !c.segments.is_empty())?;
+    let mut resident = capture::own_pages(a.pid, &space.vmas)?;
+    resident.retain(|r| c.segments.iter().all(|s| !s.covers(r.start, r.end)));
     let status = tcmi_sys::proc::status(a.pid)?;
     let begin = msg::Begin {
         migration,
@@ -422,6 +427,7 @@ fn prepare(
         xfeatures: a.xfeatures,
         events: streams[0].id,
         calls: streams[1..].iter().map(|s| s.id).collect(),
+        segments: c.segments.to_vec(),
     };
     msg::send(c.w, &begin)?;
     fault::pass(Point::HomeBeginSent)?;
@@ -433,9 +439,9 @@ fn prepare(
 }
 
 /// Of a process that runs: a file that it maps may be gone between two looks.
-fn layout_in_passing(a: &Attached) -> Result<(HomeFiles, Space)> {
+fn layout_in_passing(a: &Attached, together: bool) -> Result<(HomeFiles, Space)> {
     let look = || {
-        let mut files = HomeFiles::in_passing(a.pid);
+        let mut files = HomeFiles::in_passing(a.pid, together);
         let space = capture::space(&capture::mappings(a.pid)?, a.reserved(), &mut files)?;
         files.hash()?;
         Ok((files, space))
@@ -521,13 +527,14 @@ fn transfer(
         // A clock read that began here would end there with a time of here.
         f.step_out(&[(vdso.start, vdso.end)])?;
     }
-    let mut files = HomeFiles::of(f.pid);
+    let mut files = HomeFiles::of(f.pid, !c.segments.is_empty());
     let mut image = capture::capture(f, &a.agent, &|tid| tid, &maps, &mut files)?;
     files.hash()?;
     image.files = files.refs.clone();
     leave_stops(&mut image);
     fault::pass(Point::HomeCaptured)?;
-    let runs = capture::own_pages(f.pid, &image.mm.vmas)?;
+    let mut runs = capture::own_pages(f.pid, &image.mm.vmas)?;
+    runs.retain(|r| c.segments.iter().all(|s| s.is_sent || !s.covers(r.start, r.end)));
     let total: u64 = runs.iter().map(|r: &Range<u64>| r.end - r.start).sum();
     let calls = f.threads.iter().zip(&streams[1..]).map(|(t, s)| (t.tid, s.id)).collect();
     let rules = watch.rules();

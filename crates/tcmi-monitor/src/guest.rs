@@ -1,5 +1,6 @@
 //! The life of one guest, from the offer to its end or its return.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use tcmi_call::abi::{BatchOp, StewardArea};
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
 use tcmi_ckpt::usage::Used;
+use tcmi_core::limits::{COMMIT_TIMEOUT_MS, PHASE_TIMEOUT_MS};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_migr::destination::{self, Built, GuestFiles, Site};
@@ -128,10 +130,11 @@ fn build(
 ) -> Result<Born> {
     let mut next_id = None;
     let processors = Processors::look();
-    let mut unwanted = false;
+    let unwanted = Cell::new(false);
     let mut site = Site {
         cache,
-        claim: &mut |id| claim(daemon, id, &mut unwanted),
+        claim: &mut |id| claim(daemon, id, &unwanted),
+        segment: &mut |id, bytes| segment(daemon, id, bytes, &unwanted),
         bear: &mut |begin| {
             let room = rooms::bear(root, begin)?;
             next_id = Some(room.next_id);
@@ -140,27 +143,42 @@ fn build(
         },
     };
     let built = destination::build(w, r, &mut site)?;
+    let unwanted = unwanted.get();
     Ok(Born { built, next_id: next_id.ok_or(tcmi_ckpt::Error::Ended)?, unwanted, processors })
 }
 
 /// Has the daemon hand over a stream that home parked for us. What else it says meanwhile, that
 /// the guest is `unwanted`, is told, too.
-fn claim(daemon: &OwnedFd, id: u64, unwanted: &mut bool) -> Result<Stream> {
+fn claim(daemon: &OwnedFd, id: u64, unwanted: &Cell<bool>) -> Result<Stream> {
+    match ask(daemon, &ToDaemon::Claim { id }, unwanted)? {
+        (ToMonitor::Stream { keys }, Some(fd)) => Ok(keys.with(fd)),
+        _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
+    }
+}
+
+fn segment(daemon: &OwnedFd, id: u64, bytes: u64, unwanted: &Cell<bool>) -> Result<OwnedFd> {
+    match ask(daemon, &ToDaemon::Segment { id, bytes }, unwanted)? {
+        (ToMonitor::Segment {}, Some(fd)) => Ok(fd),
+        _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
+    }
+}
+
+fn ask(
+    daemon: &OwnedFd,
+    question: &ToDaemon,
+    unwanted: &Cell<bool>,
+) -> Result<(ToMonitor, Option<OwnedFd>)> {
     let io = || Error::io("the daemon's socket");
-    ipc::send(daemon.as_fd(), &ToDaemon::Claim { id }, &[]).map_err(io())?;
+    ipc::send(daemon.as_fd(), question, &[]).map_err(io())?;
     loop {
         let (answer, mut fds) = ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(io())?;
-        return match (answer, fds.pop()) {
-            (ToMonitor::Stream { keys }, Some(fd)) => Ok(keys.with(fd)),
-            (ToMonitor::NoStream { text }, _) => {
-                Err(Error::Peer { errno: libc::EHOSTUNREACH, text })
+        match answer {
+            ToMonitor::NoStream { text } => {
+                return Err(Error::Peer { errno: libc::EHOSTUNREACH, text });
             }
-            (ToMonitor::SendHome {}, _) => {
-                *unwanted = true;
-                continue;
-            }
-            _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
-        };
+            ToMonitor::SendHome {} => unwanted.set(true),
+            answer => return Ok((answer, fds.pop())),
+        }
     }
 }
 
@@ -278,7 +296,9 @@ impl Life {
     ) -> Result<Self> {
         let host = built.host_pid();
         let prepared = Self::prepare(&mut built, next_id, processors).and_then(|p| {
+            r.set_idle_timeout(Duration::from_millis(COMMIT_TIMEOUT_MS));
             msg::expect::<msg::Commit>(&mut r)?;
+            r.set_idle_timeout(Duration::from_millis(PHASE_TIMEOUT_MS));
             fault::pass(Point::NodeCommitReceived)?;
             Ok(p)
         });
@@ -580,7 +600,9 @@ impl Life {
             msg::AskStats::KIND => self.tell_keeper(&msg::Stats { calls: self.stats() }),
             msg::ThreadBegun::KIND => {
                 let msg::ThreadBegun { tid, stream } = msg::decode(frame)?;
-                let claimed = claim(daemon, stream, &mut self.unwanted);
+                let unwanted = Cell::new(self.unwanted);
+                let claimed = claim(daemon, stream, &unwanted);
+                self.unwanted = unwanted.get();
                 self.shadow.births.answer(claimed.ok().map(|s| (tid, s)));
                 self.ask_home(daemon);
             }

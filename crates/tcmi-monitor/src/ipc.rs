@@ -76,6 +76,8 @@ pub enum ToMonitor {
     NoStream {
         text: String,
     },
+    /// With the segment's descriptor.
+    Segment {},
     /// The daemon shows the guest as one that runs.
     Listed {},
     /// The node's owner sends the guest home.
@@ -86,6 +88,11 @@ pub enum ToMonitor {
 pub enum ToDaemon {
     Claim {
         id: u64,
+    },
+    /// Asks for a segment of home's, the same for all guests that name it.
+    Segment {
+        id: u64,
+        bytes: u64,
     },
     Runs {
         remote_pid: i32,

@@ -65,6 +65,9 @@ pub trait Tasks: Send + Sync + 'static {
     /// earlier look at its owner could be at another process of the same id.
     fn emigrate(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done);
 
+    /// Ok: it and all processes below it run on `node`. Err: all of them run at home.
+    fn emigrate_tree(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done);
+
     /// Ok: it goes to `node` when it executes another program. Err: it does not.
     fn arm(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done);
 
@@ -83,11 +86,12 @@ pub trait Tasks: Send + Sync + 'static {
     /// Moves out over this link that have not ended fail: their processes run at home.
     fn give_up_moves(&self, node: LinkId);
 
-    /// Lines for people: may it move, what stays home and why.
+    /// Lines for people: may it move, what stays home and why. `tree`: all below it, too.
     fn explain(
         &self,
         pid: Pid,
         node: Option<LinkId>,
+        tree: bool,
         caller: Caller,
     ) -> Result<String, MigrateError>;
 
@@ -222,22 +226,26 @@ impl Node {
             }
             (Item::ListenerStop, Command::Go) => done(self.stop_listening(place)),
             (Item::PeerKill, Command::Go) => done(self.kill(place)),
-            (Item::Explain, Command::Explain { pid, node }) => {
+            (Item::Explain, Command::Explain { pid, node, tree }) => {
                 let node = node.map(|node| self.peers.destination(&node)).transpose();
-                let text = node.and_then(|node| self.tasks.explain(pid, node, caller));
+                let text = node.and_then(|node| self.tasks.explain(pid, node, tree, caller));
                 Some(text.map(|text| Answer::Text(lines(text))))
             }
-            (Item::Emigrate, Command::Emigrate { pid, node }) => {
+            (Item::Emigrate, Command::Emigrate { pid, node, tree }) => {
                 let node = self.peers.destination(&node);
                 match node.and_then(|node| not_its_own_writer(caller, pid).map(|()| node)) {
                     Ok(node) => {
-                        self.tasks.emigrate(pid, node, caller, later(caller, place, reply.take()?));
+                        let answer = later(caller, place, reply.take()?);
+                        match tree {
+                            true => self.tasks.emigrate_tree(pid, node, caller, answer),
+                            false => self.tasks.emigrate(pid, node, caller, answer),
+                        }
                         None
                     }
                     Err(error) => done(Err(error)),
                 }
             }
-            (Item::EmigrateNpm, Command::Emigrate { pid, node }) => {
+            (Item::EmigrateNpm, Command::Emigrate { pid, node, .. }) => {
                 match self.peers.destination(&node) {
                     Ok(node) => {
                         self.tasks.arm(pid, node, caller, later(caller, place, reply.take()?));
@@ -342,7 +350,7 @@ impl Node {
 
 /// A writer waits where it cannot be stopped, so nobody can move the process it is in:
 /// `echo $$ desk > emigrate-ppm-p` has to be written by another process.
-fn not_its_own_writer(caller: Caller, pid: Pid) -> Result<(), MigrateError> {
+pub fn not_its_own_writer(caller: Caller, pid: Pid) -> Result<(), MigrateError> {
     if Path::new(&format!("/proc/{pid}/task/{}", caller.tid)).exists() {
         let reasons = vec!["it is the process that asks; let another one ask".to_owned()];
         return Err(MigrateError::Unsupported { pid, reasons });

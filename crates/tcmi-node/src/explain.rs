@@ -9,6 +9,8 @@ use tcmi_ckpt::capture;
 use tcmi_ckpt::devices::Device;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
+use tcmi_core::limits::TREE_PROCESSES_MAX;
+use tcmi_sys::maps::Mapping;
 use tcmi_sys::proc::{self, Status};
 use tcmi_sys::{Errno, maps};
 
@@ -24,8 +26,17 @@ pub struct Examined {
     pub obstacles: Vec<String>,
 }
 
+/// Which processes may share memory with one that moves.
+#[derive(Clone, Copy, Debug)]
+pub enum Sharers<'a> {
+    /// Those that move with it.
+    Among(&'a [i32]),
+    /// It is looked for when all of them are held.
+    Later,
+}
+
 /// Looks at `pid` for a caller with `uid`. Err: no such process, or not the caller's.
-pub fn examine(pid: Pid, uid: u32, away: bool) -> Result<Examined, MigrateError> {
+pub fn examine(pid: Pid, uid: u32, away: bool, sharers: Sharers) -> Result<Examined, MigrateError> {
     let gone = |_: Errno| MigrateError::NoSuchProcess(pid);
     let status = proc::status(pid.raw()).map_err(gone)?;
     if status.tgid != pid.raw() || matches!(status.state, 'Z' | 'X') {
@@ -34,11 +45,11 @@ pub fn examine(pid: Pid, uid: u32, away: bool) -> Result<Examined, MigrateError>
     if uid != 0 && status.uid[..3].iter().any(|&owner| owner != uid) {
         return Err(MigrateError::NotYours(pid));
     }
-    let obstacles = obstacles(pid, &status, away).map_err(gone)?;
+    let obstacles = obstacles(pid, &status, away, sharers).map_err(gone)?;
     Ok(Examined { pid, status, obstacles })
 }
 
-fn obstacles(pid: Pid, s: &Status, away: bool) -> Result<Vec<String>, Errno> {
+fn obstacles(pid: Pid, s: &Status, away: bool, sharers: Sharers) -> Result<Vec<String>, Errno> {
     let n = pid.raw();
     let mut all: Vec<String> = Vec::new();
     if s.kernel_thread {
@@ -66,7 +77,9 @@ fn obstacles(pid: Pid, s: &Status, away: bool) -> Result<Vec<String>, Errno> {
     if !proc::is_elf64(n)? {
         all.push("a 32-bit program".to_owned());
     }
-    let mapped = maps::read(n)?;
+    let (shared, mapped): (Vec<Mapping>, Vec<Mapping>) =
+        maps::read(n)?.into_iter().partition(capture::is_shared_at_home);
+    all.extend(strangers(n, &shared, sharers));
     all.extend(mapped.iter().filter_map(capture::obstacle));
     let mut live: Vec<_> = mapped.iter().filter(|m| capture::is_live(m)).collect();
     live.sort_by_key(|m| (m.dev, m.inode, m.start));
@@ -81,6 +94,25 @@ fn obstacles(pid: Pid, s: &Status, away: bool) -> Result<Vec<String>, Errno> {
         }
     }
     Ok(all)
+}
+
+/// Whom a process shares memory with that would not move with it.
+fn strangers(pid: i32, shared: &[Mapping], sharers: Sharers) -> Option<String> {
+    let Sharers::Among(along) = sharers else { return None };
+    if shared.is_empty() {
+        return None;
+    }
+    let objects: Vec<_> = shared.iter().map(|m| (m.dev, m.inode)).collect();
+    let all = match capture::sharers(&objects) {
+        Ok(all) => all,
+        Err(e) => return Some(format!("shared memory, whose sharers are not known: {e}")),
+    };
+    let others = all.into_iter().filter(|p| *p != pid && !along.contains(p));
+    let list: Vec<String> = others.map(|p| p.to_string()).collect();
+    let list = list.join(" ");
+    let why =
+        format!("shared memory, which process {list} has, too: as one tree they move together");
+    (!list.is_empty()).then_some(why)
 }
 
 /// Whether one of our threads traces it: the one that asks.
@@ -116,6 +148,53 @@ fn under(rule: Rule, what: &str) -> String {
         Rule::Rb => "the node's own (RB)",
     };
     format!("{text}: {what}\n")
+}
+
+/// Lines for people about `head` and all processes below it.
+pub fn tree_text(
+    head: Examined,
+    node: Option<(&str, Vec<String>)>,
+    uid: u32,
+    is_away: &dyn Fn(Pid) -> bool,
+) -> Result<String, MigrateError> {
+    let head_pid = head.pid.raw();
+    let below =
+        proc::descendants(&[head.pid.raw()]).map_err(|_| MigrateError::NoSuchProcess(head.pid))?;
+    let title = head.title();
+    let mut all = Vec::new();
+    let along = [vec![head_pid], below].concat();
+    let sharers = Sharers::Among(&along);
+    for pid in along.iter().copied().filter_map(Pid::new) {
+        match examine(pid, uid, is_away(pid), sharers) {
+            Ok(mut examined) => {
+                if is_away(pid) {
+                    examined.obstacles.push("it is away already".to_owned());
+                }
+                all.push(examined);
+            }
+            Err(MigrateError::NoSuchProcess(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let too_many = all.len() > TREE_PROCESSES_MAX;
+    let too_many = too_many.then(|| format!("it has more than {TREE_PROCESSES_MAX} processes"));
+    let (name, lacking) =
+        node.map_or((String::new(), Vec::new()), |(n, l)| (format!(" to {n}"), l));
+    let stops: Vec<String> = all
+        .iter()
+        .flat_map(|e| {
+            let who = format!("process {} ({})", e.pid, e.status.name);
+            e.obstacles.iter().map(move |o| format!("{who}: {o}"))
+        })
+        .chain(lacking)
+        .chain(too_many)
+        .collect();
+    let may = if stops.is_empty() { "yes" } else { "no" };
+    let mut text = format!("{title}tree of {} processes\nmay move{name}: {may}\n", all.len());
+    stops.iter().for_each(|o| text += &format!("stopped by: {o}\n"));
+    let rss: u64 = all.iter().map(|e| e.status.rss).sum();
+    text += &format!("memory to send: at most {} KiB\n", rss / 1024);
+    Ok(text)
 }
 
 impl Examined {

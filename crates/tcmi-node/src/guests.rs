@@ -7,13 +7,15 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use parking_lot::Mutex;
+use tcmi_ckpt::capture;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
@@ -59,6 +61,7 @@ struct Guest {
     task: Task,
     socket: Arc<OwnedFd>,
     waiting: Mutex<Vec<Done>>,
+    segments: Mutex<Vec<Arc<OwnedFd>>>,
 }
 
 type Key = (LinkId, i32);
@@ -68,6 +71,8 @@ pub struct Guests {
     hosting: Hosting,
     module: Option<ByModule>,
     all: Mutex<HashMap<Key, Arc<Guest>>>,
+    /// Memory that guests of one home share, by home's number, while one of them is here.
+    segments: Mutex<HashMap<(LinkId, u64), Weak<OwnedFd>>>,
     tree: Arc<Tree>,
 }
 
@@ -75,7 +80,8 @@ impl Guests {
     pub fn new(hosting: Hosting, module: Option<ByModule>, tree: Arc<Tree>) -> io::Result<Self> {
         std::fs::create_dir_all(hosting.state.join("cache"))?;
         std::fs::create_dir_all(&hosting.root)?;
-        Ok(Self { hosting, module, all: Mutex::default(), tree })
+        let (all, segments) = Default::default();
+        Ok(Self { hosting, module, all, segments, tree })
     }
 
     /// Starts a monitor for what is offered, and answers.
@@ -117,7 +123,12 @@ impl Guests {
         }
         let task = Task::new(pid, (offer.uid, offer.uid), link.id(), offer.migration)?;
         task.to(State::Preparing);
-        let guest = Arc::new(Guest { task, socket: Arc::new(ours), waiting: Mutex::default() });
+        let guest = Arc::new(Guest {
+            task,
+            socket: Arc::new(ours),
+            waiting: Mutex::default(),
+            segments: Mutex::default(),
+        });
         let start = ToMonitor::Start {
             bulk: StreamKeys::of(&bulk),
             root: root.to_string_lossy().into_owned(),
@@ -139,7 +150,7 @@ impl Guests {
             tracing::debug!(pid = offer.pid, "a former guest of this pid is still ending");
         }
         answer(link, offer.migration, 0, "");
-        let text = attend(&guest, link, &self.tree);
+        let text = attend(&guest, link, self);
         let calls = guest.task.calls();
         tracing::info!(pid = offer.pid, calls, text, "a guest is gone");
         finish(child);
@@ -206,6 +217,36 @@ impl Guests {
     }
 }
 
+impl Guests {
+    fn hand_segment(&self, guest: &Guest, home: LinkId, id: u64, bytes: u64) -> io::Result<()> {
+        match self.segment((home, id), bytes) {
+            Ok(segment) => {
+                let fds = [segment.as_raw_fd()];
+                guest.segments.lock().push(segment);
+                ipc::send(guest.socket.as_fd(), &ToMonitor::Segment {}, &fds)
+            }
+            Err(e) => {
+                let text = format!("no shared memory: {e}");
+                ipc::send(guest.socket.as_fd(), &ToMonitor::NoStream { text }, &[])
+            }
+        }
+    }
+
+    fn segment(&self, key: (LinkId, u64), bytes: u64) -> io::Result<Arc<OwnedFd>> {
+        let mut all = self.segments.lock();
+        all.retain(|_, segment| segment.strong_count() > 0);
+        if let Some(segment) = all.get(&key).and_then(Weak::upgrade) {
+            return Ok(segment);
+        }
+        let fd = memfd_create(capture::SEGMENT, MFdFlags::MFD_CLOEXEC)?;
+        let file = File::from(fd);
+        file.set_len(bytes)?;
+        let segment = Arc::new(OwnedFd::from(file));
+        all.insert(key, Arc::downgrade(&segment));
+        Ok(segment)
+    }
+}
+
 impl Hosting {
     /// Whether there is so much for it. Err: errno and why not.
     fn may_come(&self, offer: &Offer) -> Result<(), (i32, String)> {
@@ -265,7 +306,8 @@ fn finish(mut child: Child) {
 }
 
 /// Serves a monitor until it ends; returns what it said last.
-fn attend(guest: &Guest, link: &Link, tree: &Tree) -> String {
+fn attend(guest: &Guest, link: &Link, guests: &Guests) -> String {
+    let tree = &guests.tree;
     let task = &guest.task;
     loop {
         let message = match ipc::receive::<ToDaemon>(guest.socket.as_fd()) {
@@ -275,6 +317,11 @@ fn attend(guest: &Guest, link: &Link, tree: &Tree) -> String {
         match message {
             ToDaemon::Claim { id } => {
                 if let Err(e) = hand_over(guest, link, id) {
+                    return format!("its monitor ended: {e}");
+                }
+            }
+            ToDaemon::Segment { id, bytes } => {
+                if let Err(e) = guests.hand_segment(guest, link.id(), id, bytes) {
                     return format!("its monitor ended: {e}");
                 }
             }

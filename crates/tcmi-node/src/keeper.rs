@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tcmi_ckpt::freeze::Frozen;
-use tcmi_ckpt::image::ProcessImage;
+use tcmi_ckpt::image::{ProcessImage, Segment};
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_core::limits::PHASE_TIMEOUT_MS;
@@ -24,6 +24,7 @@ use tcmi_shadow::shadow::{Armed, Fate, Places, Shadow, StreamAt, arm};
 
 use crate::control::Done;
 use crate::task::{Order, Task};
+use crate::tasks::{Homeward, Party, Step};
 
 /// Longest wait for a stream that the node has to dial.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,6 +37,9 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 pub fn explain_error(task: &Task, node: &str, e: Error) -> MigrateError {
     let pid = task.pid;
     let text = e.to_string();
+    if matches!(e, Error::Together(_)) {
+        return MigrateError::StaysTogether { pid, reason: text };
+    }
     match e.errno() {
         libc::ESRCH => MigrateError::NoSuchProcess(pid),
         libc::EOPNOTSUPP => MigrateError::Unsupported { pid, reasons: vec![text] },
@@ -69,6 +73,7 @@ pub fn keep(
     module: Option<ByModule>,
     original: Original,
     done: Done,
+    party: Option<&Arc<Party>>,
 ) -> Option<Visit> {
     match bulk.as_fd().try_clone_to_owned() {
         Ok(socket) => task.set_way_out(Some(socket)),
@@ -77,11 +82,14 @@ pub fn keep(
     let (w, r) = bulk.into_bulk();
     let mut wire = Wire { w, r };
     let node = link.peer_name().to_owned();
-    let moved = go_out(task, link, &mut wire, module, original);
+    let moved = go_out(task, link, &mut wire, module, original, party);
     task.set_way_out(None);
     let shadow = match moved {
         Ok(s) => s,
         Err(e) => {
+            // Given up for another one, it says why.
+            let others = party.and_then(|p| p.failure()).filter(|_| !is_its_end(&e));
+            let e = others.map_or(e, Error::Together);
             let error = explain_error(task, &node, e);
             task.failed(&error.to_string());
             let state = match error {
@@ -99,9 +107,14 @@ pub fn keep(
     // For orders that came while it was at home for a visit.
     task.bell.ring();
     done(Ok(()));
-    let mut keeper = Keeper { task, link, node, wire, shadow: Some(shadow) };
+    let party = party.filter(|p| p.shares_memory()).cloned();
+    let mut keeper = Keeper { task, link, node, wire, shadow: Some(shadow), party };
     let end = keeper.serve();
     keeper.close(end)
+}
+
+fn is_its_end(e: &Error) -> bool {
+    e.errno() == libc::ESRCH
 }
 
 /// An original that became a shadow, with what it takes to make it whole again.
@@ -117,20 +130,29 @@ fn go_out(
     wire: &mut Wire,
     module: Option<ByModule>,
     original: Original,
+    party: Option<&Arc<Party>>,
 ) -> Result<Kept> {
     let mut take = || Ok(link.take_stream(StreamKind::Call, STREAM_TIMEOUT)?);
     // The channel owns the stream's halves only for the time of the move.
-    let mut channel = Channel { w: &mut wire.w, r: &mut wire.r, module, take_stream: &mut take };
+    let segments = party.map_or_else(Vec::new, |p| p.segments_of(task.pid));
+    let mut channel = Channel {
+        w: &mut wire.w,
+        r: &mut wire.r,
+        module,
+        segments: &segments,
+        take_stream: &mut take,
+    };
     let watch: &Task = task;
     let mut sent = source::emigrate(original, task.migration(), 1, &mut channel, watch)?;
-    let armed = match arm_original(&mut sent) {
-        Ok(a) => a,
+    let (armed, remote_pid) = match let_run(task, &mut sent, &mut channel, party) {
+        Ok(running) => running,
         Err(e) => return Err(sent.give_up(&mut channel, e)),
     };
-    let Emigrated { mut frozen, attached, installed, remote_pid, times } =
-        sent.commit(&mut channel, watch)?;
-    // From here on nothing fails but by the process's own end.
-    armed.decide()?;
+    let Emigrated { mut frozen, attached, installed, remote_pid, times } = sent.left(remote_pid);
+    // From here on nothing fails but by the process's own end. For a party it is decided.
+    if party.is_none() {
+        armed.decide()?;
+    }
     fault::pass_or_die(Point::HomeDecidedAway);
     armed.release_memory(&mut frozen);
     fault::pass_or_die(Point::HomeMemoryReleased);
@@ -140,14 +162,37 @@ fn go_out(
     Ok(Kept { shadow, attached, installed })
 }
 
-fn arm_original(sent: &mut Sent) -> Result<Armed> {
+/// Ok: the guest runs, and those of its party. Err: the original is to go on.
+fn let_run(
+    task: &Task,
+    sent: &mut Sent,
+    c: &mut Channel,
+    party: Option<&Arc<Party>>,
+) -> Result<(Armed, i32)> {
+    let armed = arm_original(sent, party)?;
+    sent.until_ready(c)?;
+    if let Some(party) = party {
+        party.meet(task, Step::Ready, Some(c.r))?;
+    }
+    let remote_pid = sent.let_run(c, task)?;
+    if let Some(party) = party {
+        party.meet(task, Step::Runs, Some(c.r))?;
+    }
+    Ok((armed, remote_pid))
+}
+
+fn arm_original(sent: &mut Sent, party: Option<&Arc<Party>>) -> Result<Armed> {
     let Sent { frozen, attached, image, installed, .. } = sent;
+    if let Some(party) = party {
+        party.word.map(frozen, &attached.agent, attached.word())?;
+    }
     let threads = frozen.threads.len();
     let places = Places {
         agent: attached.agent,
         proc_area: attached.proc_area(),
         thread_areas: (0..attached.room).map(|n| attached.thread_area(n)).collect(),
         spare_fds: installed.spare.clone(),
+        word: party.map(|_| attached.word()),
     };
     let at = |s: &source::InstalledStream| StreamAt { fd: s.fd, tx: s.tx, rx: s.rx };
     let calls: Vec<StreamAt> = installed.calls.iter().take(threads).map(at).collect();
@@ -171,6 +216,8 @@ struct Keeper<'a> {
     node: String,
     wire: Wire,
     shadow: Option<Kept>,
+    /// Those with which it shares memory, and comes home.
+    party: Option<Arc<Party>>,
 }
 
 impl Keeper<'_> {
@@ -233,6 +280,11 @@ impl Keeper<'_> {
         if self.task.takes_calls() {
             msg::send(&mut self.wire.w, &msg::AskStats {})?;
         }
+        if self.party.as_ref().is_some_and(|p| p.returns())
+            && let Some(end) = self.bring_home(None, None)?
+        {
+            return Ok(Some(end));
+        }
         // All of them: the bell that rang for them is quiet again.
         while let Some(order) = self.task.next_order() {
             let end = match order {
@@ -252,7 +304,8 @@ impl Keeper<'_> {
             msg::WantHome::KIND => self.bring_home(None, None),
             msg::VisitHome::KIND => {
                 let msg::VisitHome { by } = msg::decode(&frame)?;
-                self.bring_home(Some(by), None)
+                // Those who share memory make such a call when all are home, to stay.
+                self.bring_home(Some(by).filter(|_| self.party.is_none()), None)
             }
             msg::Stats::KIND => {
                 let stats: msg::Stats = msg::decode(&frame)?;
@@ -306,7 +359,7 @@ impl Keeper<'_> {
     fn bring_home(&mut self, visit: Option<i32>, done: Option<Done>) -> Result<Option<End>> {
         self.task.visits(visit.is_some());
         self.task.to(State::Returning);
-        let came = self.come_home().and_then(|frozen| match visit {
+        let came = self.come_home_with_others().and_then(|frozen| match visit {
             Some(by) => Ok(End::Visits(Visit { frozen, by })),
             None => frozen.thaw().map(|()| End::Home).map_err(|_| Return::Ended),
         });
@@ -352,24 +405,48 @@ impl Keeper<'_> {
         }
     }
 
+    fn come_home_with_others(&mut self) -> std::result::Result<Frozen, Return> {
+        let Some(party) = self.party.clone() else { return self.come_home(None) };
+        party.call_home().map_err(Return::Stays)?;
+        let came = self.come_home(Some(&party));
+        let pid = self.task.pid;
+        match &came {
+            Ok(_) => party.came(pid, None),
+            Err(Return::Stays(e)) => party.came(pid, Some(format!("process {pid}: {e}"))),
+            Err(Return::Ended | Return::Lost(_)) => party.gone(pid, true),
+        }
+        came
+    }
+
     /// Ok: the process is whole at home, and held.
-    fn come_home(&mut self) -> std::result::Result<Frozen, Return> {
+    fn come_home(&mut self, party: Option<&Party>) -> std::result::Result<Frozen, Return> {
         msg::send(&mut self.wire.w, &msg::ComeHome {}).map_err(Return::lost)?;
-        self.until_quiet()?;
+        let segments = self.until_quiet()?;
         let kept = self.kept().map_err(Return::lost)?;
         let (mut frozen, signals) = kept.shadow.hold().map_err(|_| Return::Ended)?;
         let (attached, agent) = (kept.attached, *kept.shadow.agent());
-        let image = match self.take_image(signals) {
+        let skip = party.map_or(Ok(Vec::new()), |p| {
+            p.meet_home(self.task, Homeward::Quiet, &segments, &mut self.wire.r)
+        });
+        let image = match skip.and_then(|skip| self.take_image(signals, skip)) {
             Ok(image) => image,
             Err(e) => return Err(self.stay(frozen, None, e)),
         };
-        if let Err(e) = self.rebuild(&mut frozen, &attached, &image) {
+        let rebuilt = self.rebuild(&mut frozen, &attached, &image, party.is_none());
+        let decided = rebuilt.and_then(|()| {
+            party.map_or(Ok(Vec::new()), |p| {
+                p.meet_home(self.task, Homeward::Rebuilt, &[], &mut self.wire.r)
+            })
+        });
+        if let Err(e) = decided {
             return Err(self.stay(frozen, Some(&image), e));
         }
         // COMMIT of the way back: home has everything. Whatever the node says from here on,
         // the process runs here, and the guest has no streams.
         let kept = self.shadow.take().ok_or(Return::Ended)?;
-        kept.shadow.decide_home().map_err(|_| Return::Ended)?;
+        if party.is_none() {
+            kept.shadow.decide_home().map_err(|_| Return::Ended)?;
+        }
         fault::pass_or_die(Point::HomeDecidedHome);
         if let Err(e) = msg::send(&mut self.wire.w, &msg::Finish {}) {
             tracing::warn!(error = %e, "the node is gone; the process is home");
@@ -384,11 +461,14 @@ impl Keeper<'_> {
     }
 
     /// The node takes no more calls; those that wait are taken back as often as it asks.
-    fn until_quiet(&mut self) -> std::result::Result<(), Return> {
+    fn until_quiet(&mut self) -> std::result::Result<Vec<Segment>, Return> {
         loop {
             let frame = self.wire.r.recv_message().map_err(|e| Return::lost(e.into()))?;
             match frame.kind {
-                msg::Quiet::KIND => return Ok(()),
+                msg::Quiet::KIND => {
+                    let quiet = frame.decode::<msg::Quiet>();
+                    return quiet.map(|q| q.segments).map_err(|e| Return::lost(e.into()));
+                }
                 msg::CancelCalls::KIND => {
                     let kept = self.kept().map_err(Return::lost)?;
                     kept.shadow.cancel_calls().map_err(|_| Return::Ended)?;
@@ -420,18 +500,24 @@ impl Keeper<'_> {
         }
     }
 
-    fn take_image(&mut self, signals: u32) -> Result<ProcessImage> {
+    fn take_image(&mut self, signals: u32, skip: Vec<(u64, u64)>) -> Result<ProcessImage> {
         fault::pass(Point::HomeReturnFrozen)?;
-        msg::send(&mut self.wire.w, &msg::Capture { signals })?;
+        msg::send(&mut self.wire.w, &msg::Capture { signals, skip })?;
         let msg::Image { image, used } = msg::expect(&mut self.wire.r)?;
         self.task.set_used(used);
         Ok(image)
     }
 
-    fn rebuild(&mut self, frozen: &mut Frozen, a: &Attached, image: &ProcessImage) -> Result<()> {
+    fn rebuild(
+        &mut self,
+        frozen: &mut Frozen,
+        a: &Attached,
+        image: &ProcessImage,
+        alone: bool,
+    ) -> Result<()> {
         let shadow = &mut self.kept()?.shadow;
         let alike = shadow.let_end(frozen, image);
-        let armed = alike.and_then(|()| shadow.arm_return(frozen, image));
+        let armed = alike.and_then(|()| shadow.arm_return(frozen, image, alone));
         armed
             .map_err(Error::from)
             .and_then(|()| fault::pass(Point::HomeReturnArmed))
@@ -468,6 +554,9 @@ impl Keeper<'_> {
     }
 
     fn close(mut self, end: End) -> Option<Visit> {
+        if let Some(party) = &self.party {
+            party.gone(self.task.pid, false);
+        }
         match end {
             End::Home => {}
             End::Visits(visit) => return Some(visit),

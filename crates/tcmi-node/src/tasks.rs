@@ -20,15 +20,18 @@ use tcmi_migr::source::{Original, Watch};
 use crate::config::Rules;
 use crate::control::{Done, Side, TaskView, Tasks};
 use crate::doorbell::Doorbell;
-use crate::explain::{self, examine};
+use crate::explain::{self, Sharers, examine};
 use crate::guests::{EVACUATION, Guests, Hosting, Offer};
 use crate::keeper::{self, Visit};
 use crate::task::{Order, Task};
 use crate::tree::Tree;
 
 mod armed;
+mod party;
 mod used;
 mod visits;
+
+pub use party::{Homeward, Party, Step};
 
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(PHASE_TIMEOUT_MS);
@@ -101,8 +104,9 @@ impl Shared {
         node: LinkId,
         uid: u32,
         family: Arc<()>,
+        sharers: Sharers,
     ) -> Result<Arc<Task>, MigrateError> {
-        let examined = examine(pid, uid, self.is_away(pid))?;
+        let examined = examine(pid, uid, self.is_away(pid), sharers)?;
         let ids = (examined.status.uid[0], examined.status.gid[0]);
         let mut home = self.home.lock();
         let former = home.get(&pid).cloned();
@@ -138,14 +142,27 @@ impl Shared {
     }
 
     /// The life of a process away, in its own thread: one move out, or one for each of its visits.
-    fn run(self: &Arc<Self>, task: &Arc<Task>, link: &Link, original: Original, done: Done) {
-        let (mut original, mut done) = (original, done);
-        while let Some(visit) = self.move_out(task, link, original, done) {
+    /// The first may be with others, in a party.
+    fn run(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        link: &Link,
+        original: Original,
+        done: Done,
+        party: Option<&Arc<Party>>,
+    ) {
+        let (mut original, mut done, mut party) = (original, done, party);
+        while let Some(visit) = self.move_out(task, link, original, done, party.take()) {
             let Some(behind_it) = self.visit(task, link, visit) else { break };
             original = behind_it;
             done = visits::quietly(task.pid);
             task.moves_again(self.next_migration());
         }
+        self.forget(task);
+    }
+
+    /// Its keeper ends.
+    fn forget(&self, task: &Arc<Task>) {
         // Before it may be moved again.
         self.elsewhere.keep(task.pid, task.used());
         task.release();
@@ -153,6 +170,13 @@ impl Shared {
         let at_home = task.state() == State::Running;
         let not_away = || Err(MigrateError::NotAway(task.pid));
         task.answer_orders(|| if at_home { Ok(()) } else { not_away() });
+        match task.view().last_error.is_empty() || task.state() == State::Gone {
+            true => self.strike_out(task),
+            false => self.tree.changed(),
+        }
+    }
+
+    fn strike_out(&self, task: &Arc<Task>) {
         let mut home = self.home.lock();
         if task.is_settled() && home.get(&task.pid).is_some_and(|t| Arc::ptr_eq(t, task)) {
             home.remove(&task.pid);
@@ -167,9 +191,10 @@ impl Shared {
         link: &Link,
         original: Original,
         done: Done,
+        party: Option<&Arc<Party>>,
     ) -> Option<Visit> {
         match self.offer(task, link) {
-            Ok(bulk) => keeper::keep(task, link, bulk, self.module, original, done),
+            Ok(bulk) => keeper::keep(task, link, bulk, self.module, original, done, party),
             Err(error) => {
                 if let Original::Held(frozen) = original
                     && let Err(error) = frozen.thaw()
@@ -230,17 +255,18 @@ impl Tasks for Engine {
         if self.shared.ending.load(Ordering::Relaxed) {
             return reply(Err(MigrateError::ShuttingDown));
         }
-        let task = match self.shared.admit(pid, node, caller.uid, Arc::default()) {
-            Ok(task) => task,
-            Err(e) => return reply(Err(e)),
-        };
+        let task =
+            match self.shared.admit(pid, node, caller.uid, Arc::default(), Sharers::Among(&[])) {
+                Ok(task) => task,
+                Err(e) => return reply(Err(e)),
+            };
         let shared = Arc::clone(&self.shared);
         let ours = Arc::clone(&task);
         let reply = Arc::new(Mutex::new(Some(reply)));
         let theirs = Arc::clone(&reply);
         let started = thread::Builder::new().name(format!("keep-{pid}")).spawn(move || {
             if let Some(reply) = theirs.lock().take() {
-                shared.run(&ours, &link, Original::Runs(pid.raw()), reply);
+                shared.run(&ours, &link, Original::Runs(pid.raw()), reply, None);
             }
         });
         if let Err(source) = started {
@@ -249,6 +275,16 @@ impl Tasks for Engine {
             if let Some(reply) = reply.lock().take() {
                 reply(Err(MigrateError::Local { doing: "start a move".to_owned(), source }));
             }
+        }
+    }
+
+    fn emigrate_tree(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done) {
+        match self.link(node) {
+            None => reply(Err(not_connected(node))),
+            Some(_) if self.shared.ending.load(Ordering::Relaxed) => {
+                reply(Err(MigrateError::ShuttingDown));
+            }
+            Some(link) => self.shared.emigrate_tree(pid, link, caller, reply),
         }
     }
 
@@ -294,18 +330,22 @@ impl Tasks for Engine {
         &self,
         pid: Pid,
         node: Option<LinkId>,
+        tree: bool,
         caller: Caller,
     ) -> Result<String, MigrateError> {
         let away = self.shared.is_away(pid);
-        let examined = examine(pid, caller.uid, away)?;
+        let sharers = if tree { Sharers::Later } else { Sharers::Among(&[]) };
+        let examined = examine(pid, caller.uid, away, sharers)?;
         let link = node.and_then(|id| self.link(id));
         let lacking = link.as_ref().map(|l| explain::lacking(&self.features, l.peer_features()));
+        let node = link.as_ref().map(Link::peer_name).zip(lacking);
         // What is here of one that is away is its shadow, with descriptors of ours.
-        Ok(match away {
-            true => examined.text_of_away(),
-            false => {
-                let node = link.as_ref().map(Link::peer_name).zip(lacking);
-                examined.text(node, &self.shared.rules)
+        Ok(match (away, tree) {
+            (true, _) => examined.text_of_away(),
+            (false, false) => examined.text(node, &self.shared.rules),
+            (false, true) => {
+                let away = |pid| self.shared.is_away(pid);
+                explain::tree_text(examined, node, caller.uid, &away)?
             }
         })
     }

@@ -56,7 +56,16 @@ impl Tasks for Pretender {
     fn migrate_all_home(&self, _: LinkId, _: Side, reply: Done) {
         self.all_home.lock().unwrap().push(reply);
     }
-    fn explain(&self, pid: Pid, _: Option<LinkId>, _: Caller) -> Result<String, MigrateError> {
+    fn emigrate_tree(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done) {
+        self.emigrate(pid, node, caller, reply);
+    }
+    fn explain(
+        &self,
+        pid: Pid,
+        _: Option<LinkId>,
+        _: bool,
+        _: Caller,
+    ) -> Result<String, MigrateError> {
         Ok(format!("{pid} may move"))
     }
     fn list(&self, side: Side) -> Vec<TaskView> {
@@ -194,7 +203,7 @@ fn a_process_may_arm_itself_and_is_called_home_to_stay() {
     let rig = rig();
     let own = std::process::id() as i32;
     let caller = Caller { uid: USER, gid: USER, tid: own };
-    let command = Command::Emigrate { pid: pid(own), node: desk() };
+    let command = Command::Emigrate { pid: pid(own), node: desk(), tree: false };
     let answer = rig.write(caller, "ccn/mig/emigrate-npm", command).recv().unwrap();
     assert_eq!(answer, Ok(Answer::Done));
     assert_eq!(rig.read("ccn/mig/emigrate-npm"), Ok(format!("{own} 7\n")));
@@ -209,10 +218,10 @@ fn nobody_moves_the_process_that_asks() {
     let rig = rig();
     let own = std::process::id() as i32;
     let caller = Caller { uid: 0, gid: 0, tid: own };
-    let command = Command::Emigrate { pid: pid(own), node: desk() };
+    let command = Command::Emigrate { pid: pid(own), node: desk(), tree: false };
     let answer = rig.write(caller, "ccn/mig/emigrate-ppm-p", command).recv().unwrap();
     assert_eq!(answer, Err(Errno::NotSupported));
-    let child = Command::Emigrate { pid: pid(AWAY), node: desk() };
+    let child = Command::Emigrate { pid: pid(AWAY), node: desk(), tree: false };
     let answer = rig.write(caller, "ccn/mig/emigrate-ppm-p", child).recv().unwrap();
     assert_eq!(answer, Ok(Answer::Done));
 }
@@ -221,7 +230,7 @@ fn nobody_moves_the_process_that_asks() {
 fn a_node_that_is_let_go_gets_no_more_processes_and_stays_if_they_cannot_come_home() {
     let rig = rig();
     let emigrate = || {
-        let command = Command::Emigrate { pid: pid(AWAY), node: desk() };
+        let command = Command::Emigrate { pid: pid(AWAY), node: desk(), tree: false };
         rig.write(by(0), "ccn/mig/emigrate-ppm-p", command).recv().unwrap()
     };
     let number = rig.node.readlink(&at("ccn/nodes/desk")).unwrap();

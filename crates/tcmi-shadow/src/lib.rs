@@ -22,6 +22,7 @@ mod steward;
 mod stream;
 mod usage;
 mod visit;
+pub mod word;
 mod worker;
 
 pub use calls::{Begun, Calls, Denied, Guest, GuestThread, Hooks, QuiesceError};

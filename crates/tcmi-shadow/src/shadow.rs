@@ -20,6 +20,8 @@ use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited, try_wait_any};
 use tcmi_sys::signal::{self, KernelAction};
 use tcmi_sys::{Errno, memory};
 
+use crate::word::WORD_BYTES;
+
 mod births;
 
 use births::Seat;
@@ -33,6 +35,14 @@ pub struct Places {
     pub thread_areas: Vec<u64>,
     /// Descriptors for threads that its guest begins, to be replaced by their streams.
     pub spare_fds: Vec<i32>,
+    /// Where the word of its party is mapped, if it moves with others.
+    pub word: Option<u64>,
+}
+
+impl Places {
+    fn own_word(&self) -> u64 {
+        self.proc_area + offset_of!(ProcArea, decision) as u64
+    }
 }
 
 /// A stream's descriptor in the process, and its keys.
@@ -156,7 +166,8 @@ pub fn arm(
 }
 
 impl Armed {
-    /// The commit point at home: it is a shadow from here on, whoever lives or dies.
+    /// The commit point at home of one that moves alone: it is a shadow from here on, whoever
+    /// lives or dies.
     ///
     /// Err: it has ended.
     pub fn decide(&self) -> Result<()> {
@@ -200,6 +211,7 @@ fn write_areas(
         decision: decision::HOME,
         settled: 0,
         serving: 0,
+        decision_at: places.word.unwrap_or(places.own_word()),
         events: events.for_agent(),
     };
     // SAFETY: the structure's own bytes; padding is written as whatever it is, to our own agent.
@@ -364,6 +376,12 @@ impl Shadow {
             // Without its streams the guest can do nothing, and ends.
             let (first, last) = (self.reserved.0 as u64, self.reserved.1 as u64);
             s.call(libc::SYS_close_range, [first, last, 0, 0, 0, 0]);
+            if let Some(word) = self.places.word {
+                // Zeros: for the other threads HOME, as before.
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+                let read = libc::PROT_READ as u64;
+                s.call(libc::SYS_mmap, [word, WORD_BYTES, read, flags as u64, u64::MAX, 0]);
+            }
         }
         let (home, end) = s.write(self.pid)?;
         let home = Batch { regs, mask, ..home };
@@ -426,8 +444,15 @@ impl Shadow {
     }
 
     fn decide(&self, decision: u32) -> Result<()> {
-        let at = self.places.proc_area + offset_of!(ProcArea, decision) as u64;
-        Ok(memory::write(self.pid, at, &decision.to_le_bytes())?)
+        Ok(memory::write(self.pid, self.places.own_word(), &decision.to_le_bytes())?)
+    }
+
+    /// From the word of the party that it left with to its own, which says the same. No thread
+    /// of it stands at its gate.
+    fn decide_alone(&self) -> Result<()> {
+        self.decide(decision::AWAY)?;
+        let at = self.places.proc_area + offset_of!(ProcArea, decision_at) as u64;
+        Ok(memory::write(self.pid, at, &self.places.own_word().to_le_bytes())?)
     }
 
     /// Registers with which a thread comes to one of the agent's entries.
@@ -448,9 +473,13 @@ impl Shadow {
     }
 
     /// Arms a held shadow for its return as `image`: should its keeper die, it serves again,
-    /// until [`Shadow::decide_home`]; from then on it is the process of `image`.
-    pub fn arm_return(&self, f: &mut Frozen, image: &ProcessImage) -> Result<()> {
+    /// until [`Shadow::decide_home`]; from then on it is the process of `image`. Not `alone`: until
+    /// the word of its party says so.
+    pub fn arm_return(&self, f: &mut Frozen, image: &ProcessImage, alone: bool) -> Result<()> {
         let timers: Vec<i32> = image.timers.iter().map(|t| t.id).collect();
+        if alone {
+            self.decide_alone()?;
+        }
         for t in &f.threads {
             let state = rebuild::thread_of(image, t.tid)?;
             let own = (restartable(&rebuild::registers_of(state)?), state.mask);

@@ -1,6 +1,7 @@
 //! What a checkpoint needs from /proc, parsed from bytes.
 
 use crate::errno::{Errno, Result};
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 fn bytes(pid: i32, file: &str) -> Result<Vec<u8>> {
@@ -177,6 +178,47 @@ pub fn layout(pid: i32) -> Result<Layout> {
         env_start: f(50)?,
         env_end: f(51)?,
     })
+}
+
+/// All processes that there are now.
+pub fn pids() -> Result<Vec<i32>> {
+    let dir = std::fs::read_dir("/proc").map_err(|e| Errno::from_io("read /proc", &e))?;
+    let mut all = Vec::new();
+    for entry in dir {
+        let entry = entry.map_err(|e| Errno::from_io("read /proc", &e))?;
+        all.extend(entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()));
+    }
+    Ok(all)
+}
+
+/// Processes below those in `roots`, as they are now, without zombies; in no order.
+pub fn descendants(roots: &[i32]) -> Result<Vec<i32>> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for pid in pids()? {
+        // One that has ended since it was listed is no more.
+        let Ok(fields) = stat_fields(pid) else { continue };
+        let is_zombie = fields.first().is_none_or(|state| state == "Z" || state == "X");
+        if let Some(parent) = fields.get(1).and_then(|ppid| ppid.parse().ok())
+            && !is_zombie
+        {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    let mut below = Vec::new();
+    let mut left = roots.to_vec();
+    while let Some(parent) = left.pop() {
+        let new = children.remove(&parent).unwrap_or_default();
+        left.extend(&new);
+        below.extend(new.into_iter().filter(|pid| !roots.contains(pid)));
+    }
+    Ok(below)
+}
+
+/// Whether two processes have one address space. Where the kernel cannot tell: no.
+pub fn share_memory(one: i32, other: i32) -> bool {
+    const KCMP_VM: i32 = 1;
+    // SAFETY: plain call.
+    unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) == 0 }
 }
 
 /// Start time in clock ticks since boot: with the pid it names a process for ever.

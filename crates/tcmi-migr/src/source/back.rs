@@ -28,6 +28,10 @@ fn id_of(m: &Mapping) -> (u64, u64) {
 }
 
 impl Files for Known<'_> {
+    fn is_alone(&self, m: &Mapping) -> bool {
+        // It moved with all who share it.
+        capture::is_shared_at_home(m)
+    }
     fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {
         let id = id_of(m);
         let known = self.refs.iter().position(|r| (r.dev, r.inode) == id);
@@ -80,6 +84,7 @@ fn rebuild_with(
         b.push("close", libc::SYS_close, [*fd as u64, 0, 0, 0, 0, 0])?;
     }
     b.flush()?;
+    rebuild::open_shared(&mut b, want)?;
     let into = Pages::open(pid, want)?;
     let total = resident(want);
     let got = |n| watch.memory(n, total.max(n));

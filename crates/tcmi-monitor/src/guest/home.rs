@@ -1,12 +1,14 @@
 //! A guest's way home, as its monitor goes it.
 
 use std::io;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use tcmi_ckpt::capture::Files;
+use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::freeze::{self, Frozen, freeze_held, seize_new};
-use tcmi_ckpt::image::{FileRef, ProcessImage};
+use tcmi_ckpt::image::{FileRef, ProcessImage, Segment};
 use tcmi_ckpt::usage::{Usage, Used};
+use tcmi_core::limits::{COMMIT_TIMEOUT_MS, PHASE_TIMEOUT_MS};
 use tcmi_kkc::codec::Frame;
 use tcmi_migr::destination::{GuestFiles, Held};
 use tcmi_migr::fault::{self, Point};
@@ -45,7 +47,10 @@ impl Life {
                 return Err(e);
             }
         };
+        // Others with which it shares memory may take long.
+        self.r.set_idle_timeout(Duration::from_millis(COMMIT_TIMEOUT_MS));
         let sent = self.send_image(&mut held);
+        self.r.set_idle_timeout(Duration::from_millis(PHASE_TIMEOUT_MS));
         match sent {
             Ok(f) if f.kind == msg::Finish::KIND => {
                 held.end()?;
@@ -125,7 +130,7 @@ impl Life {
     fn send_image(&mut self, held: &mut Held) -> Result<Frame> {
         let calls = self.stats();
         msg::send(&mut self.w, &msg::Stats { calls })?;
-        msg::send(&mut self.w, &msg::Quiet {})?;
+        msg::send(&mut self.w, &msg::Quiet { segments: segments(self.guest.host_pid)? })?;
         let frame = self.r.recv_message()?;
         if frame.kind == msg::Thaw::KIND {
             return Ok(frame);
@@ -136,7 +141,9 @@ impl Life {
         let names = self.shadow.births.names();
         let name = |tid: i32| names.iter().find(|(here, _)| *here == tid).map_or(tid, |n| n.1);
         let mut files = Mapped { files: &mut self.files, memfds: self.calls.mapped_files() };
-        let (image, runs) = held.capture(&name, &mut files, &self.image.mm)?;
+        let (image, mut runs) = held.capture(&name, &mut files, &self.image.mm)?;
+        let skipped = |r: &Range<u64>| capture.skip.iter().any(|s| s.0 <= r.start && r.end <= s.1);
+        runs.retain(|r| !skipped(r));
         let image = ProcessImage { files: self.files.refs.clone(), ..image };
         let used = self.used(&image, &names)?;
         msg::send(&mut self.w, &msg::Image { image: image.clone(), used })?;
@@ -152,6 +159,20 @@ impl Life {
         fault::pass(Point::NodeImageSent)?;
         Ok(self.r.recv_message()?)
     }
+}
+
+/// What a held guest has mapped of segments.
+fn segments(host: i32) -> Result<Vec<Segment>> {
+    let maps = tcmi_sys::maps::read_short(host)?;
+    let of = |m: &Mapping| Segment {
+        id: m.inode,
+        start: m.start,
+        end: m.end,
+        offset: m.offset,
+        bytes: 0,
+        is_sent: true,
+    };
+    Ok(maps.iter().filter(|m| capture::is_segment(m)).map(of).collect())
 }
 
 /// The guest's files, and those that it mapped since it came.
@@ -179,7 +200,7 @@ impl Mapped<'_> {
 }
 
 impl Files for Mapped<'_> {
-    fn is_alone(&self) -> bool {
+    fn is_alone(&self, _: &Mapping) -> bool {
         true
     }
     fn index(&mut self, m: &Mapping) -> tcmi_ckpt::Result<u32> {

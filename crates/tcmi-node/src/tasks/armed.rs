@@ -13,7 +13,7 @@ use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_kkc::{Link, LinkId};
 
-use super::{Shared, examine};
+use super::{Shared, Sharers, examine};
 use crate::control::Done;
 use crate::doorbell::Bell;
 
@@ -50,7 +50,7 @@ impl Shared {
     }
 
     fn enter(&self, pid: Pid, node: LinkId, uid: u32) -> Result<Arc<Armed>, MigrateError> {
-        let examined = examine(pid, uid, false)?;
+        let examined = examine(pid, uid, false, Sharers::Among(&[]))?;
         let owner = examined.status.uid[0];
         examined.refusal()?;
         if let Some(task) = self.home.lock().get(&pid).filter(|t| t.is_held()) {

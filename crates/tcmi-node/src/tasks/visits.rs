@@ -17,7 +17,7 @@ use tcmi_migr::fault::{self, Point};
 use tcmi_migr::source::{Original, has_ended};
 use tcmi_sys::proc::{self, Status};
 
-use super::{Shared, examine};
+use super::{Shared, Sharers, examine};
 use crate::doorbell::Bell;
 use crate::keeper::Visit;
 use crate::task::Task;
@@ -209,7 +209,7 @@ impl Shared {
         family: Arc<()>,
         link: &Link,
     ) {
-        let task = match self.admit(pid, link.id(), 0, family) {
+        let task = match self.admit(pid, link.id(), 0, family, Sharers::Among(&[])) {
             Ok(task) => task,
             Err(error) => {
                 tracing::debug!(%pid, %error, "stays at home");
@@ -219,7 +219,7 @@ impl Shared {
                 return;
             }
         };
-        self.run(&task, link, Original::Held(frozen), quietly(pid));
+        self.run(&task, link, Original::Held(frozen), quietly(pid), None);
     }
 }
 
@@ -255,7 +255,8 @@ fn stay(task: &Task, frozen: Frozen, why: &str) -> Option<Original> {
 
 /// Err: why a process stays at home after its visit.
 fn may_go_again(pid: Pid, before: &Status) -> Result<(), String> {
-    let examined = examine(pid, 0, false).and_then(|examined| examined.refusal());
+    let examined =
+        examine(pid, 0, false, Sharers::Among(&[])).and_then(|examined| examined.refusal());
     let now = examined.map_err(|error| error.to_string())?.status;
     let gained = now.permitted_capabilities & !before.permitted_capabilities;
     match now.uid == before.uid && now.gid == before.gid && gained == 0 {

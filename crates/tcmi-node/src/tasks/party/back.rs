@@ -1,0 +1,222 @@
+//! The way home of processes that share memory: the memory is where they are, so all of them come,
+//! or none.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tcmi_ckpt::image::Segment;
+use tcmi_core::command::Pid;
+use tcmi_kkc::BulkReader;
+use tcmi_migr::messages::{self as msg, Message};
+use tcmi_migr::source::has_ended;
+use tcmi_migr::{Error, Result};
+
+use super::Party;
+use crate::task::Task;
+
+/// What a process has reached on its way home.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Homeward {
+    #[default]
+    Away,
+    /// Its guest is held, and its shadow.
+    Quiet,
+    /// It is whole at home. Behind this it is decided that all of them are.
+    Rebuilt,
+}
+
+#[derive(Default)]
+pub(super) struct Back {
+    away: BTreeMap<Pid, Away>,
+    /// All are to come.
+    wanted: bool,
+    passed: Homeward,
+    failed: Option<String>,
+    /// Keepers that are on the way.
+    inside: usize,
+}
+
+struct Away {
+    task: Arc<Task>,
+    /// As they left home.
+    left_with: Vec<Segment>,
+    step: Homeward,
+    /// As the node has them.
+    segments: Vec<Segment>,
+    /// What others of them bring.
+    skip: Vec<(u64, u64)>,
+}
+
+impl Back {
+    pub(super) fn went(&mut self, task: Arc<Task>, left_with: Vec<Segment>) {
+        let pid = task.pid;
+        let (step, segments, skip) = Default::default();
+        self.away.insert(pid, Away { task, left_with, step, segments, skip });
+    }
+
+    fn ring(&self) {
+        self.away.values().for_each(|a| a.task.bell.ring());
+    }
+
+    fn fail(&mut self, why: String) {
+        if self.passed < Homeward::Rebuilt {
+            self.failed.get_or_insert(why);
+        }
+        self.ring();
+    }
+
+    /// When the last that was on a way that failed is back where it was, another may be tried.
+    fn leave(&mut self) {
+        self.inside -= 1;
+        if self.inside == 0 && self.failed.take().is_some() {
+            (self.wanted, self.passed) = (false, Homeward::Away);
+            self.away.values_mut().for_each(|a| a.step = Homeward::Away);
+        }
+        self.ring();
+    }
+
+    /// Shares out who brings what.
+    fn share_out(&mut self) -> std::result::Result<(), String> {
+        let mut brought: HashMap<u64, Vec<(u64, u64)>> = HashMap::new();
+        for (pid, a) in &mut self.away {
+            for s in &a.segments {
+                let was = a.left_with.iter().find(|w| w.covers(s.start, s.end));
+                if was.is_none_or(|w| w.offset + (s.start - w.start) != s.offset) {
+                    return Err(format!("process {pid} has moved memory that it shares"));
+                }
+                let (from, to) = (s.offset, s.offset + (s.end - s.start));
+                let known = brought.entry(s.id).or_default();
+                match known.iter().any(|k| k.0 <= from && to <= k.1) {
+                    true => a.skip.push((s.start, s.end)),
+                    false => known.push((from, to)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Err: the node has given up, or is gone.
+fn expect_silence(wire: &mut BulkReader) -> Result<()> {
+    let mut fds = [PollFd::new(wire.as_fd(), PollFlags::POLLIN)];
+    if !wire.has_buffered() && poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n == 0) {
+        return Ok(());
+    }
+    match msg::expect::<msg::Gone>(wire) {
+        Err(e) => Err(e),
+        Ok(_) => Err(Error::Protocol { want: "nothing", got: msg::Gone::KIND }),
+    }
+}
+
+impl Party {
+    /// Whether this one, which is away, is to come home with the others.
+    pub fn returns(&self) -> bool {
+        let back = self.back.lock();
+        back.wanted && back.failed.is_none()
+    }
+
+    /// Calls all of them home, this one first. Err: they are giving up one return.
+    pub fn call_home(&self) -> Result<()> {
+        let mut back = self.back.lock();
+        if back.failed.is_some() {
+            return Err(Error::Together("its others are on their way back".to_owned()));
+        }
+        back.wanted = true;
+        back.inside += 1;
+        back.ring();
+        Ok(())
+    }
+
+    /// It has come home, or `failed` to and goes on away.
+    pub fn came(&self, pid: Pid, failed: Option<String>) {
+        let mut back = self.back.lock();
+        match failed {
+            Some(why) => back.fail(why),
+            None => drop(back.away.remove(&pid)),
+        }
+        back.leave();
+    }
+
+    /// It has ended, or is lost. `inside`: on its way home.
+    pub fn gone(&self, pid: Pid, inside: bool) {
+        let mut back = self.back.lock();
+        if let Some(a) = back.away.remove(&pid)
+            && back.passed == Homeward::Quiet
+            && a.skip.len() < a.segments.len()
+            && a.step < Homeward::Rebuilt
+        {
+            back.fail(format!("process {pid} ended with memory that it was to bring"));
+        }
+        if inside {
+            back.leave();
+        }
+        self.advance_home(&mut back);
+    }
+
+    /// Waits until all of them have reached `step`, this one with its `segments`.
+    ///
+    /// Ok: what it need not bring. Err: they stay away, or this one ended.
+    pub fn meet_home(
+        &self,
+        task: &Task,
+        step: Homeward,
+        segments: &[Segment],
+        wire: &mut BulkReader,
+    ) -> Result<Vec<(u64, u64)>> {
+        let mut arrived = false;
+        loop {
+            task.bell.quiet();
+            // A guest that runs again writes to what others of them still have to bring.
+            expect_silence(wire)?;
+            {
+                let mut back = self.back.lock();
+                if !arrived && let Some(a) = back.away.get_mut(&task.pid) {
+                    a.step = step;
+                    if step == Homeward::Quiet {
+                        (a.segments, a.skip) = (segments.to_vec(), Vec::new());
+                    }
+                    arrived = true;
+                    self.advance_home(&mut back);
+                }
+                if back.passed >= step {
+                    return Ok(back.away.get(&task.pid).map_or_else(Vec::new, |a| a.skip.clone()));
+                }
+                if let Some(why) = &back.failed {
+                    return Err(Error::Together(why.clone()));
+                }
+            }
+            let mut fds = [
+                PollFd::new(task.bell.as_fd(), PollFlags::POLLIN),
+                PollFd::new(wire.as_fd(), PollFlags::POLLIN),
+            ];
+            // An interruption is a ring for nothing.
+            poll(&mut fds, PollTimeout::NONE).ok();
+            if has_ended(task.pid.raw()) {
+                return Err(tcmi_ckpt::Error::Ended.into());
+            }
+        }
+    }
+
+    fn advance_home(&self, back: &mut Back) {
+        let next = match back.passed {
+            Homeward::Away => Homeward::Quiet,
+            Homeward::Quiet => Homeward::Rebuilt,
+            Homeward::Rebuilt => return,
+        };
+        let late = back.away.values().any(|a| a.step < next);
+        if late || back.away.is_empty() || back.failed.is_some() {
+            return;
+        }
+        let taken = match next {
+            Homeward::Rebuilt => self.word.decide_home().map_err(|e| e.to_string()),
+            _ => back.share_out(),
+        };
+        match taken {
+            Ok(()) => back.passed = next,
+            Err(why) => back.fail(why),
+        }
+        back.ring();
+    }
+}

@@ -1,0 +1,205 @@
+//! The same of a tree of processes that moves at once: whatever fails for one of them, all are at
+//! home or all are away.
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tcmi_tests::{Launch, Pair, Root, Scratch, Victim, VictimKind, account, wait_until};
+
+use crate::{ACTIONS, DECIDED_AWAY, RECOVERY_TIMEOUT, Side, copies, revive};
+
+/// Where the whole tree passes once.
+pub const TOGETHER: [&str; 3] = ["HomeTreeHeld", "HomeTreeReady", "HomeTreeRuns"];
+const CHILDREN: &str = "3";
+const ALL: usize = 4;
+
+/// On the way out: those of home up to the last in which it is not decided, and of the node.
+fn is_on_the_way_out(fault: &str) -> bool {
+    let node = [
+        "NodeBeginReceived",
+        "NodeVdsoCompared",
+        "NodePrepared",
+        "NodeStateReceived",
+        "NodePagesHalfReceived",
+        "NodePagesReceived",
+        "NodeRestored",
+        "NodeReadySent",
+        "NodeCommitReceived",
+    ];
+    let home = [
+        "HomeAttached",
+        "HomeBeginSent",
+        "HomeFilesSent",
+        "HomeFrozen",
+        "HomeCaptured",
+        "HomeStreamsInstalled",
+        "HomeStateSent",
+        "HomePagesHalfSent",
+        "HomePagesSent",
+        "HomeArmed",
+        "HomeReadyReceived",
+        "HomeCommitSent",
+        "HomeRunningReceived",
+    ];
+    [&node[..], &home, &TOGETHER, &DECIDED_AWAY].concat().contains(&fault)
+}
+
+struct Scene {
+    pair: Pair,
+    ring: Victim,
+    all: Vec<u32>,
+    /// Its path is an argument of all of them.
+    scratch: Scratch,
+}
+
+impl Scene {
+    fn set(program: &'static str, fault: &str, action: &str, side: Side) -> Result<Self> {
+        let passage = match (action, side) {
+            (_, Side::Desk) => 1,
+            _ if TOGETHER.contains(&fault) || DECIDED_AWAY.contains(&fault) => 1,
+            ("kill", _) if WAY_HOME.contains(&fault) && !BY_THE_LAST.contains(&fault) => 1,
+            // The last: while another one gets its agent, no daemon is to be killed.
+            ("kill", _) => ALL,
+            _ => 2,
+        };
+        let armed = format!("{fault}:{action}:{passage}");
+        let mut home = Launch::new("home", Root::Normal);
+        let mut desk = Launch::new("desk", Root::Bare);
+        let launch = if side == Side::Home { &mut home } else { &mut desk };
+        *launch = launch.clone().env("TCMI_FAULT", &armed);
+        let scratch = Scratch::new("tree")?;
+        let mark = scratch.path().display().to_string();
+        let ring = Victim::spawn(&VictimKind::with_args(program, &[CHILDREN, &mark]))?;
+        let all = [vec![ring.pid()], account::descendants(ring.pid())?].concat();
+        ensure!(all.len() == ALL, "{all:?}");
+        Ok(Self { pair: Pair::launch(home, desk)?, ring, all, scratch })
+    }
+
+    fn guests(&self) -> usize {
+        self.all.iter().filter(|pid| self.pair.is_guest(**pid)).count()
+    }
+
+    /// Each of them works, once, and all in one place: `guests` of them are away.
+    fn expect_one_copy(&mut self, when: &str, guests: usize) -> Result<()> {
+        self.ring
+            .works(RECOVERY_TIMEOUT)
+            .with_context(|| format!("{when}\n{}", self.pair.logs()))?;
+        let mark = self.scratch.path().display().to_string();
+        wait_until("one copy of each", RECOVERY_TIMEOUT, || {
+            // A copy that is to end may still be ending.
+            Ok((self.guests() == guests && copies(&mark)? == ALL + guests).then_some(()))
+        })
+        .with_context(|| {
+            format!("{when}: {} guests of {:?} processes", self.guests(), copies(&mark))
+        })?;
+        self.ring.works(RECOVERY_TIMEOUT)
+    }
+
+    fn bring_home(&self) -> Result<()> {
+        self.all.iter().try_for_each(|pid| self.pair.bring_home(*pid))
+    }
+}
+
+fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
+    let mut scene = Scene::set("ring", fault, action, side)?;
+    let head = scene.ring.pid();
+    let out = scene.pair.try_migrate_tree(head);
+    revive(&mut scene.pair).context("after the way out")?;
+    let when = format!("after the way out ({out:?})");
+    if DECIDED_AWAY.contains(&fault) && action == "kill" && side == Side::Home {
+        scene.expect_one_copy(&when, ALL)?;
+        scene.ring.signal(Signal::SIGKILL)?;
+        scene.ring.wait(RECOVERY_TIMEOUT)?;
+        let mark = scene.scratch.path().display().to_string();
+        return wait_until("the end of all", RECOVERY_TIMEOUT, || {
+            Ok((copies(&mark)? == 0).then_some(()))
+        });
+    }
+    scene.expect_one_copy(&when, if out.is_ok() { ALL } else { 0 })?;
+    if out.is_ok() {
+        scene.bring_home().context("way home")?;
+    }
+    scene.pair.try_migrate_tree(head).with_context(|| format!("next\n{}", scene.pair.logs()))?;
+    scene.expect_one_copy("away by the next migration", ALL)?;
+    scene.bring_home().context("next way home")?;
+    scene.expect_one_copy("home by the next migration", 0)?;
+    scene.ring.end(7)?;
+    scene.pair.stop()
+}
+
+/// Where processes that share memory come home; they do so together.
+const WAY_HOME: [&str; 12] = [
+    "NodeReturnAsked",
+    "NodeGuestFrozen",
+    "NodePagesHalfSent",
+    "NodeImageSent",
+    "HomeReturnFrozen",
+    "HomeReturnArmed",
+    "HomePagesHalfReceived",
+    "HomeImageReceived",
+    "HomeRebuilt",
+    "HomeDecidedHome",
+    "HomeFinishSent",
+    "HomeRunsAgain",
+];
+const BY_THE_LAST: [&str; 2] = ["HomeRebuilt", "HomeRunsAgain"];
+const DECIDED_HOME: [&str; 3] = ["HomeDecidedHome", "HomeFinishSent", "HomeRunsAgain"];
+
+fn survives_home(fault: &str, action: &str, side: Side) -> Result<()> {
+    let mut scene = Scene::set("segment", fault, action, side)?;
+    let head = scene.ring.pid();
+    scene.pair.try_migrate_tree(head).with_context(|| scene.pair.logs())?;
+    scene.expect_one_copy("away", ALL)?;
+    let order = format!("{}\n", scene.all[1]);
+    let home = scene.pair.home.write("ccn/mig/migrate-home", order);
+    revive(&mut scene.pair).context("after the way home")?;
+    // What the node says behind the image may come too late to stop it.
+    let is_home = DECIDED_HOME.contains(&fault) || home.is_ok();
+    let when = format!("after the way home ({home:?})");
+    scene.expect_one_copy(&when, if is_home { 0 } else { ALL })?;
+    if action == "kill" && !is_home {
+        let mark = scene.scratch.path().display().to_string();
+        for pid in scene.all.iter().rev() {
+            kill(Pid::from_raw(*pid as i32), Signal::SIGKILL)?;
+        }
+        scene.ring.wait(RECOVERY_TIMEOUT)?;
+        return wait_until("the end of all", RECOVERY_TIMEOUT, || {
+            Ok((copies(&mark)? == 0).then_some(()))
+        });
+    }
+    if !is_home {
+        scene.pair.home.write("ccn/mig/migrate-home", format!("{head}\n")).context("next")?;
+    }
+    scene.expect_one_copy("home", 0)?;
+    scene.pair.try_migrate_tree(head).with_context(|| format!("out\n{}", scene.pair.logs()))?;
+    scene.expect_one_copy("away by the next migration", ALL)?;
+    scene.pair.home.write("ccn/mig/migrate-home", format!("{head}\n"))?;
+    scene.expect_one_copy("home by the next migration", 0)?;
+    scene.ring.end(7)?;
+    scene.pair.stop()
+}
+
+pub fn trials(faults: &[String]) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for fault in faults.iter().filter(|f| WAY_HOME.contains(&f.as_str())) {
+        let side = if fault.starts_with("Node") { Side::Desk } else { Side::Home };
+        // A monitor that is killed takes its guest along.
+        for action in ACTIONS.into_iter().filter(|a| side == Side::Home || *a == "error") {
+            let (name, fault) = (format!("shared::{fault}::{action}_on_{side:?}"), fault.clone());
+            trials.push(Trial::test(name, move || {
+                Ok(survives_home(&fault, action, side).map_err(|e| format!("{e:#}"))?)
+            }));
+        }
+    }
+    for fault in faults.iter().filter(|f| is_on_the_way_out(f)) {
+        let side = if fault.starts_with("Node") { Side::Desk } else { Side::Home };
+        for action in ACTIONS {
+            let (name, fault) = (format!("tree::{fault}::{action}_on_{side:?}"), fault.clone());
+            trials.push(Trial::test(name, move || {
+                Ok(survives(&fault, action, side).map_err(|e| format!("{e:#}"))?)
+            }));
+        }
+    }
+    trials
+}

@@ -1,0 +1,124 @@
+/*
+ * A parent and its children (first argument: how many) take turns in memory that they share, by a
+ * mutex and a condition of several processes; each counts for itself, too.
+ */
+#define VICTIM_COMMAND
+#include "victim.h"
+#include <stdatomic.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#define CHILDREN_MAX 16
+#define PAGES 64
+#define PAGE 4096
+
+struct shared {
+	pthread_mutex_t lock;
+	pthread_cond_t turn;
+	int next;
+	unsigned long sum;
+	unsigned long turns[CHILDREN_MAX + 1];
+	unsigned long extra;
+	_Atomic unsigned long counted;
+};
+
+static struct shared *shared;
+static volatile unsigned char *pages;
+static int members = 1;
+static unsigned long mine;
+
+/* What the one before has written is there, and what one writes stays. */
+static void take_turn(int me)
+{
+	pthread_mutex_lock(&shared->lock);
+	while (shared->next != me)
+		pthread_cond_wait(&shared->turn, &shared->lock);
+	for (int page = 0; page < PAGES; page++)
+		expect_equal("page", (shared->sum + page) & 255, pages[page * PAGE + page]);
+	expect_equal("own turns", mine, shared->turns[me]);
+	shared->turns[me] = ++mine;
+	shared->sum++;
+	for (int page = 0; page < PAGES; page++)
+		pages[page * PAGE + page] = shared->sum + page;
+	shared->next = (me + 1) % members;
+	pthread_cond_broadcast(&shared->turn);
+	pthread_mutex_unlock(&shared->lock);
+	atomic_fetch_add(&shared->counted, 1);
+}
+
+static void *map(size_t bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	must(p != MAP_FAILED, "mmap");
+	return p;
+}
+
+static void setup(int argc, char **argv)
+{
+	int children = argc > 1 ? atoi(argv[1]) : 3;
+	must(children >= 0 && children <= CHILDREN_MAX, "so many children");
+	members = children + 1;
+	shared = map(sizeof *shared);
+	pages = map(PAGES * PAGE);
+	pthread_mutexattr_t lock;
+	pthread_condattr_t turn;
+	pthread_mutexattr_init(&lock);
+	pthread_condattr_init(&turn);
+	pthread_mutexattr_setpshared(&lock, PTHREAD_PROCESS_SHARED);
+	pthread_condattr_setpshared(&turn, PTHREAD_PROCESS_SHARED);
+	pthread_mutex_init(&shared->lock, &lock);
+	pthread_cond_init(&shared->turn, &turn);
+	for (int page = 0; page < PAGES; page++)
+		pages[page * PAGE + page] = page;
+	pid_t parent = getpid();
+	for (int me = 1; me < members; me++) {
+		pid_t pid = fork();
+		must(pid >= 0, "fork");
+		if (pid == 0) {
+			close(0);
+			close(1);
+			/* It may wait for a turn that nobody gives it any more. */
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			while (getppid() == parent && !first_failure[0])
+				take_turn(me);
+			_exit(first_failure[0] ? SETUP_FAILED_STATUS : 0);
+		}
+	}
+}
+
+static void step(void)
+{
+	take_turn(0);
+}
+
+static void check(void)
+{
+	step();
+	expect_equal("children that ended", members > 1 ? 0 : -1, waitpid(-1, NULL, WNOHANG));
+	pthread_mutex_lock(&shared->lock);
+	unsigned long sum = 0;
+	for (int i = 0; i < members; i++)
+		sum += shared->turns[i];
+	expect_equal("sum", sum, shared->sum);
+	/* One after the lock is not counted yet. */
+	expect_range("counted", sum - members, sum, atomic_load(&shared->counted));
+	pthread_mutex_unlock(&shared->lock);
+}
+
+static void command(const char *line)
+{
+	if (!strcmp(line, "sum"))
+		say("SUM %lu\n", shared->sum);
+	if (strcmp(line, "fork"))
+		return;
+	unsigned long before = shared->extra;
+	pid_t pid = fork();
+	if (pid == 0) {
+		shared->extra++;
+		_exit(0);
+	}
+	int status = -1;
+	if (pid > 0)
+		waitpid(pid, &status, 0);
+	say("FORKED %d %lu\n", status, shared->extra - before);
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
-use tcmi_tests::account::{cpu_ms, descendants_cpu_ms};
+use tcmi_tests::account::{cpu_ms, descendants, descendants_cpu_ms};
 use tcmi_tests::catalogue::{self, Entry, Inputs, Moves, Scene, Work, table};
 use tcmi_tests::program::{Program, difference, is_there};
 use tcmi_tests::{Pair, Scratch, wait_until};
@@ -72,6 +72,9 @@ impl Moves for Unmoved {
     fn out(&mut self, _: u32) -> Result<()> {
         Ok(())
     }
+    fn tree_out(&mut self, _: u32) -> Result<()> {
+        Ok(())
+    }
     fn home(&mut self, _: u32) -> Result<()> {
         Ok(())
     }
@@ -86,6 +89,13 @@ impl Moves for Between<'_> {
     fn out(&mut self, pid: u32) -> Result<()> {
         let Self(pair) = self;
         pair.try_migrate(pid).with_context(|| format!("emigrate\n{}", pair.logs()))
+    }
+    fn tree_out(&mut self, pid: u32) -> Result<()> {
+        let Self(pair) = self;
+        pair.try_migrate_tree(pid).with_context(|| format!("emigrate\n{}", pair.logs()))?;
+        let stays = descendants(pid)?.into_iter().find(|pid| !pair.is_guest(*pid));
+        ensure!(stays.is_none(), "{stays:?} is not on the desk");
+        Ok(())
     }
     fn home(&mut self, pid: u32) -> Result<()> {
         self.0.bring_home(pid)

@@ -1,14 +1,11 @@
 //! Memory that processes of a tree share stays shared: they go and come together.
 
-use std::fs;
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tcmi_tests::{Pair, Scratch, Victim, VictimKind, account, wait_until};
+use tcmi_tests::{Pair, Victim, VictimKind, account, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 const ALL: usize = 4;
@@ -128,64 +125,4 @@ fn one_that_ends_away_leaves_the_others() -> Result<()> {
     victim.signal(Signal::SIGKILL)?;
     victim.wait(SOON)?;
     pair.stop()
-}
-
-/// A server with two workers under load, which share zones and a mutex.
-#[test]
-fn a_server_with_workers_goes_and_comes_under_load() -> Result<()> {
-    let pair = Pair::new()?;
-    let at = Scratch::new("nginx")?;
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let body: String = (0..2000).map(|n| format!("line {n}\n")).collect();
-    fs::write(at.join("page"), &body)?;
-    let place = at.path().display();
-    let configuration = format!(
-        "daemon off; user root; worker_processes 2; pid {place}/pid;
-         events {{ worker_connections 64; }}
-         http {{ access_log {place}/access; limit_req_zone $uri zone=z:1m rate=100000r/s;
-         server {{ listen 127.0.0.1:{port}; root {place}; limit_req zone=z burst=100000 nodelay; }} }}"
-    );
-    fs::write(at.join("conf"), configuration)?;
-    let mut command = Command::new("nginx");
-    command.arg("-c").arg(at.join("conf")).arg("-e").arg(at.join("errors"));
-    let mut server = Server(command.spawn().context("nginx")?);
-    let head = server.0.id();
-    let url = format!("http://127.0.0.1:{port}/page");
-    let get = || -> Result<bool> {
-        let got = Command::new("curl").args(["-s", "--max-time", "5", &url]).output()?;
-        Ok(got.stdout == body.as_bytes())
-    };
-    wait_until("it serves", SOON, || Ok(get()?.then_some(())))?;
-    let mut load = Command::new("wrk");
-    load.args(["-t1", "-c4", "-d4", &url]).stdout(Stdio::piped());
-    let load = load.spawn().context("wrk")?;
-    let all = [vec![head], account::descendants(head)?].concat();
-    ensure!(all.len() == 3, "{all:?}");
-    for round in 0..2 {
-        pair.try_migrate_tree(head).with_context(|| format!("round {round}\n{}", pair.logs()))?;
-        ensure!(guests(&pair, &all) == 3, "not all away");
-        ensure!(get()?, "away it serves something else");
-        pair.home.write("ccn/mig/migrate-home", format!("{head}\n"))?;
-        wait_home(&pair, &all)?;
-        ensure!(get()?, "at home it serves something else");
-    }
-    let said = String::from_utf8(load.wait_with_output()?.stdout)?;
-    ensure!(said.contains("requests in"), "wrk says {said}");
-    ensure!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "wrk says {said}");
-    kill(Pid::from_raw(head as i32), Signal::SIGTERM)?;
-    let status = wait_until("its end", SOON, || Ok(server.0.try_wait()?))?;
-    ensure!(status.success(), "{status}: {}", fs::read_to_string(at.join("errors"))?);
-    pair.stop()
-}
-
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
-            // Its workers end with it.
-            kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).ok();
-            self.0.wait().ok();
-        }
-    }
 }

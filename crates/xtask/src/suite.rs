@@ -25,6 +25,8 @@ const END_TO_END: &[&str] = &[
     "leave",
     "vdso",
     "trees",
+    "together",
+    "shared",
     "mapped",
     "selves",
     "limits",

@@ -17,6 +17,8 @@ pub use inputs::{Inputs, PI_SCRIPT};
 pub trait Moves {
     /// To the other node.
     fn out(&mut self, pid: u32) -> Result<()>;
+    /// With all that it has begun, at one instant.
+    fn tree_out(&mut self, pid: u32) -> Result<()>;
     fn home(&mut self, pid: u32) -> Result<()>;
     /// Ok: it cannot move, for a reason that holds `because`.
     fn stays(&mut self, pid: u32, because: &str) -> Result<()>;

@@ -32,7 +32,7 @@ pub fn entries() -> Vec<Entry> {
             databases::sqlite_killed,
         ),
         by_hand(stays(
-            "memory that its processes share",
+            "signalfd and memory that its processes share by System V",
             scene(
                 "postgres",
                 "-",
@@ -46,9 +46,11 @@ pub fn entries() -> Vec<Entry> {
             &[("node", "nodejs"), ("wrk", "wrk")],
             servers::node,
         ),
-        stays(
-            "memory that its processes share",
-            scene("nginx", "-", &[("nginx", "nginx-light"), ("wrk", "wrk")], servers::nginx),
+        scene(
+            "nginx",
+            "it serves wrk with two workers, which share memory, and moves as a tree: no request fails",
+            &[("nginx", "nginx-light"), ("wrk", "wrk")],
+            servers::nginx,
         ),
         scene("curl", "it downloads a file", &[("curl", "curl")], servers::curl),
         scene(

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
+use crate::account::children;
 use crate::catalogue::Moves;
 use crate::started::Started;
 use crate::wait::wait_until;
@@ -82,24 +83,43 @@ pub fn node(at: &Path, moves: &mut dyn Moves) -> Result<String> {
     Ok(format!("{}; {}", server.end(SOON)?, fs::read_to_string(at.join("errors"))?))
 }
 
+/// Its two workers share zones and a mutex.
 pub fn nginx(at: &Path, moves: &mut dyn Moves) -> Result<String> {
     let port = free_port()?;
     let configuration = format!(
-        "daemon off; worker_processes 2; pid pid; error_log errors;\n\
-         events {{ }}\n\
-         http {{ access_log off; client_body_temp_path t; proxy_temp_path t; fastcgi_temp_path t;\n\
-         uwsgi_temp_path t; scgi_temp_path t; server {{ listen 127.0.0.1:{port}; root .; }} }}\n"
+        "daemon off; user root; worker_processes 2; pid pid; error_log errors;\n\
+         events {{ worker_connections 64; }}\n\
+         http {{ access_log access; limit_req_zone $uri zone=z:1m rate=100000r/s;\n\
+         client_body_temp_path t; proxy_temp_path t; fastcgi_temp_path t; uwsgi_temp_path t;\n\
+         scgi_temp_path t; server {{ listen 127.0.0.1:{port}; root .; \
+         limit_req zone=z burst=100000 nodelay; }} }}\n"
     );
     fs::write(at.join("nginx.conf"), configuration)?;
-    fs::write(at.join("text"), "hello")?;
+    let page: String = (0..2000).map(|n| format!("line {n}\n")).collect();
+    fs::write(at.join("page"), &page)?;
     let mut command = Command::new("nginx");
     command.arg("-p").arg(at).args(["-c", "nginx.conf", "-e", "errors"]);
     let server = Started::by(&mut command)?;
-    connect(port)?;
-    moves.stays(server.pid(), "shared memory")?;
-    let said = get(port, "/text")?;
+    wait_until("nginx and its workers", SOON, || {
+        connect(port)?;
+        Ok((children(server.pid())?.len() == 2).then_some(()))
+    })?;
+    let load = Command::new("wrk")
+        .args(["-t1", "-c4", "-d4s", &format!("http://127.0.0.1:{port}/page")])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    for _ in 0..2 {
+        moves.tree_out(server.pid())?;
+        ensure!(get(port, "/page")? == page, "it serves something else");
+        // Those that share memory come together.
+        moves.home(server.pid())?;
+        ensure!(get(port, "/page")? == page, "it serves something else");
+    }
+    let said = String::from_utf8(load.wait_with_output()?.stdout)?;
+    ensure!(said.contains(" requests in "), "{said}");
+    ensure!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "{said}");
     server.signal(Signal::SIGQUIT)?;
-    Ok(format!("{said} {}", server.end(SOON)?))
+    Ok(format!("{}; {}", server.end(SOON)?, fs::read_to_string(at.join("errors"))?))
 }
 
 /// Bytes of the download, and of each piece of it.

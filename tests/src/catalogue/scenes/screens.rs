@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -13,6 +13,8 @@ use crate::terminal::Terminal;
 use crate::wait::wait_until;
 
 const SOON: Duration = Duration::from_secs(20);
+/// Unchanged for so long, a screen is what its program has drawn.
+const DRAWN: Duration = Duration::from_millis(400);
 
 pub fn jobs(at: &Path, moves: &mut dyn Moves) -> Result<String> {
     let mut command = Command::new("bash");
@@ -70,12 +72,15 @@ impl Tmux {
         Ok(self.run(arguments)?.trim().parse()?)
     }
 
-    /// The screen, once `text` is on it.
+    /// The screen, once `text` is on it and nothing more is drawn.
     fn screen(&self, text: &str) -> Result<String> {
-        let mut screen = String::new();
+        let (mut screen, mut since) = (String::new(), Instant::now());
         let shown = wait_until("the text on the screen", SOON, || {
-            screen = self.run(&["capture-pane", "-p"])?;
-            Ok(screen.contains(text).then_some(()))
+            let now = self.run(&["capture-pane", "-p"])?;
+            if now != screen {
+                (screen, since) = (now, Instant::now());
+            }
+            Ok((screen.contains(text) && since.elapsed() > DRAWN).then_some(()))
         });
         shown.with_context(|| format!("{text:?} is not in {screen:?}"))?;
         Ok(screen)

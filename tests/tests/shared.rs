@@ -62,6 +62,21 @@ fn those_who_share_memory_go_and_come_together() -> Result<()> {
     pair.stop()
 }
 
+/// Then they may go again at once.
+#[test]
+fn an_order_home_is_answered_when_all_of_them_are_home() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    for round in 0..16 {
+        let moved = pair.try_migrate_tree(victim.pid());
+        moved.with_context(|| format!("round {round}\n{}", pair.logs()))?;
+        pair.home.write("ccn/mig/migrate-home", format!("{}\n", all[round % ALL]))?;
+    }
+    works(&mut victim, "at home")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
 #[test]
 fn one_of_them_does_not_move_alone() -> Result<()> {
     let pair = Pair::new()?;

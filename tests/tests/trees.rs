@@ -3,19 +3,16 @@
 
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, setsid};
-use tcmi_tests::victim::heed_the_terminal;
-use tcmi_tests::{Pair, Scratch, Victim, VictimKind, account, node, wait_until};
+use nix::unistd::Pid;
+use tcmi_tests::catalogue::project;
+use tcmi_tests::{Pair, Scratch, Started, Terminal, Victim, VictimKind, account, node, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
 const NOBODY: u32 = 65534;
@@ -33,27 +30,9 @@ fn wait_away(pair: &Pair, pid: u32) -> Result<()> {
     })
 }
 
-/// Ended and reaped whatever becomes of the test.
-struct Shell(Child);
-
-impl Drop for Shell {
-    fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
-            let below = account::descendants(self.0.id()).unwrap_or_default();
-            for pid in below.into_iter().chain([self.0.id()]) {
-                // It may have ended since.
-                kill(Pid::from_raw(pid as i32), Signal::SIGKILL).ok();
-            }
-            self.0.wait().ok();
-        }
-    }
-}
-
-impl Shell {
-    fn end(mut self) -> Result<i32> {
-        let status = wait_until("end of the command", SOON, || Ok(self.0.try_wait()?))?;
-        status.code().with_context(|| format!("{status}"))
-    }
+fn status_of(process: Started) -> Result<i32> {
+    let status = process.end(SOON)?;
+    status.code().with_context(|| format!("{status}"))
 }
 
 #[test]
@@ -66,8 +45,8 @@ fn a_command_that_is_run_on_a_node_is_the_caller_s_own() -> Result<()> {
     let mut command = run(&pair, &["sh", "-c", script, "sh", "-x"])?;
     command.current_dir(scratch.path()).env("TESTED", "yes");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut shell = Shell(command.spawn()?);
-    let pid = shell.0.id();
+    let mut shell = Started::by(&mut command)?;
+    let pid = shell.pid();
     wait_away(&pair, pid)?;
     shell.0.stdin.take().context("stdin")?.write_all(b"a line\n")?;
     let (mut out, mut err) = (String::new(), String::new());
@@ -75,7 +54,7 @@ fn a_command_that_is_run_on_a_node_is_the_caller_s_own() -> Result<()> {
     shell.0.stderr.take().context("stderr")?.read_to_string(&mut err)?;
     ensure!(out == format!("{pid} {} -x yes\n", scratch.path().display()), "said {out:?}");
     ensure!(err == "GOT A LINE\n", "said {err:?} as errors");
-    ensure!(shell.end()? == 7, "another status");
+    ensure!(status_of(shell)? == 7, "another status");
     pair.wait_forgotten(pid)?;
     pair.expect_no_leak(&before)?;
     pair.stop()
@@ -138,14 +117,14 @@ fn orders_wait_for_what_is_at_home_for_a_moment() -> Result<()> {
     let script = "i=0; while read -t 0 x || [ $i -lt 100000 ]; do i=$((i+1)); (exit 3); done";
     let mut command = Command::new("bash");
     command.args(["-c", &format!("trap 'exit 5' TERM; {script}")]).stdin(Stdio::null());
-    let shell = Shell(command.spawn()?);
-    let pid = shell.0.id();
+    let shell = Started::by(&mut command)?;
+    let pid = shell.pid();
     for round in 0..ROUNDS {
         pair.try_migrate(pid).with_context(|| format!("round {round}"))?;
         pair.bring_home(pid).with_context(|| format!("round {round}"))?;
     }
     kill(Pid::from_raw(pid as i32), Signal::SIGTERM)?;
-    ensure!(shell.end()? == 5, "another status");
+    ensure!(status_of(shell)? == 5, "another status");
     pair.stop()
 }
 
@@ -157,8 +136,8 @@ fn what_a_process_begins_follows_it_and_each_comes_home_by_itself() -> Result<()
         format!("read x; ({work}) & ({work}) & read x; kill -9 $!; wait $!; echo $?; wait");
     let mut command = Command::new("bash");
     command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut shell = Shell(command.spawn()?);
-    let pid = shell.0.id();
+    let mut shell = Started::by(&mut command)?;
+    let pid = shell.pid();
     pair.migrate(pid)?;
     let mut stdin = shell.0.stdin.take().context("stdin")?;
     stdin.write_all(b"\n")?;
@@ -175,7 +154,7 @@ fn what_a_process_begins_follows_it_and_each_comes_home_by_itself() -> Result<()
     ensure!(&said == b"137\n", "its child ended otherwise: {said:?}");
     pair.wait_forgotten(children[1])?;
     kill(Pid::from_raw(children[0] as i32), Signal::SIGTERM)?;
-    ensure!(shell.end()? == 0, "another status");
+    ensure!(status_of(shell)? == 0, "another status");
     pair.stop()
 }
 
@@ -196,8 +175,8 @@ fn a_set_uid_program_brings_the_process_home() -> Result<()> {
         format!("read x; {} -u; {} -ru; exec {} 60", id.display(), id.display(), sleep.display());
     let mut command = Command::new("bash");
     command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut shell = Shell(command.uid(NOBODY).gid(NOBODY).spawn()?);
-    let pid = shell.0.id();
+    let mut shell = Started::by(command.uid(NOBODY).gid(NOBODY))?;
+    let pid = shell.pid();
     pair.migrate(pid)?;
     shell.0.stdin.take().context("stdin")?.write_all(b"\n")?;
     let mut said = [0; 8];
@@ -216,100 +195,40 @@ fn a_set_uid_program_brings_the_process_home() -> Result<()> {
     pair.stop()
 }
 
-/// What it says, until `text` is in it.
-fn hear(master: &OwnedFd, heard: &mut String, text: &str) -> Result<()> {
-    let until = Instant::now() + SOON;
-    while !heard.contains(text) {
-        let left = until.saturating_duration_since(Instant::now()).as_millis() as i32;
-        let mut fd = [nix::poll::PollFd::new(master.as_fd(), nix::poll::PollFlags::POLLIN)];
-        let timeout = nix::poll::PollTimeout::try_from(left)?;
-        ensure!(nix::poll::poll(&mut fd, timeout)? > 0, "waited for {text:?} in vain: {heard:?}");
-        let mut bytes = [0; 4096];
-        let n = nix::unistd::read(master, &mut bytes)?;
-        heard.push_str(&String::from_utf8_lossy(&bytes[..n]));
-    }
-    let end = heard.find(text).map_or(0, |at| at + text.len());
-    heard.drain(..end);
-    Ok(())
-}
-
 /// A shell at a terminal: jobs are stopped, brought forward and interrupted from there.
 #[test]
 fn job_control_from_the_terminal_reaches_jobs_of_a_shell_that_is_away() -> Result<()> {
     let pair = Pair::new()?;
-    let terminal = openpty(None, None)?;
     let mut command = run(&pair, &["bash", "--norc", "--noediting", "-i"])?;
     command.env("PS1", "ready> ").env("HISTFILE", "");
-    let slave = || -> Result<Stdio> { Ok(terminal.slave.try_clone()?.into()) };
-    command.stdin(slave()?).stdout(slave()?).stderr(slave()?);
-    let controlling = || {
-        heed_the_terminal()?;
-        setsid()?;
-        // SAFETY: the terminal is this process's stdin; nothing is allocated.
-        match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        }
-    };
-    // SAFETY: signal(2), setsid(2) and ioctl(2) may be called between fork and exec.
-    unsafe { command.pre_exec(controlling) };
-    let shell = Shell(command.spawn()?);
-    drop(command);
-    let (master, mut heard) = (terminal.master, String::new());
-    let say = |text: &str| nix::unistd::write(&master, text.as_bytes()).map(drop);
-    hear(&master, &mut heard, "ready> ")?;
-    wait_away(&pair, shell.0.id())?;
-    say("sleep 61\n")?;
+    let (mut terminal, shell) = Terminal::start(&mut command)?;
+    terminal.hear("ready> ")?;
+    wait_away(&pair, shell.pid())?;
+    terminal.say("sleep 61\n")?;
     let job = wait_until("the job away", SOON, || {
-        let all = account::children(shell.0.id())?;
+        let all = account::children(shell.pid())?;
         let executed = |job: &u32| {
             fs::read_to_string(format!("/proc/{job}/comm")).is_ok_and(|name| name == "sleep\n")
         };
         Ok(all.first().copied().filter(|job| executed(job) && pair.is_guest(*job)))
     })?;
-    say("\x1a")?;
-    hear(&master, &mut heard, "Stopped")?;
+    terminal.say("\x1a")?;
+    terminal.hear("Stopped")?;
     ensure!(account::state(job) != Some('S'), "the job sleeps on");
-    hear(&master, &mut heard, "ready> ")?;
-    say("fg\n")?;
-    hear(&master, &mut heard, "sleep 61")?;
+    terminal.hear("ready> ")?;
+    terminal.say("fg\n")?;
+    terminal.hear("sleep 61")?;
     wait_until("the job in front", SOON, || {
-        // SAFETY: plain call on a terminal.
-        let group = unsafe { libc::tcgetpgrp(std::os::fd::AsRawFd::as_raw_fd(&master)) };
-        Ok((group == job as i32 && account::state(job) == Some('S')).then_some(()))
+        Ok((terminal.front() == job as i32 && account::state(job) == Some('S')).then_some(()))
     })?;
-    say("\x03")?;
-    hear(&master, &mut heard, "ready> ")?;
-    say("echo status $?\n")?;
-    hear(&master, &mut heard, "status 130")?;
-    hear(&master, &mut heard, "ready> ")?;
-    say("exit 3\n")?;
-    ensure!(shell.end()? == 3, "another status");
+    terminal.say("\x03")?;
+    terminal.hear("ready> ")?;
+    terminal.say("echo status $?\n")?;
+    terminal.hear("status 130")?;
+    terminal.hear("ready> ")?;
+    terminal.say("exit 3\n")?;
+    ensure!(status_of(shell)? == 3, "another status");
     pair.stop()
-}
-
-fn project(at: &Path) -> Result<()> {
-    const FILES: usize = 6;
-    let names: Vec<String> = (0..FILES).map(|n| format!("f{n}.o")).collect();
-    for n in 0..FILES {
-        let text = format!(
-            "#include <stdio.h>\n#include <string.h>\n\
-             int f{n}(int x) {{ char b[32]; snprintf(b, sizeof b, \"%d\", x * {n}); return strlen(b); }}\n"
-        );
-        fs::write(at.join(format!("f{n}.c")), text)?;
-    }
-    let calls: String = (0..FILES).map(|n| format!(" + f{n}(99)")).collect();
-    let declared: String = (0..FILES).map(|n| format!("int f{n}(int);\n")).collect();
-    let main = format!(
-        "#include <stdio.h>\n{declared}int main(void) {{ printf(\"%d\\n\", 0{calls}); }}\n"
-    );
-    fs::write(at.join("main.c"), main)?;
-    let objects = names.join(" ");
-    let make = format!(
-        "prog: main.o {objects}\n\tcc -o prog main.o {objects}\n\
-         %.o: %.c\n\tcc -O1 -c -o $@ $<\n"
-    );
-    Ok(fs::write(at.join("Makefile"), make)?)
 }
 
 /// Its compilers go with it, and what it makes is what it makes at home.
@@ -326,8 +245,8 @@ fn a_build_that_is_moved_in_its_midst_makes_what_it_makes_at_home() -> Result<()
     ensure!(make(&unmoved).status()?.success(), "unmoved");
     let pair = Pair::new()?;
     let before = pair.settled_accounts()?;
-    let build = Shell(make(&moved).spawn()?);
-    let pid = build.0.id();
+    let build = Started::by(&mut make(&moved))?;
+    let pid = build.pid();
     wait_until("its first compiler", SOON, || {
         Ok((!account::descendants(pid)?.is_empty()).then_some(()))
     })?;
@@ -339,7 +258,7 @@ fn a_build_that_is_moved_in_its_midst_makes_what_it_makes_at_home() -> Result<()
         }
         Ok(all.iter().any(|p| pair.is_guest(*p)).then_some(()))
     })?;
-    ensure!(build.end()? == 0, "moved\n{}", pair.logs());
+    ensure!(status_of(build)? == 0, "moved\n{}", pair.logs());
     for name in ["prog", "main.o", "f0.o", "f5.o"] {
         ensure!(fs::read(moved.join(name))? == fs::read(unmoved.join(name))?, "{name} differs");
     }

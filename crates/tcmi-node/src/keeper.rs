@@ -359,7 +359,9 @@ impl Keeper<'_> {
     fn bring_home(&mut self, visit: Option<i32>, done: Option<Done>) -> Result<Option<End>> {
         self.task.visits(visit.is_some());
         self.task.to(State::Returning);
-        let came = self.come_home_with_others().and_then(|frozen| match visit {
+        let came = self.come_home_with_others();
+        let with = self.party.clone().filter(|_| came.is_ok());
+        let came = came.and_then(|frozen| match visit {
             Some(by) => Ok(End::Visits(Visit { frozen, by })),
             None => frozen.thaw().map(|()| End::Home).map_err(|_| Return::Ended),
         });
@@ -391,8 +393,14 @@ impl Keeper<'_> {
                 (Err(error), end)
             }
         };
-        if let Some(done) = done {
-            done(answer);
+        match (with, answer) {
+            (Some(party), Ok(())) => party.released(done),
+            (with, answer) => {
+                with.iter().for_each(|party| party.released(None));
+                if let Some(done) = done {
+                    done(answer);
+                }
+            }
         }
         Ok(outcome)
     }

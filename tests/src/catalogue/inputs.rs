@@ -57,7 +57,9 @@ impl Inputs {
             fs::write(inputs.0.join(name), text)?;
         }
         fs::write(inputs.0.join("wal.sql"), transactions())?;
-        project(&inputs.0.join("project"))?;
+        let sources = inputs.0.join("project");
+        fs::create_dir(&sources)?;
+        project(&sources)?;
         Ok(inputs)
     }
 
@@ -84,9 +86,8 @@ fn transactions() -> String {
     sql
 }
 
-/// A small C project with a Makefile.
-fn project(at: &Path) -> Result<()> {
-    fs::create_dir(at)?;
+/// A small C project with a Makefile, in an empty directory.
+pub fn project(at: &Path) -> Result<()> {
     let all = |each: &dyn Fn(usize) -> String| (0..SOURCES).map(each).collect::<String>();
     for n in 0..SOURCES {
         let text = format!(

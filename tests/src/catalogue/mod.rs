@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use crate::Program;
 
-pub use inputs::{Inputs, PI_SCRIPT};
+pub use inputs::{Inputs, PI_SCRIPT, project};
 
 /// Moves what a scene has begun, or does nothing: where nothing is moved, the scene is the same.
 pub trait Moves {
@@ -70,7 +70,7 @@ pub mod table {
     const HEAD: &str = "| program | moved out and home while | result |\n|---|---|---|\n";
 
     fn row(entry: &Entry, result: &str) -> String {
-        let by_hand = if entry.quick { "" } else { " ²" };
+        let by_hand = if entry.quick { "" } else { " ¹" };
         format!("| {}{by_hand} | {} | {result} |\n", entry.name, entry.shows)
     }
 

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use parking_lot::MutexGuard;
 use tcmi_ckpt::image::Segment;
 use tcmi_core::command::Pid;
 use tcmi_kkc::BulkReader;
@@ -14,6 +15,7 @@ use tcmi_migr::source::has_ended;
 use tcmi_migr::{Error, Result};
 
 use super::Party;
+use crate::control::Done;
 use crate::task::Task;
 
 /// What a process has reached on its way home.
@@ -36,6 +38,10 @@ pub(super) struct Back {
     failed: Option<String>,
     /// Keepers that are on the way.
     inside: usize,
+    /// Those whose process is home, and that still hold it.
+    holding: usize,
+    /// To be told when all are home, and may move again.
+    waiting: Vec<Done>,
 }
 
 struct Away {
@@ -98,6 +104,15 @@ impl Back {
     }
 }
 
+/// Tells those who wait for it that all are home, if they are.
+fn tell(mut back: MutexGuard<'_, Back>) {
+    if back.away.is_empty() && back.holding == 0 {
+        let waiting = std::mem::take(&mut back.waiting);
+        drop(back);
+        waiting.into_iter().for_each(|done| done(Ok(())));
+    }
+}
+
 /// Err: the node has given up, or is gone.
 fn expect_silence(wire: &mut BulkReader) -> Result<()> {
     let mut fds = [PollFd::new(wire.as_fd(), PollFlags::POLLIN)];
@@ -134,9 +149,20 @@ impl Party {
         let mut back = self.back.lock();
         match failed {
             Some(why) => back.fail(why),
-            None => drop(back.away.remove(&pid)),
+            None => {
+                back.away.remove(&pid);
+                back.holding += 1;
+            }
         }
         back.leave();
+    }
+
+    /// What came home is let go. `done` is told when all of them are.
+    pub fn released(&self, done: Option<Done>) {
+        let mut back = self.back.lock();
+        back.holding -= 1;
+        back.waiting.extend(done);
+        tell(back);
     }
 
     /// It has ended, or is lost. `inside`: on its way home.
@@ -153,6 +179,7 @@ impl Party {
             back.leave();
         }
         self.advance_home(&mut back);
+        tell(back);
     }
 
     /// Waits until all of them have reached `step`, this one with its `segments`.

@@ -81,7 +81,8 @@ static void setup(int argc, char **argv)
 		crowd = atoi(argv[1]);
 	must(crowd > 0 && crowd <= CROWD_MAX, "crowd");
 	signal(SIGUSR2, handler);
-	for (long i = 0; i < CHAINS; i++) {
+	/* A thread that begins takes some numbers for a moment. */
+	for (long i = 0; i < CHAINS && !has_few; i++) {
 		pthread_t thread;
 		must(pthread_create(&thread, NULL, link_of_chain, (void *)i) == 0, "pthread_create");
 	}
@@ -185,5 +186,6 @@ static void check(void)
 		check_numbers();
 	check_crowd();
 	check_signal();
-	check_chains();
+	if (!has_few)
+		check_chains();
 }

@@ -307,8 +307,12 @@ impl Victim {
 
     /// Has it verify everything.
     pub fn check(&mut self) -> Result<()> {
+        self.check_within(ANSWER_TIMEOUT)
+    }
+
+    pub fn check_within(&mut self, timeout: Duration) -> Result<()> {
         self.say("check")?;
-        self.expect("OK", ANSWER_TIMEOUT)
+        self.expect("OK", timeout)
     }
 
     /// Sends a command and gives the numbers of the answer, which begins with `word`.

@@ -144,8 +144,8 @@ static void memory(void)
 	touched = mmap(0, TOUCHED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	must(touched != MAP_FAILED, "mmap");
 	long after = number("/proc/self/status", "VmRSS", 10);
-	/* In KiB; the kernel counts in batches. */
-	expect_range("VmRSS grows", 7 * 1024, 9 * 1024, after - before);
+	/* In KiB. Before 6.2 a thread's pages are added up after 64 faults, of up to 16 pages each. */
+	expect_range("VmRSS grows", 7 * 1024, 12 * 1024, after - before);
 	expect_range("VmSize grows", 8 * 1024, 8 * 1024, number("/proc/self/status", "VmSize", 10) - size);
 	long pages[7] = { 0 }, vsize = 0, resident = 0;
 	FILE *statm = fopen("/proc/self/statm", "r");

@@ -93,7 +93,8 @@ pub fn build(
     out: &Path,
 ) -> Result<()> {
     let mut archive = Archive::default();
-    for directory in ["proc", "sys", "dev", "tmp", "run", "mnt", "usr", "usr/lib"] {
+    for directory in ["proc", "sys", "dev", "tmp", "run", "mnt", "usr", "usr/lib", "var", "var/tmp"]
+    {
         archive.put(directory, DIRECTORY, &[]);
         archive.directories.insert(directory.into());
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -14,6 +15,8 @@ use crate::port::Port;
 
 const ROUND_TRIPS: u32 = 10;
 const SIGNALS: i64 = 200;
+/// A victim that forks goes home and out for each, and emulation makes a move take half a second.
+const CHECK_MAX: Duration = Duration::from_secs(120);
 
 /// Runs `body` with a connected pair; both logs are shown when it fails.
 pub fn with_pair(port: &Port, body: impl FnOnce(&Pair) -> Result<()>) -> Result<()> {
@@ -161,12 +164,14 @@ pub fn victims(port: &Port) -> Result<()> {
                 continue;
             }
             port.progress(&name)?;
-            if let Err(error) = out_and_home(pair, &kind) {
-                println!("case: {name}: {error:#}");
-                failed.push(name);
+            let begun = Instant::now();
+            let outcome = out_and_home(pair, &kind);
+            println!("case: {name} took {:.1} s", begun.elapsed().as_secs_f32());
+            if let Err(error) = outcome {
+                failed.push(format!("{name}: {error:#}"));
             }
         }
-        ensure!(failed.is_empty(), "{} victims failed: {}", failed.len(), failed.join(", "));
+        ensure!(failed.is_empty(), "{} victims failed:\n{}", failed.len(), failed.join("\n"));
         Ok(())
     })
 }
@@ -176,9 +181,9 @@ fn out_and_home(pair: &Pair, kind: &VictimKind) -> Result<()> {
     let pid = victim.pid();
     let mut there_and_back = || {
         pair.migrate(pid)?;
-        victim.check().context("away")?;
+        victim.check_within(CHECK_MAX).context("away")?;
         pair.bring_home(pid)?;
-        victim.check().context("home again")
+        victim.check_within(CHECK_MAX).context("home again")
     };
     // While it lives: a thread that hangs shows where.
     there_and_back().inspect_err(|_| pair.show_logs())?;

@@ -76,6 +76,7 @@ const PLAIN: &[&str] = &[
     "brk-no-pie",
     "brk-static",
     "brk-static-pie",
+    "caller",
     "calls",
     "clock",
     "devices",

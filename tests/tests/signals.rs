@@ -122,6 +122,43 @@ fn tgkill_of_another_user_reaches_its_thread_as_a_queued_signal() -> Result<()> 
     one_of_each(Victim::spawn_as(&kind, NOBODY, scratch.path())?)
 }
 
+/// A call that no worker has yet is one that the kernel ends for any signal.
+fn ends_no_call(kind: &VictimKind) -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(kind)?;
+    let (pid, tid) = (victim.pid(), victim.ready_word()?);
+    let mut sent = 0;
+    for _ in 0..3 {
+        pair.migrate(pid)?;
+        // Each by itself: behind the handler of the last one there are calls.
+        for _ in 0..EACH {
+            match sent % 2 {
+                0 => send_with_payload(pid, libc::SIGRTMIN(), 0)?,
+                _ => send_to_thread(pid, tid, libc::SIGRTMIN() + 1)?,
+            }
+            sent += 1;
+            wait_until("the signal", SOON, || {
+                Ok((victim.ask("report", "SEEN")? == [sent]).then_some(()))
+            })?;
+        }
+        send_with_payload(pid, libc::SIGRTMIN(), 0)?;
+        pair.bring_home(pid)?;
+        sent += 1;
+    }
+    victim.check()?;
+    victim.end(7)
+}
+
+#[test]
+fn a_signal_ends_no_call_that_does_not_wait() -> Result<()> {
+    ends_no_call(&VictimKind::plain("caller"))
+}
+
+#[test]
+fn a_signal_ends_no_call_of_one_of_three_threads() -> Result<()> {
+    ends_no_call(&VictimKind::with_args("caller", &["threads"]))
+}
+
 /// What a shell sees of its job.
 fn wait_for_job(pid: u32, flag: WaitPidFlag, is: impl Fn(&WaitStatus) -> bool) -> Result<()> {
     wait_until("a change of the job", SOON, || {

@@ -20,8 +20,8 @@ use tcmi_migr::files::Cache;
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::{
-    Begun, CallStats, CallStream, Calls, Denied, Events, GuestThread, Hooks, News, Processors,
-    SignalStream, Steward, StreamError,
+    Begun, CallStats, CallStream, Callers, Calls, Denied, Events, GuestThread, Hooks, News,
+    Processors, SignalStream, Steward, StreamError,
 };
 use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
@@ -233,6 +233,7 @@ fn ring(bell: &OwnedFd) {
 /// What serves a guest that does not run yet.
 struct Parts {
     calls: Calls,
+    callers: Arc<Callers>,
     steward: Arc<Steward>,
     events: Arc<Events>,
     shadow: Arc<Tidings>,
@@ -248,6 +249,7 @@ struct Life {
     used: Used,
     files: GuestFiles,
     calls: Calls,
+    callers: Arc<Callers>,
     events: Arc<Events>,
     shadow: Arc<Tidings>,
     pidfd: OwnedFd,
@@ -302,7 +304,7 @@ impl Life {
             fault::pass(Point::NodeCommitReceived)?;
             Ok(p)
         });
-        let Parts { calls, steward, events, shadow, pidfd, signalled } = match prepared {
+        let Parts { calls, callers, steward, events, shadow, pidfd, signalled } = match prepared {
             Ok(p) => p,
             Err(e) => {
                 kill(host);
@@ -331,6 +333,7 @@ impl Life {
             used,
             files,
             calls,
+            callers,
             events,
             shadow,
             pidfd,
@@ -370,7 +373,8 @@ impl Life {
             News::Serving => told.set(&told.serving),
             News::Ended => told.set(&told.lost),
         };
-        let events = Events::start(signals, steward.clone(), pid, 0, tell);
+        let callers = Arc::new(Callers::new(built.host_pid()));
+        let events = Events::start(signals, steward.clone(), callers.clone(), pid, 0, tell);
         let events = Arc::new(events.map_err(io())?);
         let mut threads = Vec::new();
         for (tid, stream) in built.calls.drain(..) {
@@ -386,6 +390,7 @@ impl Life {
             pid: built.host_pid(),
             steward: steward.clone(),
             events: events.clone(),
+            callers: callers.clone(),
             used: built.used.process,
             names: built.files.names(),
             processors: Some(processors).filter(|_| built.rebinds.processors),
@@ -394,7 +399,7 @@ impl Life {
             watch,
         };
         let calls = Calls::start(listener, threads, parts, shadow.clone()).map_err(io())?;
-        Ok(Parts { calls, steward, events, shadow, pidfd, signalled })
+        Ok(Parts { calls, callers, steward, events, shadow, pidfd, signalled })
     }
 
     /// Until the guest ends or has gone home. Returns what to tell the daemon.

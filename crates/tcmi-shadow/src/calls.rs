@@ -15,6 +15,7 @@ use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::Listener;
 
 use crate::births::Bearing;
+use crate::callers::Callers;
 use crate::devices::Devices;
 use crate::events::Events;
 use crate::interrupt::{self, Pending};
@@ -43,6 +44,7 @@ pub struct Guest {
     pub pid: i32,
     pub steward: Arc<Steward>,
     pub events: Arc<Events>,
+    pub callers: Arc<Callers>,
     /// Taken when serving begins, as `watch`.
     pub live: Vec<LiveFile>,
     /// Its process here and a userfaultfd of it, to learn by which pages it writes.
@@ -195,6 +197,7 @@ impl Shared {
 
     /// Returns how many threads are left.
     pub(crate) fn forget(&self, tid: i32) -> usize {
+        self.guest.callers.forget(tid);
         let mut threads = self.threads.lock();
         threads.remove(&tid);
         threads.len()
@@ -394,6 +397,9 @@ fn work(shared: &Arc<Shared>) {
         placement.before_call();
         let taken = shared.listener.receive();
         placement.in_call();
+        if let Ok(notif) = &taken {
+            shared.guest.callers.taken(notif);
+        }
         let mut gate = shared.gate.lock();
         gate.taking -= 1;
         match taken {

@@ -92,19 +92,31 @@ impl Traced {
     }
 }
 
-/// And tells it to stop.
-fn seize(tid: i32, options: i32) -> io::Result<Option<Traced>> {
-    let seized = Traced::seize(tid, options)?;
-    if seized.is_some() {
-        ptrace(libc::PTRACE_INTERRUPT, tid, 0)?;
-    }
-    Ok(seized)
-}
-
-/// Answers so that the thread looks for signals on its way out, whoever was told.
+/// And tells it to stop. None: the freezer traces it.
 ///
 /// `freezer_told`: waits a little, and says whether the freezer has told every thread that it
 /// traces.
+fn seize(
+    listener: &Listener,
+    notif: &Notification,
+    options: i32,
+    freezer_told: impl Fn() -> bool,
+) -> io::Result<Option<Traced>> {
+    loop {
+        match Traced::seize(notif.tid, options)? {
+            // Of a thread that has ended the kernel says the same as of one that is traced; and
+            // one that is told of a signal is for a moment.
+            None if listener.is_valid(notif.id) && !freezer_told() => {}
+            None => return Ok(None),
+            seized => {
+                ptrace(libc::PTRACE_INTERRUPT, notif.tid, 0)?;
+                return Ok(seized);
+            }
+        }
+    }
+}
+
+/// Answers so that the thread looks for signals on its way out, whoever was told.
 pub(crate) fn answer_told(
     listener: &Listener,
     notif: &Notification,
@@ -112,13 +124,7 @@ pub(crate) fn answer_told(
     freezer_told: impl Fn() -> bool,
 ) -> io::Result<()> {
     let tid = notif.tid;
-    let seized = loop {
-        match seize(tid, 0)? {
-            // Of a thread that has ended the kernel says the same as of one that is traced.
-            None if listener.is_valid(notif.id) && !freezer_told() => {}
-            seized => break seized,
-        }
-    };
+    let seized = seize(listener, notif, 0, freezer_told)?;
     let answered = listener.answer(notif.id, answer);
     if seized.is_some() {
         let status = stop(tid)?;
@@ -136,9 +142,10 @@ pub(crate) fn answer_under_mask(
     listener: &Listener,
     notif: &Notification,
     mask: u64,
+    freezer_told: impl Fn() -> bool,
 ) -> io::Result<()> {
     let tid = notif.tid;
-    let seized = seize(tid, libc::PTRACE_O_TRACESYSGOOD)?;
+    let seized = seize(listener, notif, libc::PTRACE_O_TRACESYSGOOD, freezer_told)?;
     let answered = listener.answer(notif.id, Answer::Error(libc::EINTR));
     if seized.is_none() {
         return answered;

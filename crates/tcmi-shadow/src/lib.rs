@@ -6,6 +6,7 @@
 //! through the [`Steward`], a helper thread in the guest.
 
 mod births;
+mod callers;
 mod calls;
 mod devices;
 mod events;
@@ -25,6 +26,7 @@ mod visit;
 pub mod word;
 mod worker;
 
+pub use callers::Callers;
 pub use calls::{Begun, Calls, Denied, Guest, GuestThread, Hooks, QuiesceError};
 pub use events::{Events, News, SignalStream};
 pub use live::{LiveFile, Window};

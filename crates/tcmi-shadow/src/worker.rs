@@ -135,26 +135,27 @@ pub(crate) fn failed(errno: Errno) -> Outcome {
 /// Serves one call. A stream that broke leaves it unanswered: what becomes of a guest whose
 /// home is lost is for the hooks' owner to say.
 pub(crate) fn serve(shared: &Shared, notif: &Notification) {
+    let callers = &shared.guest.callers;
     if shared.bearing.takes(notif) {
-        return;
+        return callers.answer(notif, false, || ());
     }
     let begun = Instant::now();
     let outcome = match outcome(shared, notif) {
         Ok(outcome) => outcome,
         Err(error) => return shared.hooks.stream_failed(notif.tid, &error),
     };
-    let interrupted = Answer::Error(EINTR.0);
-    let (answered, answer) = match outcome {
-        Outcome::Answered(answer) => (Ok(()), answer),
-        Outcome::Answer(answer) => (shared.listener.answer(notif.id, answer), answer),
-        Outcome::Told(answer) => {
-            let told = || shared.freezer_told();
-            (interrupt::answer_told(&shared.listener, notif, answer, told), answer)
-        }
-        Outcome::Suspended(mask) => {
-            (interrupt::answer_under_mask(&shared.listener, notif, mask), interrupted)
-        }
+    let answer = match outcome {
+        Outcome::Answered(answer) | Outcome::Answer(answer) | Outcome::Told(answer) => answer,
+        Outcome::Suspended(_) => Answer::Error(EINTR.0),
     };
+    let told = || shared.freezer_told();
+    let listener = &shared.listener;
+    let answered = callers.answer(notif, answer.restarts(), || match outcome {
+        Outcome::Answered(_) => Ok(()),
+        Outcome::Answer(answer) => listener.answer(notif.id, answer),
+        Outcome::Told(answer) => interrupt::answer_told(listener, notif, answer, told),
+        Outcome::Suspended(mask) => interrupt::answer_under_mask(listener, notif, mask, told),
+    });
     shared.stats.count(notif.nr, matches!(answer, Answer::Error(_)), begun.elapsed());
     if let Err(error) = answered
         && !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))

@@ -85,7 +85,10 @@ impl Life {
         }
         self.calls.told();
         let quiet = self.until_quiet();
-        let frozen = freeze_held(host, held, &[steward])?;
+        let mut frozen = freeze_held(host, held, &[steward])?;
+        for t in &mut frozen.threads {
+            self.callers.set_back_held(t);
+        }
         let written = |()| {
             let written = self.calls.write_back(QUIESCE_TIMEOUT).and_then(|all| match all {
                 true => Ok(()),

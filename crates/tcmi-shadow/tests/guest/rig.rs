@@ -12,8 +12,8 @@ use tcmi_call::record::DirectionKeys;
 use tcmi_call::table::errno::Errno;
 use tcmi_ckpt::usage::Usage;
 use tcmi_shadow::{
-    Begun, CallStream, Calls, Denied, Events, Guest, GuestThread, Hooks, Names, SignalStream,
-    Steward, StreamError,
+    Begun, CallStream, Callers, Calls, Denied, Events, Guest, GuestThread, Hooks, Names,
+    SignalStream, Steward, StreamError,
 };
 use tcmi_sys::seccomp;
 
@@ -282,8 +282,9 @@ impl Rig {
         // SAFETY: the board is shared with the guest and never unmapped.
         let steward = Arc::new(unsafe { Steward::new(area, area.as_ptr() as u64, tid, pidfd) });
         let signals = SignalStream::new(events.0, &keys(200));
-        let events =
-            Events::start(signals, Arc::clone(&steward), guest, 0, |_| {}).expect("event thread");
+        let callers = Arc::new(Callers::new(guest));
+        let (by, from) = (Arc::clone(&steward), Arc::clone(&callers));
+        let events = Events::start(signals, by, from, guest, 0, |_| {}).expect("event thread");
         let threads = streams
             .into_iter()
             .enumerate()
@@ -294,6 +295,7 @@ impl Rig {
             })
             .collect();
         let guest_parts = Guest {
+            callers,
             pid: guest,
             steward,
             events: Arc::new(events),

@@ -45,12 +45,29 @@ struct Scene {
     scratch: Scratch,
 }
 
+impl Side {
+    /// Where the fault point is passed.
+    fn of(fault: &str) -> Self {
+        if fault.starts_with("Node") { Side::Desk } else { Side::Home }
+    }
+}
+
+/// A fault that nobody passed has shown nothing.
+fn expect_fault(pair: &Pair, fault: &str) -> Result<()> {
+    let log = match Side::of(fault) {
+        Side::Home => pair.home.log(),
+        Side::Desk => pair.desk.log(),
+    };
+    ensure!(log.contains(&format!("fault at {fault}\n")), "{fault} was not passed");
+    Ok(())
+}
+
 impl Scene {
-    fn set(fault: &str, action: &str, side: Side) -> Result<Self> {
+    fn set(fault: &str, action: &str) -> Result<Self> {
         let armed = format!("{fault}:{action}:1");
         let mut home = Launch::new("home", Root::Normal);
         let mut desk = Launch::new("desk", Root::Bare);
-        let launch = if side == Side::Home { &mut home } else { &mut desk };
+        let launch = if Side::of(fault) == Side::Home { &mut home } else { &mut desk };
         *launch = launch.clone().env("TCMI_FAULT", &armed);
         let scratch = Scratch::new("fault")?;
         let file = scratch.join("count").display().to_string();
@@ -163,11 +180,9 @@ enum After {
 /// Where home's daemon dies on the way out, and the guest goes on all the same.
 const DECIDED_AWAY: [&str; 3] = ["HomeDecidedAway", "HomeMemoryReleased", "HomeShadowRuns"];
 
-fn after(fault: &str, action: &str, side: Side) -> After {
-    match (fault, action, side) {
-        ("NodeReturnAsked" | "NodeGuestFrozen" | "NodePagesHalfSent", "kill", Side::Desk) => {
-            After::Lost
-        }
+fn after(fault: &str, action: &str) -> After {
+    match (fault, action) {
+        ("NodeReturnAsked" | "NodeGuestFrozen" | "NodePagesHalfSent", "kill") => After::Lost,
         (
             "HomeReturnFrozen"
             | "HomeReturnArmed"
@@ -175,20 +190,19 @@ fn after(fault: &str, action: &str, side: Side) -> After {
             | "HomeImageReceived"
             | "HomeRebuilt",
             "kill",
-            Side::Home,
         ) => After::Away,
-        (out, "kill", Side::Home) if DECIDED_AWAY.contains(&out) => After::Away,
+        (out, "kill") if DECIDED_AWAY.contains(&out) => After::Away,
         _ => After::Whole,
     }
 }
 
-fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
-    let mut scene = Scene::set(fault, action, side)?;
+fn survives(fault: &str, action: &str) -> Result<()> {
+    let mut scene = Scene::set(fault, action)?;
     let pid = scene.victim.pid();
-    match after(fault, action, side) {
+    match after(fault, action) {
         After::Whole => {}
-        After::Lost => return is_lost(scene),
-        After::Away => return stays_away(scene, DECIDED_AWAY.contains(&fault)),
+        After::Lost => return is_lost(scene, fault),
+        After::Away => return stays_away(scene, fault),
     }
     // Whether a move succeeds in spite of the fault is the fault's business; what
     // is left after it is ours.
@@ -200,6 +214,7 @@ fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
         scene.revive().context("after the way home")?;
         scene.expect_one_copy(&format!("after the way home ({home:?})"))?;
     }
+    expect_fault(&scene.pair, fault)?;
     if scene.is_away() {
         scene.pair.bring_home(pid).context("way home after a failed one")?;
     }
@@ -215,26 +230,29 @@ fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
     pair.stop()
 }
 
-fn is_lost(mut scene: Scene) -> Result<()> {
+fn is_lost(mut scene: Scene, fault: &str) -> Result<()> {
     let pid = scene.victim.pid();
     scene.pair.migrate(pid)?;
     scene.expect_one_copy("away")?;
     let home = scene.pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"));
     ensure!(home.is_err(), "it came home");
+    expect_fault(&scene.pair, fault)?;
     let status = scene.victim.wait(RECOVERY_TIMEOUT)?;
     ensure!(status.signal() == Some(libc::SIGKILL), "status {status}");
     nothing_is_left(scene)
 }
 
-/// `early`: the daemon dies before it can say that the guest runs.
-fn stays_away(mut scene: Scene, early: bool) -> Result<()> {
+fn stays_away(mut scene: Scene, fault: &str) -> Result<()> {
     let pid = scene.victim.pid();
+    // The daemon dies before it can say that the guest runs.
+    let early = DECIDED_AWAY.contains(&fault);
     let out = scene.pair.try_migrate(pid);
     ensure!(out.is_err() == early, "the way out: {out:?}");
     if !early {
         let home = scene.pair.home.write("ccn/mig/migrate-home", format!("{pid}\n"));
         ensure!(home.is_err(), "it came home");
     }
+    expect_fault(&scene.pair, fault)?;
     scene.revive()?;
     for _ in 0..3 {
         scene.expect_one_copy("away, with nobody who keeps it")?;
@@ -377,34 +395,31 @@ fn main() {
     let elsewhere = [&VISITS[..], &trees::TOGETHER].concat();
     for fault in faults.into_iter().flatten().filter(|f| !elsewhere.contains(&f.as_str())) {
         for action in ACTIONS {
-            for side in [Side::Home, Side::Desk] {
-                let name = format!("{fault}::{action}_on_{side:?}");
-                let fault = fault.clone();
-                trials.push(Trial::test(name, move || {
-                    Ok(survives(&fault, action, side).map_err(|e| format!("{e:#}"))?)
-                }));
-            }
+            let (name, fault) = (format!("{fault}::{action}"), fault.clone());
+            trials.push(Trial::test(name, move || {
+                Ok(survives(&fault, action).map_err(|e| format!("{e:#}"))?)
+            }));
         }
     }
     for fault in DECISIONS {
-        trials.push(Trial::test(format!("{fault}::kill_on_Home_with_threads"), move || {
+        trials.push(Trial::test(format!("{fault}::kill_with_threads"), move || {
             Ok(threads_stay_together(fault).map_err(|e| format!("{e:#}"))?)
         }));
     }
     for fault in VISITS {
         for action in ACTIONS {
-            trials.push(Trial::test(format!("{fault}::{action}_on_Home"), move || {
+            trials.push(Trial::test(format!("{fault}::{action}"), move || {
                 Ok(visit_fails(fault, action).map_err(|e| format!("{e:#}"))?)
             }));
         }
     }
     for state in ["emigrated", "returning", "running", "preparing", "transferring", "committing"] {
-        trials.push(Trial::test(format!("begins_another::kill_on_Home_when_{state}"), move || {
+        trials.push(Trial::test(format!("begins_another::kill_when_{state}"), move || {
             Ok(killed_while_it_begins_another(state).map_err(|e| format!("{e:#}"))?)
         }));
     }
     for words in 0..10 {
-        trials.push(Trial::test(format!("threads_begin::kill_on_Home_after_{words}"), move || {
+        trials.push(Trial::test(format!("threads_begin::kill_after_{words}"), move || {
             Ok(threads_begin(words).map_err(|e| format!("{e:#}"))?)
         }));
     }

@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tcmi_tests::{Launch, Pair, Root, Scratch, Victim, VictimKind, account, wait_until};
 
-use crate::{ACTIONS, DECIDED_AWAY, RECOVERY_TIMEOUT, Side, copies, revive};
+use crate::{ACTIONS, DECIDED_AWAY, RECOVERY_TIMEOUT, Side, copies, expect_fault, revive};
 
 /// Where the whole tree passes once.
 pub const TOGETHER: [&str; 3] = ["HomeTreeHeld", "HomeTreeReady", "HomeTreeRuns"];
@@ -54,7 +54,8 @@ struct Scene {
 }
 
 impl Scene {
-    fn set(program: &'static str, fault: &str, action: &str, side: Side) -> Result<Self> {
+    fn set(program: &'static str, fault: &str, action: &str) -> Result<Self> {
+        let side = Side::of(fault);
         let passage = match (action, side) {
             (_, Side::Desk) => 1,
             _ if TOGETHER.contains(&fault) || DECIDED_AWAY.contains(&fault) => 1,
@@ -101,13 +102,14 @@ impl Scene {
     }
 }
 
-fn survives(fault: &str, action: &str, side: Side) -> Result<()> {
-    let mut scene = Scene::set("ring", fault, action, side)?;
+fn survives(fault: &str, action: &str) -> Result<()> {
+    let mut scene = Scene::set("ring", fault, action)?;
     let head = scene.ring.pid();
     let out = scene.pair.try_migrate_tree(head);
     revive(&mut scene.pair).context("after the way out")?;
     let when = format!("after the way out ({out:?})");
-    if DECIDED_AWAY.contains(&fault) && action == "kill" && side == Side::Home {
+    expect_fault(&scene.pair, fault)?;
+    if DECIDED_AWAY.contains(&fault) && action == "kill" {
         scene.expect_one_copy(&when, ALL)?;
         scene.ring.signal(Signal::SIGKILL)?;
         scene.ring.wait(RECOVERY_TIMEOUT)?;
@@ -146,14 +148,15 @@ const WAY_HOME: [&str; 12] = [
 const BY_THE_LAST: [&str; 2] = ["HomeRebuilt", "HomeRunsAgain"];
 const DECIDED_HOME: [&str; 3] = ["HomeDecidedHome", "HomeFinishSent", "HomeRunsAgain"];
 
-fn survives_home(fault: &str, action: &str, side: Side) -> Result<()> {
-    let mut scene = Scene::set("segment", fault, action, side)?;
+fn survives_home(fault: &str, action: &str) -> Result<()> {
+    let mut scene = Scene::set("segment", fault, action)?;
     let head = scene.ring.pid();
     scene.pair.try_migrate_tree(head).with_context(|| scene.pair.logs())?;
     scene.expect_one_copy("away", ALL)?;
     let order = format!("{}\n", scene.all[1]);
     let home = scene.pair.home.write("ccn/mig/migrate-home", order);
     revive(&mut scene.pair).context("after the way home")?;
+    expect_fault(&scene.pair, fault)?;
     // What the node says behind the image may come too late to stop it.
     let is_home = DECIDED_HOME.contains(&fault) || home.is_ok();
     let when = format!("after the way home ({home:?})");
@@ -183,21 +186,20 @@ fn survives_home(fault: &str, action: &str, side: Side) -> Result<()> {
 pub fn trials(faults: &[String]) -> Vec<Trial> {
     let mut trials = Vec::new();
     for fault in faults.iter().filter(|f| WAY_HOME.contains(&f.as_str())) {
-        let side = if fault.starts_with("Node") { Side::Desk } else { Side::Home };
+        let side = Side::of(fault);
         // A monitor that is killed takes its guest along.
         for action in ACTIONS.into_iter().filter(|a| side == Side::Home || *a == "error") {
-            let (name, fault) = (format!("shared::{fault}::{action}_on_{side:?}"), fault.clone());
+            let (name, fault) = (format!("shared::{fault}::{action}"), fault.clone());
             trials.push(Trial::test(name, move || {
-                Ok(survives_home(&fault, action, side).map_err(|e| format!("{e:#}"))?)
+                Ok(survives_home(&fault, action).map_err(|e| format!("{e:#}"))?)
             }));
         }
     }
     for fault in faults.iter().filter(|f| is_on_the_way_out(f)) {
-        let side = if fault.starts_with("Node") { Side::Desk } else { Side::Home };
         for action in ACTIONS {
-            let (name, fault) = (format!("tree::{fault}::{action}_on_{side:?}"), fault.clone());
+            let (name, fault) = (format!("tree::{fault}::{action}"), fault.clone());
             trials.push(Trial::test(name, move || {
-                Ok(survives(&fault, action, side).map_err(|e| format!("{e:#}"))?)
+                Ok(survives(&fault, action).map_err(|e| format!("{e:#}"))?)
             }));
         }
     }

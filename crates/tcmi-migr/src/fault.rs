@@ -126,6 +126,7 @@ pub fn pass(point: Point) -> Result<()> {
     if armed.seen.fetch_add(1, Ordering::Relaxed) + 1 != armed.passage {
         return Ok(());
     }
+    tracing::warn!("fault at {}", point.name());
     match armed.action {
         Action::Error => Err(Error::Injected(point.name())),
         Action::Stop => {

@@ -277,13 +277,11 @@ struct Life {
 
 enum Next {
     Signalled,
-    Question(Question),
-    Serving,
+    Shadow,
     LookDue,
     Message,
     Daemon,
     Ended,
-    Lost,
 }
 
 impl Life {
@@ -412,9 +410,19 @@ impl Life {
                     quiet(&self.signalled);
                     self.look_at = self.look_at.min(Instant::now() + POKE_AFTER);
                 }
-                Next::Question(question) => self.put(question),
-                Next::Serving => {
+                Next::Shadow => {
+                    // First: who rings behind the looks is to be heard again.
                     quiet(&self.shadow.bell);
+                    if self.shadow.lost.load(Ordering::Acquire) {
+                        // Its end and its shadow's are one, and either may show first.
+                        return match self.ends_within(END_OF_BOTH)? {
+                            true => self.ended(),
+                            false => Ok("the shadow at home is gone".to_owned()),
+                        };
+                    }
+                    if let Some(question) = self.shadow.births.asked() {
+                        self.put(question);
+                    }
                     self.ask_home(daemon);
                 }
                 Next::LookDue => {
@@ -422,9 +430,6 @@ impl Life {
                     self.poke();
                     self.report(daemon);
                 }
-                // Its end and its shadow's are one, and either may show first.
-                Next::Lost if self.ends_within(END_OF_BOTH)? => return self.ended(),
-                Next::Lost => return Ok("the shadow at home is gone".to_owned()),
                 Next::Daemon => match ipc::receive::<ToMonitor>(daemon.as_fd()) {
                     Ok((ToMonitor::SendHome {}, _)) => {
                         self.unwanted = true;
@@ -553,11 +558,7 @@ impl Life {
         // An end is told before what it caused: a shadow that ended because the guest did.
         Ok(match fds.map(|f| f.revents != 0) {
             [true, ..] => Next::Ended,
-            [_, true, ..] if self.shadow.lost.load(Ordering::Acquire) => Next::Lost,
-            [_, true, ..] => match self.shadow.births.asked() {
-                Some(question) => Next::Question(question),
-                None => Next::Serving,
-            },
+            [_, true, ..] => Next::Shadow,
             [_, _, true, ..] => Next::Message,
             [_, _, _, true, _] => Next::Daemon,
             _ => Next::Signalled,

@@ -23,7 +23,7 @@ enum Task {
     /// Format check, clippy, all tests, the decoders under fuzz
     Test {
         /// Seconds for each fuzz target
-        #[arg(long, default_value_t = 40)]
+        #[arg(long, default_value_t = 15)]
         fuzz_seconds: u32,
         /// Only end-to-end tests whose name holds this
         #[arg(long)]

@@ -165,6 +165,12 @@ pub fn run(fuzz_seconds: u32, only: Option<&str>) -> Result<ExitCode> {
             ]),
             UNIT_TIMEOUT,
         );
+        // All at once: one by one each is linked on one core.
+        suite.check(
+            "end-to-end tests build",
+            tool::cargo().args(["test", "--package", "tcmi-tests", "--no-run"]),
+            UNIT_TIMEOUT,
+        );
         suite.tests(
             "the harness itself",
             tool::cargo().args(["test", "--package", "tcmi-tests", "--lib"]),

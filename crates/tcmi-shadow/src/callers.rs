@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::panic;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -128,9 +129,10 @@ impl Callers {
             let holder = thread::Builder::new()
                 .name("guest-signal".into())
                 .spawn_scoped(scope, || self.hold_and(&endangered, &queue));
-            match holder.map(|holder| holder.join()) {
-                Ok(Ok(done)) => done,
-                Ok(Err(_)) | Err(_) => queue(),
+            match holder {
+                Ok(holder) => holder.join().unwrap_or_else(|panic| panic::resume_unwind(panic)),
+                // Better a call that ends than a signal that is lost.
+                Err(_) => queue(),
             }
         })
     }

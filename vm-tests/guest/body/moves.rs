@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tcmi_tests::victim::expect_counted;
-use tcmi_tests::{Scratch, Victim, VictimKind, wait_until};
+use tcmi_tests::{Scratch, Victim, VictimKind, account, wait_until};
 
 use super::pair::{Pair, TIMEOUT};
 use crate::port::Port;
@@ -39,6 +39,7 @@ pub fn everything_well(port: &Port, pair: &Pair) -> Result<()> {
     shell_loop(port, pair).context("shell")?;
     counter(port, pair).context("counter")?;
     receiver(port, pair).context("receiver")?;
+    tree(port, pair).context("tree")?;
     eater(port, pair).context("eater")
 }
 
@@ -129,6 +130,30 @@ fn receiver(port: &Port, pair: &Pair) -> Result<()> {
     victim.check()?;
     victim.signal(Signal::SIGKILL)?;
     victim.wait(TIMEOUT).map(drop)
+}
+
+/// Processes that share memory, at one instant.
+fn tree(port: &Port, pair: &Pair) -> Result<()> {
+    const CHILDREN: &str = "3";
+    let scratch = Scratch::new("tree")?;
+    let mark = scratch.path().display().to_string();
+    let mut head = Victim::spawn(&VictimKind::with_args("segment", &[CHILDREN, &mark]))?;
+    let pid = head.pid();
+    let all = [vec![pid], account::descendants(pid)?].concat();
+    for _ in 0..2 {
+        let order = format!("{pid} desk tree\n");
+        pair.home.write("ccn/mig/emigrate-ppm-p", order).context("way out")?;
+        let away = all.iter().filter(|pid| pair.is_guest(**pid)).count();
+        ensure!(away == all.len() && away > 1, "{away} of {all:?} are away");
+        head.works(TIMEOUT).context("away")?;
+        pair.home.write("ccn/mig/migrate-home", format!("{pid}\n")).context("way home")?;
+        wait_until("none of them away", TIMEOUT, || {
+            Ok((!all.iter().any(|pid| pair.is_guest(*pid))).then_some(()))
+        })?;
+        head.works(TIMEOUT).context("home again")?;
+    }
+    port.progress("a tree went round")?;
+    head.end(7)
 }
 
 pub fn threads(port: &Port) -> Result<()> {

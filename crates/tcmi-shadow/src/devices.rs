@@ -5,12 +5,13 @@
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
-use tcmi_call::engine::{GuestMemory, SliceMemory};
+use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::errno::EFAULT;
 use tcmi_ckpt::devices::{Device, OpenDevice};
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::calls::Shared;
+use crate::mapping;
 use crate::memory::ProcessMemory;
 use crate::stream::StreamError;
 use crate::worker::{Outcome, Thread, failed};
@@ -19,8 +20,6 @@ use crate::worker::{Outcome, Thread, failed};
 const COUNT_MAX: u64 = 16 << 20;
 const CHUNK_BYTES: usize = 64 * 1024;
 const USER_BYTES: u64 = 1 << 47;
-const OWN_BASE: u64 = 0x1_0000;
-const STAT_BYTES: usize = 144;
 const PATHS: [&[u8]; 3] = [b"/dev/null\0", b"/dev/zero\0", b"/dev/urandom\0"];
 
 #[derive(Debug, Default)]
@@ -166,15 +165,8 @@ pub(crate) fn opened(
     opening: &Opening,
     fd: i64,
 ) -> Result<(), StreamError> {
-    let mut bytes = [0; STAT_BYTES];
-    let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut bytes };
-    let args = [fd as u64, OWN_BASE, 0, 0, 0, 0];
-    if thread.ask(libc::SYS_fstat as u32, &args, &mut mem)? < 0 {
-        return Ok(());
-    }
-    let word = |at: usize| bytes[at..].first_chunk().map_or(0, |w| u64::from_le_bytes(*w));
-    // st_mode and st_rdev.
-    let device = Device::of(word(24) as u32, word(40));
+    let Some(stat) = mapping::granted(mapping::stat(thread, fd as u64))? else { return Ok(()) };
+    let device = Device::of(stat.mode, stat.rdev);
     let open = device.and_then(|device| OpenDevice::new(fd as i32, device, opening.flags));
     if let (Some(open), Some(table)) = (open, &shared.devices.0) {
         let mut table = table.lock();

@@ -13,17 +13,17 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tcmi_call::abi::BatchOp;
+use tcmi_call::engine::GuestMemory;
 use tcmi_call::engine::own::PIECES_MAX;
-use tcmi_call::engine::{GuestMemory, SliceMemory};
 use tcmi_call::table::{Alters, Arg, Row};
 use tcmi_sys::maps;
 use tcmi_sys::seccomp::Notification;
 
 use crate::calls::Shared;
-use crate::mapping::{self, Refusal};
-use crate::memory::ProcessMemory;
+use crate::mapping;
+use crate::memory::{ProcessMemory, word};
 use crate::stream::StreamError;
-use crate::worker::Thread;
+use crate::worker::{OWN_BASE, Thread};
 
 mod twin;
 mod watch;
@@ -33,8 +33,6 @@ use watch::{Sight, WATCHED_BYTES, Watch};
 
 /// Written home in one call, and read.
 const BATCH_BYTES: usize = 1 << 20;
-/// Address at which bytes of ours stand for the engine.
-const OWN_BASE: u64 = 0x1_0000;
 
 /// A live file of a guest that is born.
 pub struct LiveFile {
@@ -253,12 +251,12 @@ pub(crate) fn altered(
         Alters::Opened(i) => {
             let mut flags = args[i as usize];
             if let Arg::In(_) = row.args[i as usize] {
-                let mut word = [0; 8];
+                let mut bytes = [0; 8];
                 // It was read a moment ago.
-                if mem.read(flags, &mut word).is_err() {
+                if mem.read(flags, &mut bytes).is_err() {
                     return Ok(());
                 }
-                flags = u64::from_le_bytes(word);
+                flags = word(&bytes, 0);
             }
             match flags & libc::O_TRUNC as u64 {
                 0 => Ok(()),
@@ -270,7 +268,7 @@ pub(crate) fn altered(
             if mem.read_string(args[0], &mut path).is_err() {
                 return Ok(());
             }
-            let stat = mapping::stat_path(thread, &path);
+            let stat = mapping::granted(mapping::stat_path(thread, &path))?;
             look(shared, thread, stat, |size| 0..size)
         }
     }
@@ -295,13 +293,12 @@ fn is_perhaps_live(shared: &Shared, thread: &mut Thread, fd: u64) -> Result<bool
     let known = shared.live.files.lock().descriptors.get(&fd).copied();
     let id = match known {
         Some(id) => id,
-        None => match mapping::stat(thread, fd) {
-            Ok(s) => {
+        None => match mapping::granted(mapping::stat(thread, fd))? {
+            Some(s) => {
                 shared.live.files.lock().descriptors.insert(fd, (s.dev, s.ino));
                 (s.dev, s.ino)
             }
-            Err(Refusal::Stream(error)) => return Err(error),
-            Err(_) => return Ok(false),
+            None => return Ok(false),
         },
     };
     Ok(shared.live.has(id.0, id.1))
@@ -316,7 +313,7 @@ fn part(
     match is_perhaps_live(shared, thread, fd)? {
         false => Ok(()),
         true => {
-            let stat = mapping::stat(thread, fd);
+            let stat = mapping::granted(mapping::stat(thread, fd))?;
             look(shared, thread, stat, range)
         }
     }
@@ -326,15 +323,11 @@ fn part(
 fn look(
     shared: &Shared,
     thread: &mut Thread,
-    stat: Result<mapping::Stat, Refusal>,
+    stat: Option<mapping::Stat>,
     range: impl FnOnce(u64) -> std::ops::Range<u64>,
 ) -> Result<(), StreamError> {
-    let stat = match stat {
-        Ok(stat) => stat,
-        Err(Refusal::Stream(error)) => return Err(error),
-        // Somebody else has closed or removed it.
-        Err(_) => return Ok(()),
-    };
+    // Somebody else has closed or removed it.
+    let Some(stat) = stat else { return Ok(()) };
     let mut files = shared.live.files.lock();
     let Some(i) = files.all.iter().position(|f| f.id == (stat.dev, stat.ino)) else {
         return Ok(());
@@ -498,8 +491,7 @@ impl Known {
 
 impl Thread {
     pub(crate) fn plain(&mut self, nr: i64, args: &[u64; 6]) -> Result<i64, StreamError> {
-        let mut none = SliceMemory { base: OWN_BASE, bytes: &mut [] };
-        self.own(|call, seq| call.plain(nr as u16, args, seq), &mut none)
+        self.own(|call, seq| call.plain(nr as u16, args, seq), &mut [])
     }
 
     fn poke<'a>(
@@ -507,13 +499,11 @@ impl Thread {
         pid: i32,
         pieces: impl ExactSizeIterator<Item = (u64, &'a [u8])> + Clone,
     ) -> Result<i64, StreamError> {
-        let mut none = SliceMemory { base: OWN_BASE, bytes: &mut [] };
-        self.own(|call, seq| call.poke(pid, pieces.clone(), seq), &mut none)
+        self.own(|call, seq| call.poke(pid, pieces.clone(), seq), &mut [])
     }
 
     fn peek(&mut self, pid: i32, addr: u64, into: &mut [u8]) -> Result<i64, StreamError> {
         let len = into.len();
-        let mut mem = SliceMemory { base: OWN_BASE, bytes: into };
-        self.own(|call, seq| call.peek(pid, addr, len, OWN_BASE, seq), &mut mem)
+        self.own(|call, seq| call.peek(pid, addr, len, OWN_BASE, seq), into)
     }
 }

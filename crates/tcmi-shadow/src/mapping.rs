@@ -9,19 +9,17 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use parking_lot::Mutex;
 use tcmi_call::abi::BatchOp;
-use tcmi_call::engine::SliceMemory;
 use tcmi_call::table::errno::{EACCES, EINVAL, EIO, ENODEV, ENOMEM, EOVERFLOW, EPERM, Errno};
 
 use crate::calls::Shared;
+use crate::memory::word;
 use crate::stream::StreamError;
-use crate::worker::Thread;
+use crate::worker::{OWN_BASE, Thread};
 
 const PAGE_BYTES: u64 = 4096;
 /// All that a process may map.
 const USER_BYTES: u64 = (1 << 47) - PAGE_BYTES;
 const FETCH_BYTES: usize = 1024 * 1024;
-/// Address at which the fetched bytes stand for the engine.
-const OWN_BASE: u64 = 0x1_0000;
 const STAT_BYTES: usize = 144;
 const STATFS_BYTES: usize = 120;
 const STATFS_FLAGS: usize = 80;
@@ -74,13 +72,23 @@ pub(crate) enum Refusal {
 pub(crate) struct Stat {
     pub(crate) dev: u64,
     pub(crate) ino: u64,
-    mode: u32,
+    pub(crate) mode: u32,
+    pub(crate) rdev: u64,
     pub(crate) size: u64,
 }
 
 impl From<StreamError> for Refusal {
     fn from(error: StreamError) -> Self {
         Refusal::Stream(error)
+    }
+}
+
+/// None: home has refused it.
+pub(crate) fn granted<T>(outcome: Result<T, Refusal>) -> Result<Option<T>, StreamError> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(Refusal::Stream(error)) => Err(error),
+        Err(Refusal::Errno(_) | Refusal::AtHome) => Ok(None),
     }
 }
 
@@ -120,7 +128,7 @@ pub(crate) fn map_file(
     if !offset.is_multiple_of(PAGE_BYTES) {
         return Err(Refusal::Errno(EINVAL));
     }
-    let Stat { dev, ino, mode, size } = stat(thread, fd)?;
+    let Stat { dev, ino, mode, size, .. } = stat(thread, fd)?;
     let request = checked(args).map_err(Refusal::Errno)?;
     if mode & libc::S_IFMT != libc::S_IFREG {
         return Err(Refusal::Errno(ENODEV));
@@ -182,9 +190,8 @@ fn is_for_writing(thread: &mut Thread, request: &Request) -> Result<bool, Refusa
     if request.flags as i32 & 0xf == libc::MAP_PRIVATE {
         return Ok(false);
     }
-    let mut none = SliceMemory { base: OWN_BASE, bytes: &mut [] };
     let args = [request.fd, libc::F_GETFL as u64, 0, 0, 0, 0];
-    let flags = positive(thread.ask(libc::SYS_fcntl as u32, &args, &mut none)?)? as i32;
+    let flags = positive(thread.ask_own(libc::SYS_fcntl, &args, &mut [])?)? as i32;
     match flags & libc::O_ACCMODE {
         libc::O_RDWR => Ok(true),
         _ if request.prot as i32 & libc::PROT_WRITE != 0 => Err(Refusal::Errno(EACCES)),
@@ -194,9 +201,7 @@ fn is_for_writing(thread: &mut Thread, request: &Request) -> Result<bool, Refusa
 
 pub(crate) fn stat(thread: &mut Thread, fd: u64) -> Result<Stat, Refusal> {
     let mut bytes = [0u8; STAT_BYTES];
-    let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut bytes };
-    let args = [fd, OWN_BASE, 0, 0, 0, 0];
-    positive(thread.ask(libc::SYS_fstat as u32, &args, &mut mem)?)?;
+    positive(thread.ask_own(libc::SYS_fstat, &[fd, OWN_BASE, 0, 0, 0, 0], &mut bytes)?)?;
     Ok(Stat::of(&bytes))
 }
 
@@ -206,31 +211,24 @@ pub(crate) fn stat_path(thread: &mut Thread, path: &[u8]) -> Result<Stat, Refusa
     bytes.extend_from_slice(path);
     // It is read in pieces longer than itself.
     bytes.resize(STAT_BYTES + 2 * libc::PATH_MAX as usize, 0);
-    let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut bytes };
     let args = [OWN_BASE + STAT_BYTES as u64, OWN_BASE, 0, 0, 0, 0];
-    positive(thread.ask(libc::SYS_stat as u32, &args, &mut mem)?)?;
+    positive(thread.ask_own(libc::SYS_stat, &args, &mut bytes)?)?;
     Ok(Stat::of(&bytes))
 }
 
 impl Stat {
     fn of(bytes: &[u8]) -> Self {
         let word = |at| word(bytes, at);
-        Stat { dev: word(0), ino: word(8), mode: word(24) as u32, size: word(48) }
+        let (dev, ino, mode) = (word(0), word(8), word(24) as u32);
+        Stat { dev, ino, mode, rdev: word(40), size: word(48) }
     }
 }
 
 /// The file is on a file system that is mounted so.
 fn may_not_execute(thread: &mut Thread, fd: u64) -> Result<bool, Refusal> {
     let mut bytes = [0u8; STATFS_BYTES];
-    let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut bytes };
-    positive(thread.ask(libc::SYS_fstatfs as u32, &[fd, OWN_BASE, 0, 0, 0, 0], &mut mem)?)?;
+    positive(thread.ask_own(libc::SYS_fstatfs, &[fd, OWN_BASE, 0, 0, 0, 0], &mut bytes)?)?;
     Ok(word(&bytes, STATFS_FLAGS) & libc::ST_NOEXEC != 0)
-}
-
-fn word(bytes: &[u8], at: usize) -> u64 {
-    let mut b = [0; 8];
-    b.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(b)
 }
 
 fn positive(ret: i64) -> Result<u64, Refusal> {
@@ -253,10 +251,9 @@ fn fetch(thread: &mut Thread, request: &Request, size: u64) -> Result<File, Refu
     let mut done = 0;
     while done < wanted {
         let n = (wanted - done).min(FETCH_BYTES as u64);
-        let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut buffer };
         let args = [request.fd, OWN_BASE, n, request.offset + done, 0, 0];
         // A descriptor that cannot be read cannot be mapped.
-        let got = match thread.ask(libc::SYS_pread64 as u32, &args, &mut mem)? {
+        let got = match thread.ask_own(libc::SYS_pread64, &args, &mut buffer)? {
             ret if ret == -i64::from(libc::EBADF) => return Err(Refusal::Errno(EACCES)),
             ret => positive(ret)?,
         };
@@ -274,8 +271,7 @@ fn fetch(thread: &mut Thread, request: &Request, size: u64) -> Result<File, Refu
 fn mirror(thread: &mut Thread, request: &Request, addr: u64) -> Result<String, StreamError> {
     let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE) as u64;
     let args = [addr, request.len, request.prot, flags, request.fd, request.offset];
-    let mut none = SliceMemory { base: OWN_BASE, bytes: &mut [] };
-    let ret = thread.ask(libc::SYS_mmap as u32, &args, &mut none)?;
+    let ret = thread.ask_own(libc::SYS_mmap, &args, &mut [])?;
     match ret == addr as i64 {
         true => Ok(String::new()),
         false => name(thread, request.fd),
@@ -286,10 +282,9 @@ fn name(thread: &mut Thread, fd: u64) -> Result<String, StreamError> {
     let mut bytes = format!("/proc/self/fd/{fd}\0").into_bytes();
     let at = bytes.len();
     bytes.resize(at + libc::PATH_MAX as usize, 0);
-    let mut mem = SliceMemory { base: OWN_BASE, bytes: &mut bytes };
     let (here, room) = (libc::AT_FDCWD as u64, libc::PATH_MAX as u64);
     let args = [here, OWN_BASE, OWN_BASE + at as u64, room, 0, 0];
-    let length = thread.ask(libc::SYS_readlinkat as u32, &args, &mut mem)?.max(0) as usize;
+    let length = thread.ask_own(libc::SYS_readlinkat, &args, &mut bytes)?.max(0) as usize;
     let name = bytes.get(at..at + length).unwrap_or_default();
     Ok(String::from_utf8_lossy(name).into_owned())
 }

@@ -48,6 +48,13 @@ fn reach_in(ranges: &[Range<u64>], addr: u64, len: usize) -> usize {
     }
 }
 
+/// Little-endian, at an offset into `bytes` that has eight of them.
+pub(crate) fn word(bytes: &[u8], at: usize) -> u64 {
+    let mut b = [0; 8];
+    b.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(b)
+}
+
 /// By `process_vm_readv` and `process_vm_writev`, which honour the pages' protection.
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessMemory<'a> {

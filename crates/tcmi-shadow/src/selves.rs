@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::fs;
 
-use tcmi_call::engine::{GuestMemory, SliceMemory};
+use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::errno::{EIO, Errno};
 use tcmi_ckpt::birth;
 use tcmi_ckpt::image::FileRef;
@@ -16,7 +16,7 @@ use crate::calls::Shared;
 use crate::memory::ProcessMemory;
 use crate::stream::StreamError;
 use crate::usage;
-use crate::worker::{Outcome, Thread, failed};
+use crate::worker::{OWN_BASE, Outcome, Thread, failed};
 
 mod merge;
 
@@ -24,8 +24,6 @@ use merge::{Known, maps, stat, status};
 
 /// The longest of the names.
 const PATH_BYTES_MAX: usize = 64;
-/// Address at which our own data stands for the engine.
-const OWN_BASE: u64 = 0x1_0000;
 const PAGE_BYTES: usize = 4096;
 const CHUNK_BYTES: usize = 256 * 1024;
 const CPUS: &str = "/sys/devices/system/cpu/";
@@ -266,10 +264,6 @@ fn content(
 
 const HERE: u64 = libc::AT_FDCWD as u64;
 
-fn ask(thread: &mut Thread, nr: i64, args: [u64; 6], bytes: &mut [u8]) -> Result<i64, StreamError> {
-    thread.ask(nr as u32, &args, &mut SliceMemory { base: OWN_BASE, bytes })
-}
-
 /// The engine reads strings by the page.
 fn path_bytes(path: &str) -> Vec<u8> {
     let mut bytes = path.as_bytes().to_vec();
@@ -281,7 +275,7 @@ fn path_bytes(path: &str) -> Vec<u8> {
 fn read_at_home(thread: &mut Thread, path: &str) -> Result<Content, StreamError> {
     let mut name = path_bytes(path);
     let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
-    let fd = ask(thread, libc::SYS_openat, [HERE, OWN_BASE, flags, 0, 0, 0], &mut name)?;
+    let fd = thread.ask_own(libc::SYS_openat, &[HERE, OWN_BASE, flags, 0, 0, 0], &mut name)?;
     if fd < 0 {
         return Ok(Err(Errno(-fd as i32)));
     }
@@ -289,7 +283,7 @@ fn read_at_home(thread: &mut Thread, path: &str) -> Result<Content, StreamError>
     let mut content = Vec::new();
     let outcome = loop {
         let args = [fd as u64, OWN_BASE, CHUNK_BYTES as u64, 0, 0, 0];
-        match ask(thread, libc::SYS_read, args, &mut buffer)? {
+        match thread.ask_own(libc::SYS_read, &args, &mut buffer)? {
             0 => break Ok(content),
             n @ 1.. => content.extend_from_slice(&buffer[..n as usize]),
             error => break Err(Errno(-error as i32)),
@@ -300,14 +294,14 @@ fn read_at_home(thread: &mut Thread, path: &str) -> Result<Content, StreamError>
 }
 
 fn close(thread: &mut Thread, fd: i64) -> Result<(), StreamError> {
-    ask(thread, libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0], &mut []).map(drop)
+    thread.ask_own(libc::SYS_close, &[fd as u64, 0, 0, 0, 0, 0], &mut []).map(drop)
 }
 
 /// A descriptor at home from which `content` is read; or an errno, negative.
 fn place(thread: &mut Thread, content: &[u8], flags: i32) -> Result<i64, StreamError> {
     let cloexec = libc::MFD_CLOEXEC as u64;
     let args = [OWN_BASE, cloexec, 0, 0, 0, 0];
-    let fd = ask(thread, libc::SYS_memfd_create, args, &mut path_bytes("self"))?;
+    let fd = thread.ask_own(libc::SYS_memfd_create, &args, &mut path_bytes("self"))?;
     if fd < 0 {
         return Ok(fd);
     }
@@ -315,7 +309,7 @@ fn place(thread: &mut Thread, content: &[u8], flags: i32) -> Result<i64, StreamE
     while done < content.len() {
         let mut chunk = content[done..content.len().min(done + CHUNK_BYTES)].to_vec();
         let args = [fd as u64, OWN_BASE, chunk.len() as u64, done as u64, 0, 0];
-        match ask(thread, libc::SYS_pwrite64, args, &mut chunk)? {
+        match thread.ask_own(libc::SYS_pwrite64, &args, &mut chunk)? {
             n @ 1.. => done += n as usize,
             error => {
                 close(thread, fd)?;
@@ -326,13 +320,14 @@ fn place(thread: &mut Thread, content: &[u8], flags: i32) -> Result<i64, StreamE
     // A descriptor to read from, in its place.
     let mut name = path_bytes(&format!("/proc/self/fd/{fd}"));
     let how = (flags & !libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
-    let reader = ask(thread, libc::SYS_openat, [HERE, OWN_BASE, how, 0, 0, 0], &mut name)?;
+    let reader = thread.ask_own(libc::SYS_openat, &[HERE, OWN_BASE, how, 0, 0, 0], &mut name)?;
     if reader < 0 {
         close(thread, fd)?;
         return Ok(reader);
     }
     let kept = (flags & libc::O_CLOEXEC) as u64;
-    let placed = ask(thread, libc::SYS_dup3, [reader as u64, fd as u64, kept, 0, 0, 0], &mut [])?;
+    let placed =
+        thread.ask_own(libc::SYS_dup3, &[reader as u64, fd as u64, kept, 0, 0, 0], &mut [])?;
     close(thread, reader)?;
     if placed < 0 {
         close(thread, fd)?;

@@ -1,19 +1,17 @@
 //! What a guest has used: what home's kernel counts, and what was used on other nodes.
 
 use parking_lot::Mutex;
-use tcmi_call::engine::{GuestMemory, SliceMemory};
+use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::errno::{EFAULT, Errno};
 use tcmi_ckpt::birth;
 use tcmi_ckpt::usage::{TICK_NS, Usage};
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::calls::Shared;
-use crate::memory::ProcessMemory;
+use crate::memory::{ProcessMemory, word};
 use crate::stream::StreamError;
-use crate::worker::{Outcome, Thread, failed};
+use crate::worker::{OWN_BASE, Outcome, Thread, failed};
 
-/// Address at which home's answer stands for the engine.
-const OWN_BASE: u64 = 0x1_0000;
 const NS_PER_S: u64 = 1_000_000_000;
 const NS_PER_US: u64 = 1_000;
 const RUSAGE_BYTES: usize = 144;
@@ -90,7 +88,7 @@ fn ask(
 ) -> Result<i64, StreamError> {
     let mut args = notif.args;
     args[at] = OWN_BASE;
-    thread.ask(notif.nr, &args, &mut SliceMemory { base: OWN_BASE, bytes })
+    thread.ask_own(notif.nr.into(), &args, bytes)
 }
 
 fn deliver(shared: &Shared, notif: &Notification, addr: u64, bytes: &[u8], ret: i64) -> Outcome {
@@ -99,10 +97,6 @@ fn deliver(shared: &Shared, notif: &Notification, addr: u64, bytes: &[u8], ret: 
         Ok(()) => Outcome::Answer(Answer::Value(ret)),
         Err(_) => failed(EFAULT),
     }
-}
-
-fn word(bytes: &[u8], at: usize) -> u64 {
-    bytes[at..].first_chunk().map_or(0, |w| u64::from_le_bytes(*w))
 }
 
 fn put(bytes: &mut [u8], at: usize, value: u64) {

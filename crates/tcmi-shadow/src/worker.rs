@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use tcmi_call::engine::{Call, GuestMemory};
+use tcmi_call::engine::{Call, GuestMemory, SliceMemory};
 use tcmi_call::frame::{ReplyHeader, disposition, kind, reply_flags};
 use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, ESRCH, Errno};
 use tcmi_call::table::{self, Arg, Both, Class, Restart, Row, prctl};
@@ -18,12 +18,14 @@ use crate::devices;
 use crate::interrupt::{self, Pending};
 use crate::live;
 use crate::mapping::{self, Refusal};
-use crate::memory::ProcessMemory;
+use crate::memory::{ProcessMemory, word};
 use crate::selves;
 use crate::stream::{CallStream, StreamError};
 use crate::usage::{self, Told};
 use crate::visit;
 
+/// Address at which bytes of ours stand for the engine.
+pub(crate) const OWN_BASE: u64 = 0x1_0000;
 const SIGSET_BYTES: u64 = 8;
 const NS_PER_S: i64 = 1_000_000_000;
 /// The guest's kernel, and whoever captures its thread, makes `restart_syscall` of it.
@@ -71,17 +73,27 @@ impl Thread {
         self.repeat(|call, seq, mem: &mut M| call.marshal(nr, args, seq, 0, mem), mem)
     }
 
+    /// The same with `bytes` for its buffers, from [`OWN_BASE`] on.
+    pub(crate) fn ask_own(
+        &mut self,
+        nr: i64,
+        args: &[u64; 6],
+        bytes: &mut [u8],
+    ) -> Result<i64, StreamError> {
+        self.ask(nr as u32, args, &mut SliceMemory { base: OWN_BASE, bytes })
+    }
+
     /// The same of a call that no row has.
-    pub(crate) fn own<M: GuestMemory>(
+    pub(crate) fn own(
         &mut self,
         make: impl Fn(&mut Call, u64),
-        mem: &mut M,
+        bytes: &mut [u8],
     ) -> Result<i64, StreamError> {
-        let make = |call: &mut Call, seq, _: &mut M| {
+        let make = |call: &mut Call, seq, _: &mut SliceMemory<'_>| {
             make(call, seq);
             Ok(())
         };
-        self.repeat(make, mem)
+        self.repeat(make, &mut SliceMemory { base: OWN_BASE, bytes })
     }
 
     fn repeat<M: GuestMemory>(
@@ -386,11 +398,6 @@ fn own_mask(
     mem: &mut ProcessMemory<'_>,
 ) -> Result<Option<Mask>, Errno> {
     let mut words = |addr: u64, into: &mut [u8]| mem.read(addr, into).map_err(|_| EFAULT);
-    let word = |b: &[u8; 16], at: usize| {
-        let mut w = [0; 8];
-        w.copy_from_slice(&b[at..at + 8]);
-        u64::from_le_bytes(w)
-    };
     let mut pair = [0; 16];
     let place = row.args.iter().position(|a| matches!(a, Arg::Mask | Arg::MaskPair));
     let (addr, size) = match place.map(|i| (row.args[i], i)) {
@@ -457,9 +464,7 @@ fn mirror_disposition(
         [1, 0, 0, 0, 0, 0, 0, 0] => disposition::IGNORE,
         _ => disposition::HANDLE,
     };
-    let mut word = [0; 8];
-    word.copy_from_slice(flags);
-    thread.tell(kind::DISPOSITION, &[signal, what, u64::from_le_bytes(word)])?;
+    thread.tell(kind::DISPOSITION, &[signal, what, word(flags, 0)])?;
     let (reply, payload) = thread.stream.receive()?;
     let mut mem = ProcessMemory { pid: notif.tid, writable: &shared.writable };
     let ret = thread.call.unmarshal(&reply, payload, &mut mem)?;

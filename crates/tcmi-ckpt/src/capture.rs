@@ -116,33 +116,17 @@ pub fn is_segment(m: &Mapping) -> bool {
     m.shared && m.name.strip_prefix("/memfd:").is_some_and(|n| n.starts_with(SEGMENT))
 }
 
-/// Device and inode of what a mapping shows.
-pub type Object = ((u32, u32), u64);
-
-/// Processes that have one of these objects mapped, as far as they can be looked at.
-pub fn sharers(objects: &[Object]) -> Result<Vec<i32>> {
-    let mut all = Vec::new();
-    for pid in proc::pids()? {
-        // One that has ended, or has no memory, maps nothing.
-        let Ok(maps) = maps::read_short(pid) else { continue };
-        if maps.iter().any(|m| m.shared && objects.contains(&(m.dev, m.inode))) {
-            all.push(pid);
-        }
-    }
-    Ok(all)
-}
-
 /// A shared mapping of a file through which the process writes, or may come to: its file is
 /// *live*, one memory on both nodes, whose changes go home. Needs what smaps tells.
 pub fn is_live(m: &Mapping) -> bool {
-    let by_key = m.name == "/dev/zero (deleted)" || m.name.starts_with("/SYSV");
+    let by_key = m.name == SHARED_MEMORY || m.name.starts_with("/SYSV");
     m.shared && (m.write || m.has(b"mw")) && m.inode != 0 && !by_key
 }
 
 /// Why the live file behind a mapping of `pid` has to stay: another process has it mapped, too.
 /// Its stores, and its view of ours, would be those of another machine.
 pub fn sharer_of(pid: i32, m: &Mapping) -> Result<Option<String>> {
-    let sharer = maps::sharer(pid, m.dev, m.inode)?;
+    let sharer = maps::sharers(&[m.object()])?.into_iter().find(|other| *other != pid);
     let at = format!("{:x}-{:x} {}", m.start, m.end, m.name);
     Ok(sharer.map(|n| format!("writable shared memory ({at}), also mapped by process {n}")))
 }

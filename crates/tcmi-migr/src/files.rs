@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::image::FileRef;
 use tcmi_kkc::{BulkReader, BulkWriter};
-use tcmi_sys::maps::Mapping;
+use tcmi_sys::maps::{self, Mapping};
 
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -182,7 +182,7 @@ fn hash_range(f: &File, first: u64, last: u64) -> Result<[u8; 32]> {
 impl Files for HomeFiles {
     fn is_alone(&self, m: &Mapping) -> bool {
         let alone = || {
-            let sharers = capture::sharers(&[(m.dev, m.inode)]);
+            let sharers = maps::sharers(&[m.object()]);
             sharers.is_ok_and(|all| all.iter().all(|pid| *pid == self.pid))
         };
         capture::is_shared_at_home(m) && (self.together || alone())

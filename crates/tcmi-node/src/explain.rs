@@ -82,8 +82,8 @@ fn obstacles(pid: Pid, s: &Status, away: bool, sharers: Sharers) -> Result<Vec<S
     all.extend(strangers(n, &shared, sharers));
     all.extend(mapped.iter().filter_map(capture::obstacle));
     let mut live: Vec<_> = mapped.iter().filter(|m| capture::is_live(m)).collect();
-    live.sort_by_key(|m| (m.dev, m.inode, m.start));
-    live.dedup_by_key(|m| (m.dev, m.inode));
+    live.sort_by_key(|m| (m.object(), m.start));
+    live.dedup_by_key(|m| m.object());
     for m in live {
         let sharer = capture::sharer_of(n, m).map_err(|_| Errno::new("who maps it", libc::EIO))?;
         all.extend(sharer);
@@ -102,8 +102,8 @@ fn strangers(pid: i32, shared: &[Mapping], sharers: Sharers) -> Option<String> {
     if shared.is_empty() {
         return None;
     }
-    let objects: Vec<_> = shared.iter().map(|m| (m.dev, m.inode)).collect();
-    let all = match capture::sharers(&objects) {
+    let objects: Vec<_> = shared.iter().map(Mapping::object).collect();
+    let all = match maps::sharers(&objects) {
         Ok(all) => all,
         Err(e) => return Some(format!("shared memory, whose sharers are not known: {e}")),
     };

@@ -1,6 +1,10 @@
 //! /proc/PID/smaps as a list of mappings.
 
 use crate::errno::{Errno, Result};
+use crate::proc;
+
+/// Device, as (major, minor), and inode of what a mapping shows.
+pub type Object = ((u32, u32), u64);
 
 /// One mapping as the kernel describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +43,9 @@ impl Mapping {
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }
+    pub fn object(&self) -> Object {
+        (self.dev, self.inode)
+    }
 }
 
 /// Mappings of `pid`, lowest first, with VmFlags and resident sizes.
@@ -55,24 +62,27 @@ pub fn read_short(pid: i32) -> Result<Vec<Mapping>> {
     parse(&text).ok_or(Errno::new("parse maps", libc::EPROTO))
 }
 
-/// Another process than `pid` that has the file mapped shared, among those that we may look at.
-pub fn sharer(pid: i32, dev: (u32, u32), inode: u64) -> Result<Option<i32>> {
-    let all = std::fs::read_dir("/proc").map_err(|e| Errno::from_io("read /proc", &e))?;
-    let pids = all.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    let file = format!(" {:02x}:{:02x} {inode} ", dev.0, dev.1);
-    for other in pids.filter(|n| *n != pid) {
-        // One that ended meanwhile maps nothing.
-        let Ok(text) = std::fs::read(format!("/proc/{other}/maps")) else { continue };
+/// Processes that have one of these mapped shared, as far as they can be looked at.
+pub fn sharers(objects: &[Object]) -> Result<Vec<i32>> {
+    let mut all = Vec::new();
+    for pid in proc::pids()? {
+        // One that has ended, or has no memory, maps nothing.
+        let Ok(text) = std::fs::read(format!("/proc/{pid}/maps")) else { continue };
         let text = String::from_utf8_lossy(&text);
-        if text.lines().any(|l| l.contains(&file) && is_shared(l)) {
-            return Ok(Some(other));
+        if text.lines().filter_map(shared_object).any(|shared| objects.contains(&shared)) {
+            all.push(pid);
         }
     }
-    Ok(None)
+    Ok(all)
 }
 
-fn is_shared(line: &str) -> bool {
-    line.split(' ').nth(1).is_some_and(|perms| perms.ends_with('s'))
+/// All processes' maps are long: of a line of them only what is asked for.
+fn shared_object(line: &str) -> Option<Object> {
+    let mut fields = line.split(' ').skip(1);
+    fields.next().filter(|perms| perms.ends_with('s'))?;
+    let (major, minor) = fields.nth(1)?.split_once(':')?;
+    let hex = |s| u32::from_str_radix(s, 16).ok();
+    Some(((hex(major)?, hex(minor)?), fields.next()?.parse().ok()?))
 }
 
 /// Parses smaps (or maps, then without flags). None if it is not that.
@@ -155,6 +165,8 @@ mod tests {
         let m = parse(b"1000-2000 r-xp 00001000 fe:02 77   /a b (deleted)\n").expect("a line");
         assert_eq!(m[0].name, "/a b (deleted)");
         assert_eq!((m[0].dev, m[0].inode, m[0].offset), ((0xfe, 2), 77, 0x1000));
+        assert_eq!(shared_object("1000-2000 rw-s 00001000 fe:02 77   /a b"), Some(((0xfe, 2), 77)));
+        assert_eq!(shared_object("1000-2000 rw-p 00001000 fe:02 77   /a b"), None);
         assert_eq!(parse(b"zz-2000 r-xp 0 0:0 0\n"), None);
         assert_eq!(parse(b"Rss: 3 kB\n"), None);
     }

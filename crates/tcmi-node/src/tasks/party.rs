@@ -394,18 +394,17 @@ impl Party {
             let shared = maps.into_iter().filter(capture::is_shared_at_home).collect();
             found.push((*pid, shared));
         }
-        let object = |m: &Mapping| (m.dev, m.inode);
-        let mut segments: HashMap<capture::Object, (u64, u64)> = HashMap::new();
+        let mut segments: HashMap<maps::Object, (u64, u64)> = HashMap::new();
         for m in found.iter().flat_map(|(_, maps)| maps) {
             let new = || (self.shared.next_migration(), 0);
-            let (_, bytes) = segments.entry(object(m)).or_insert_with(new);
+            let (_, bytes) = segments.entry(m.object()).or_insert_with(new);
             *bytes = (*bytes).max(m.offset + m.len());
         }
         let Some((sharer, _)) = found.iter().find(|(_, maps)| !maps.is_empty()) else {
             return Ok(());
         };
-        let objects: Vec<capture::Object> = segments.keys().copied().collect();
-        let sharers = capture::sharers(&objects).map_err(|e| self.explain(inner, e.into()))?;
+        let objects: Vec<maps::Object> = segments.keys().copied().collect();
+        let sharers = maps::sharers(&objects).map_err(|e| self.explain(inner, e.into()))?;
         let is_stranger = |pid: &&i32| inner.members.keys().all(|known| known.raw() != **pid);
         if let Some(stranger) = sharers.iter().find(is_stranger) {
             let reasons =
@@ -415,7 +414,7 @@ impl Party {
         let mut sent: HashMap<u64, Vec<(u64, u64)>> = HashMap::new();
         for (pid, maps) in &found {
             let of = |m: &Mapping| {
-                let (id, bytes) = segments[&object(m)];
+                let (id, bytes) = segments[&m.object()];
                 let (from, to) = (m.offset, m.offset + m.len());
                 let known = sent.entry(id).or_default();
                 let is_sent = !known.iter().any(|k| k.0 <= from && to <= k.1);

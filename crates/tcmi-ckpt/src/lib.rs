@@ -14,6 +14,7 @@ pub mod freeze;
 pub mod freezer;
 pub mod image;
 pub mod layout;
+pub mod live;
 pub mod rebuild;
 pub mod remote;
 pub mod usage;

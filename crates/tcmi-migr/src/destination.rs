@@ -20,6 +20,7 @@ use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::descriptors;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, Vma, vma_flags};
+use tcmi_ckpt::live::{LiveFile, Window};
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent, page_up};
 use tcmi_ckpt::usage::Used;
@@ -35,25 +36,6 @@ pub struct GuestFiles {
     /// (st_dev major, minor, inode) of what is open here, and of memfds that stand for files.
     here: HashMap<(u32, u32, u64), (u32, u64)>,
     live: Vec<LiveFile>,
-}
-
-/// A file that the guest may write to by shared mappings of a memfd.
-pub struct LiveFile {
-    pub memfd: File,
-    /// As `fstat` at home has them.
-    pub dev: u64,
-    pub ino: u64,
-    pub windows: Vec<Window>,
-}
-
-/// Where home has a live file mapped shared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// Address in the shadow.
-    pub home: u64,
-    /// Of the file, in bytes, as `len`.
-    pub offset: u64,
-    pub len: u64,
 }
 
 impl GuestFiles {

@@ -33,7 +33,6 @@ use crate::rooms::{self, NextId};
 
 mod births;
 mod home;
-mod live;
 
 use births::{Births, Question};
 
@@ -383,7 +382,6 @@ impl Life {
             threads.push(GuestThread { tid, stream: CallStream::new(fd, &tx, &rx), used });
         }
         let listener = built.listener.try_clone().map_err(io())?;
-        let (live, watch) = live::of(built);
         let parts = tcmi_shadow::Guest {
             pid: built.host_pid(),
             steward: steward.clone(),
@@ -393,8 +391,8 @@ impl Life {
             names: built.files.names(),
             processors: Some(processors).filter(|_| built.rebinds.processors),
             devices: built.rebinds.devices.take(),
-            live,
-            watch,
+            live: built.files.take_live(),
+            watch: built.userfault.take().map(|fd| (built.host_pid(), fd)),
         };
         let calls = Calls::start(listener, threads, parts, shadow.clone()).map_err(io())?;
         Ok(Parts { calls, callers, steward, events, shadow, pidfd, signalled })

@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use tcmi_call::table::errno::Errno;
 use tcmi_ckpt::birth;
 use tcmi_ckpt::devices::OpenDevice;
+use tcmi_ckpt::live::LiveFile;
 use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::Listener;
 
@@ -19,7 +20,7 @@ use crate::callers::Callers;
 use crate::devices::Devices;
 use crate::events::Events;
 use crate::interrupt::{self, Pending};
-use crate::live::{self, Live, LiveFile};
+use crate::live::{self, Live};
 use crate::mapping::MappedFiles;
 use crate::memory::Writable;
 use crate::placement::Placement;

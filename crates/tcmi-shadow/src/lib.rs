@@ -29,7 +29,6 @@ mod worker;
 pub use callers::Callers;
 pub use calls::{Begun, Calls, Denied, Guest, GuestThread, Hooks, QuiesceError};
 pub use events::{Events, News, SignalStream};
-pub use live::{LiveFile, Window};
 pub use mapping::{MappedFile, MappedFiles};
 pub use memory::ProcessMemory;
 pub use selves::{Names, Processors};

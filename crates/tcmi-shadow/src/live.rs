@@ -6,7 +6,6 @@
 //! home for that.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use tcmi_call::abi::BatchOp;
 use tcmi_call::engine::GuestMemory;
 use tcmi_call::engine::own::PIECES_MAX;
 use tcmi_call::table::{Alters, Arg, Row};
+use tcmi_ckpt::live::{LiveFile, Window};
 use tcmi_sys::maps;
 use tcmi_sys::seccomp::Notification;
 
@@ -34,39 +34,14 @@ use watch::{Sight, WATCHED_BYTES, Watch};
 /// Written home in one call, and read.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// A live file of a guest that is born.
-pub struct LiveFile {
-    /// The guest maps it, and nothing in it has changed yet.
-    pub memfd: File,
-    /// As `fstat` at home has them.
-    pub dev: u64,
-    pub ino: u64,
-    pub windows: Vec<Window>,
-}
-
-/// Where the shadow has it mapped shared.
-#[derive(Clone, Copy, Debug)]
-pub struct Window {
-    pub home: u64,
-    /// In the file, in bytes, as `len`.
-    pub offset: u64,
-    pub len: u64,
-    /// It was made writable for us.
-    opened: bool,
-}
-
-impl Window {
-    pub fn new(home: u64, offset: u64, len: u64) -> Self {
-        Window { home, offset, len, opened: false }
-    }
-}
-
 struct Known {
     /// At home.
     id: (u64, u64),
     /// The memfd's, as mappings of the guest show it.
     here: u64,
     windows: Vec<Window>,
+    /// Of each window, whether home's mapping was made writable for us.
+    opened: Vec<bool>,
     twin: Twin,
     sight: Sight,
 }
@@ -116,7 +91,8 @@ impl Live {
             let watched = watch.as_ref().filter(|_| large);
             let sight = watched.map_or(Sight::Whole, |watch| watch.begin(here));
             let twin = Twin::of(memfd, first..end)?;
-            all.push(Known { id: (dev, ino), here, windows, twin, sight });
+            let opened = vec![false; windows.len()];
+            all.push(Known { id: (dev, ino), here, windows, opened, twin, sight });
         }
         let any = !all.is_empty();
         Ok(Live { files: Mutex::new(Files { all, ..Files::default() }), any, watch })
@@ -380,7 +356,7 @@ impl Files {
         let known = &mut self.all[i];
         let mut buffer = vec![0; BATCH_BYTES.min((range.end - range.start) as usize)];
         for w in 0..known.windows.len() {
-            let Window { home, offset, len, .. } = known.windows[w];
+            let Window { home, offset, len } = known.windows[w];
             let end = range.end.min(offset + len).min(known.twin.size());
             let mut at = range.start.max(offset);
             while at < end {
@@ -480,8 +456,8 @@ impl Known {
     /// The guest's protection of its mapping is not home's: makes home's as wide as it can be.
     /// False: it was before, or cannot be.
     fn open(&mut self, thread: &mut Thread, i: usize) -> Result<bool, StreamError> {
-        let w = &mut self.windows[i];
-        if std::mem::replace(&mut w.opened, true) {
+        let w = self.windows[i];
+        if std::mem::replace(&mut self.opened[i], true) {
             return Ok(false);
         }
         let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;

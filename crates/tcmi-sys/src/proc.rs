@@ -274,6 +274,12 @@ pub fn limits(pid: i32) -> Result<Vec<(u64, u64)>> {
     parse_limits(&String::from_utf8_lossy(&text)).ok_or(malformed("parse /proc/PID/limits"))
 }
 
+/// The soft and hard limit of one resource.
+pub fn limit(pid: i32, resource: u32) -> Result<(u64, u64)> {
+    let all = limits(pid)?;
+    all.get(resource as usize).copied().ok_or(malformed("find a line of /proc/PID/limits"))
+}
+
 /// Names hold blanks; the kernel pads them to 25 columns, and values to 20.
 fn parse_limits(text: &str) -> Option<Vec<(u64, u64)>> {
     let value = |word: &str| match word {
@@ -375,6 +381,9 @@ mod tests {
         // SAFETY: a live rlimit.
         unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut files) };
         assert_eq!(own[libc::RLIMIT_NOFILE as usize], (files.rlim_cur, files.rlim_max));
+        let one = limit(std::process::id() as i32, libc::RLIMIT_NOFILE);
+        assert_eq!(one, Ok((files.rlim_cur, files.rlim_max)));
+        assert!(limit(std::process::id() as i32, 99).is_err());
     }
 
     #[test]

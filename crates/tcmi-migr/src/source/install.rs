@@ -9,6 +9,7 @@ use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::rebuild::Batcher;
 use tcmi_ckpt::remote::{Agent, Ids};
 use tcmi_kkc::Stream;
+use tcmi_sys::proc;
 
 /// The reserved descriptors are put behind the process's own limit, if that is no higher: to keep
 /// its descriptor table small. Else, or if it may have no more, below it.
@@ -81,9 +82,8 @@ impl Installed {
 /// Copies descriptors into the process, to a contiguous range that ends with those for `to_come`
 /// more; the numbers of all of them there.
 fn pass(f: &mut Frozen, agent: &Agent, sockets: &[OwnedFd], to_come: usize) -> Result<Vec<i32>> {
-    let limits = tcmi_sys::proc::limits(f.pid)?;
-    let (soft, hard) = limits.get(libc::RLIMIT_NOFILE as usize).copied().unwrap_or_default();
-    let open = tcmi_sys::proc::descriptors(f.pid)?;
+    let (soft, hard) = proc::limit(f.pid, libc::RLIMIT_NOFILE)?;
+    let open = proc::descriptors(f.pid)?;
     let open: Vec<u64> = open.iter().map(|(fd, _)| *fd as u64).collect();
     let below = |spare: usize| {
         let needed = (sockets.len() + spare) as u64;

@@ -13,7 +13,7 @@ use tcmi_ckpt::rebuild::Batcher;
 use tcmi_ckpt::remote::Ids;
 use tcmi_ckpt::{Error, Result};
 use tcmi_sys::ptrace::{Running, Stop, Waited};
-use tcmi_sys::{memory, signal};
+use tcmi_sys::{memory, proc, signal};
 
 use super::{Shadow, StreamAt, write_thread_area};
 
@@ -107,8 +107,7 @@ impl Shadow {
         let mut b = Batcher::new(&self.places.agent, t, self.pid, ids);
         let passed = Way::with(&mut b, |b, way| way.pass(b, &[socket]))?;
         let (low, fd) = (passed[0] as u64, stream.fd as u64);
-        let limits = tcmi_sys::proc::limits(self.pid)?;
-        let (soft, hard) = limits.get(libc::RLIMIT_NOFILE as usize).copied().unwrap_or_default();
+        let (soft, hard) = proc::limit(self.pid, libc::RLIMIT_NOFILE)?;
         let mut put = 0;
         let beyond = Beyond { soft, hard, end: soft.max(fd + 1) };
         let results = beyond.calls(&mut b, |b| {

@@ -99,10 +99,11 @@ impl Live {
     }
 
     /// Waits for mappings of the guest that go or move, at most so long. Only who calls this takes
-    /// note of them, and the guest waits for it. False: there is nothing to wait for.
+    /// note of them, and the guest waits for it. False, at once: there is nothing to wait for.
     pub(crate) fn wait_for_moves(&self, timeout: Duration) -> bool {
         let Some(watch) = &self.watch else { return false };
-        if watch.wait(timeout) {
+        let Some(is_event) = watch.wait(timeout) else { return false };
+        if is_event {
             let mut files = self.files.lock();
             // With the files held: who looks at them next knows.
             if watch.take_events() {

@@ -77,14 +77,11 @@ impl Watch {
         Some(all)
     }
 
-    /// True: an event is there, whose cause waits until it is taken.
-    pub(super) fn wait(&self, timeout: Duration) -> bool {
-        self.userfault.wait(timeout.as_millis() as i32).unwrap_or_else(|e| {
-            // Its guest is gone.
-            tracing::debug!(%e, "no more events");
-            std::thread::sleep(timeout);
-            false
-        })
+    /// True: an event is there, whose cause waits until it is taken. None, at once: there will be
+    /// no more, as the guest is gone.
+    pub(super) fn wait(&self, timeout: Duration) -> Option<bool> {
+        let waited = self.userfault.wait(timeout.as_millis() as i32);
+        waited.inspect_err(|e| tracing::debug!(%e, "no more events")).ok()
     }
 
     /// Whether mappings have gone or moved since the last time.

@@ -116,7 +116,7 @@ struct Born {
     /// Its node's owner has sent it home already.
     unwanted: bool,
     /// Of this node, of which its room shows nothing.
-    processors: Processors,
+    processors: Option<Processors>,
 }
 
 fn build(
@@ -349,7 +349,11 @@ impl Life {
         })
     }
 
-    fn prepare(built: &mut Built, next_id: NextId, processors: Processors) -> Result<Parts> {
+    fn prepare(
+        built: &mut Built,
+        next_id: NextId,
+        processors: Option<Processors>,
+    ) -> Result<Parts> {
         let io = || Error::io("start serving the guest");
         let names = built.threads();
         let area = map_area(built.area.as_raw_fd())?;
@@ -389,7 +393,7 @@ impl Life {
             callers: callers.clone(),
             used: built.used.process,
             names: built.files.names(),
-            processors: Some(processors).filter(|_| built.rebinds.processors),
+            processors: processors.filter(|_| built.rebinds.processors),
             devices: built.rebinds.devices.take(),
             live: built.files.take_live(),
             watch: built.userfault.take().map(|fd| (built.host_pid(), fd)),

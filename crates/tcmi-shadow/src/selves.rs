@@ -42,10 +42,12 @@ pub type Names = HashMap<(u32, u32, u64), (FileRef, u64)>;
 pub struct Processors(Vec<(&'static str, Vec<u8>)>);
 
 impl Processors {
-    pub fn look() -> Self {
-        let scheduled = || scheduled(&fs::read_to_string("/proc/stat").unwrap_or_default());
-        let list = |name| fs::read(format!("{CPUS}{name}")).unwrap_or_else(|_| scheduled());
-        Self(CPU_LISTS.map(|name| (name, list(name))).to_vec())
+    /// None: neither tells.
+    pub fn look() -> Option<Self> {
+        let scheduled = || fs::read_to_string("/proc/stat").map(|stat| scheduled(&stat));
+        let list = |name| fs::read(format!("{CPUS}{name}")).or_else(|_| scheduled());
+        let lists = CPU_LISTS.map(|name| list(name).ok().map(|list| (name, list)));
+        lists.into_iter().collect::<Option<_>>().map(Self)
     }
 }
 

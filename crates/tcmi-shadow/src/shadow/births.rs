@@ -15,7 +15,8 @@ use tcmi_ckpt::{Error, Result};
 use tcmi_sys::ptrace::{Running, Stop, Waited};
 use tcmi_sys::{memory, proc, signal};
 
-use super::{Shadow, StreamAt, write_thread_area};
+use super::arm::write_thread_area;
+use super::{Shadow, StreamAt};
 
 /// Where a shadow thread has its area and its descriptor.
 #[derive(Clone, Copy, Debug)]

@@ -22,7 +22,7 @@ use tcmi_ckpt::usage::Used;
 use tcmi_core::lifecycle::State;
 use tcmi_kkc::{BulkError, BulkReader, BulkWriter, Stream};
 use tcmi_sys::maps::Mapping;
-use tcmi_sys::{namespace, signal};
+use tcmi_sys::{namespace, proc, signal};
 
 /// Told how far a move is.
 pub trait Watch {
@@ -81,10 +81,7 @@ impl Attached {
         let vdso = maps.iter().find(|m| m.name == "[vdso]");
         let vdso = vdso.ok_or_else(|| tcmi_ckpt::Error::unsupported("it has no vDSO"))?;
         let vdso_call = remote::find_syscall(f.pid, vdso.start, vdso.end)?;
-        let limits = tcmi_sys::proc::limits(f.pid)?;
-        let is_limited = limits
-            .get(libc::RLIMIT_AS as usize)
-            .is_some_and(|&(soft, _)| soft != libc::RLIM_INFINITY);
+        let is_limited = proc::limit(f.pid, libc::RLIMIT_AS)?.0 != libc::RLIM_INFINITY;
         let spare = if is_limited { SPARE_THREADS_MIN } else { SPARE_THREADS };
         let xstate = f.leader().stopped()?.xstate()?;
         let xfeatures = xfeatures(&xstate);
@@ -255,7 +252,7 @@ fn of_its_end(pid: i32, e: Error) -> Error {
 /// Whether a process has ended, or is about to: a dying one gives its memory up before it is a
 /// zombie, and what we miss then is missing for no other reason.
 pub fn has_ended(pid: i32) -> bool {
-    tcmi_sys::proc::status(pid).map_or(true, |s| matches!(s.state, 'Z' | 'X') || !s.has_memory)
+    proc::status(pid).map_or(true, |s| matches!(s.state, 'Z' | 'X') || !s.has_memory)
 }
 
 fn move_out(pid: i32, which: (u64, u32), c: &mut Channel, watch: &dyn Watch) -> Result<Sent> {
@@ -406,7 +403,7 @@ fn prepare(
     watch: &dyn Watch,
 ) -> Result<Prepared> {
     watch.enter(State::Preparing);
-    let threads = tcmi_sys::proc::tids(a.pid)?.len();
+    let threads = proc::tids(a.pid)?.len();
     // It may have some more when it is frozen. For one thread that is what is parked.
     let more = if threads > 1 { MORE_THREADS } else { MORE_THREADS / 2 };
     let streams: Vec<Stream> =
@@ -414,7 +411,7 @@ fn prepare(
     let (files, space) = layout_in_passing(a, !c.segments.is_empty())?;
     let mut resident = capture::own_pages(a.pid, &space.vmas)?;
     resident.retain(|r| c.segments.iter().all(|s| !s.covers(r.start, r.end)));
-    let status = tcmi_sys::proc::status(a.pid)?;
+    let status = proc::status(a.pid)?;
     let begin = msg::Begin {
         migration,
         epoch,

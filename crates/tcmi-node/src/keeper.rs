@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tcmi_ckpt::freeze::Frozen;
-use tcmi_ckpt::image::{ProcessImage, Segment};
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_core::limits::PHASE_TIMEOUT_MS;
@@ -17,22 +16,20 @@ use tcmi_kkc::{BulkReader, BulkWriter, Link, Stream, StreamKind};
 use tcmi_migr::fault::{self, Point};
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::module::ByModule;
-use tcmi_migr::pages::Incoming;
 use tcmi_migr::source::{self, Attached, Channel, Emigrated, Installed, Original, Sent};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::shadow::{Armed, Fate, Places, Shadow, StreamAt, arm};
 
 use crate::control::Done;
 use crate::task::{Order, Task};
-use crate::tasks::{Homeward, Party, Step};
+use crate::tasks::{Party, Step};
+
+mod home;
 
 /// Longest wait for a stream that the node has to dial.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same, for a thread that a guest begins: meanwhile its keeper does nothing else.
 const THREAD_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest wait for the node to say that it has let go of a guest that is home already.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// A move in the words of the control filesystem.
 pub fn explain_error(task: &Task, node: &str, e: Error) -> MigrateError {
     let pid = task.pid;
@@ -353,214 +350,6 @@ impl Keeper<'_> {
         Ok((self.kept()?.shadow.begin_thread(by, socket, (tx, rx))?, id))
     }
 
-    /// Brings the process home, to stay or for a call of thread `visit`.
-    ///
-    /// Some: it is home or gone. None: the return failed, the guest runs on.
-    fn bring_home(&mut self, visit: Option<i32>, done: Option<Done>) -> Result<Option<End>> {
-        self.task.visits(visit.is_some());
-        self.task.to(State::Returning);
-        let came = self.come_home_with_others();
-        let with = self.party.clone().filter(|_| came.is_ok());
-        let came = came.and_then(|frozen| match visit {
-            Some(by) => Ok(End::Visits(Visit { frozen, by })),
-            None => frozen.thaw().map(|()| End::Home).map_err(|_| Return::Ended),
-        });
-        let (answer, outcome) = match came {
-            Ok(end) => {
-                if visit.is_none() {
-                    self.farewell();
-                    // Before anyone can know: the next move may begin at once.
-                    self.task.release();
-                }
-                self.task.to(State::Running);
-                (Ok(()), Some(end))
-            }
-            Err(why) => {
-                self.task.visits(false);
-                let (error, end) = match why {
-                    Return::Stays(e) => (explain_error(self.task, &self.node, e), None),
-                    Return::Ended => (MigrateError::NoSuchProcess(self.task.pid), Some(End::Gone)),
-                    Return::Lost(reason) => {
-                        let (node, end) = (self.node.clone(), End::Lost(reason.clone()));
-                        (MigrateError::PeerGone { node, reason }, Some(end))
-                    }
-                };
-                if end.is_none() {
-                    self.task.to(State::Emigrated);
-                }
-                tracing::info!(pid = %self.task.pid, %error, "did not come home");
-                self.task.failed(&error.to_string());
-                (Err(error), end)
-            }
-        };
-        match (with, answer) {
-            (Some(party), Ok(())) => party.released(done),
-            (with, answer) => {
-                with.iter().for_each(|party| party.released(None));
-                if let Some(done) = done {
-                    done(answer);
-                }
-            }
-        }
-        Ok(outcome)
-    }
-
-    /// The node says that nothing of the guest is left there.
-    fn farewell(&mut self) {
-        self.wire.r.set_idle_timeout(FAREWELL_TIMEOUT);
-        if let Err(e) = msg::expect::<msg::Gone>(&mut self.wire.r) {
-            tracing::debug!(error = %e, "the node did not say farewell");
-        }
-    }
-
-    fn come_home_with_others(&mut self) -> std::result::Result<Frozen, Return> {
-        let Some(party) = self.party.clone() else { return self.come_home(None) };
-        party.call_home().map_err(Return::Stays)?;
-        let came = self.come_home(Some(&party));
-        let pid = self.task.pid;
-        match &came {
-            Ok(_) => party.came(pid, None),
-            Err(Return::Stays(e)) => party.came(pid, Some(format!("process {pid}: {e}"))),
-            Err(Return::Ended | Return::Lost(_)) => party.gone(pid, true),
-        }
-        came
-    }
-
-    /// Ok: the process is whole at home, and held.
-    fn come_home(&mut self, party: Option<&Party>) -> std::result::Result<Frozen, Return> {
-        msg::send(&mut self.wire.w, &msg::ComeHome {}).map_err(Return::lost)?;
-        let segments = self.until_quiet()?;
-        let kept = self.kept().map_err(Return::lost)?;
-        let (mut frozen, signals) = kept.shadow.hold().map_err(|_| Return::Ended)?;
-        let (attached, agent) = (kept.attached, *kept.shadow.agent());
-        let skip = party.map_or(Ok(Vec::new()), |p| {
-            p.meet_home(self.task, Homeward::Quiet, &segments, &mut self.wire.r)
-        });
-        let image = match skip.and_then(|skip| self.take_image(signals, skip)) {
-            Ok(image) => image,
-            Err(e) => return Err(self.stay(frozen, None, e)),
-        };
-        let rebuilt = self.rebuild(&mut frozen, &attached, &image, party.is_none());
-        let decided = rebuilt.and_then(|()| {
-            party.map_or(Ok(Vec::new()), |p| {
-                p.meet_home(self.task, Homeward::Rebuilt, &[], &mut self.wire.r)
-            })
-        });
-        if let Err(e) = decided {
-            return Err(self.stay(frozen, Some(&image), e));
-        }
-        // COMMIT of the way back: home has everything. Whatever the node says from here on,
-        // the process runs here, and the guest has no streams.
-        let kept = self.shadow.take().ok_or(Return::Ended)?;
-        if party.is_none() {
-            kept.shadow.decide_home().map_err(|_| Return::Ended)?;
-        }
-        fault::pass_or_die(Point::HomeDecidedHome);
-        if let Err(e) = msg::send(&mut self.wire.w, &msg::Finish {}) {
-            tracing::warn!(error = %e, "the node is gone; the process is home");
-        }
-        fault::pass_or_die(Point::HomeFinishSent);
-        let made = kept
-            .installed
-            .close(&mut frozen, &agent)
-            .and_then(|()| source::make_own(&mut frozen, &attached, &image));
-        fault::pass_or_die(Point::HomeRunsAgain);
-        made.map(|()| frozen).map_err(|_| Return::Ended)
-    }
-
-    /// The node takes no more calls; those that wait are taken back as often as it asks.
-    fn until_quiet(&mut self) -> std::result::Result<Vec<Segment>, Return> {
-        loop {
-            let frame = self.wire.r.recv_message().map_err(|e| Return::lost(e.into()))?;
-            match frame.kind {
-                msg::Quiet::KIND => {
-                    let quiet = frame.decode::<msg::Quiet>();
-                    return quiet.map(|q| q.segments).map_err(|e| Return::lost(e.into()));
-                }
-                msg::CancelCalls::KIND => {
-                    let kept = self.kept().map_err(Return::lost)?;
-                    kept.shadow.cancel_calls().map_err(|_| Return::Ended)?;
-                }
-                msg::Stats::KIND => {
-                    let stats: msg::Stats = msg::decode(&frame).map_err(Return::lost)?;
-                    self.task.set_calls(stats.calls);
-                }
-                msg::WantHome::KIND
-                | msg::Poke::KIND
-                | msg::BeginThread::KIND
-                | msg::VisitHome::KIND => {}
-                msg::Ended::KIND => {
-                    let ended: msg::Ended = frame.decode().map_err(|e| Return::lost(e.into()))?;
-                    self.task.ended(&self.node, &ended.why);
-                    let kept = self.kept().map_err(Return::lost)?;
-                    kept.shadow
-                        .end_as(ended.status)
-                        .or_else(gone_is_fine)
-                        .map_err(|e| Return::lost(e.into()))?;
-                    return Err(Return::Ended);
-                }
-                msg::Failed::KIND => {
-                    let f: msg::Failed = frame.decode().map_err(|e| Return::lost(e.into()))?;
-                    return Err(Return::Stays(Error::Peer { errno: f.errno, text: f.text }));
-                }
-                got => return Err(Return::lost(Error::Protocol { want: "Quiet", got })),
-            }
-        }
-    }
-
-    fn take_image(&mut self, signals: u32, skip: Vec<(u64, u64)>) -> Result<ProcessImage> {
-        fault::pass(Point::HomeReturnFrozen)?;
-        msg::send(&mut self.wire.w, &msg::Capture { signals, skip })?;
-        let msg::Image { image, used } = msg::expect(&mut self.wire.r)?;
-        self.task.set_used(used);
-        Ok(image)
-    }
-
-    fn rebuild(
-        &mut self,
-        frozen: &mut Frozen,
-        a: &Attached,
-        image: &ProcessImage,
-        alone: bool,
-    ) -> Result<()> {
-        let shadow = &mut self.kept()?.shadow;
-        let alike = shadow.let_end(frozen, image);
-        let armed = alike.and_then(|()| shadow.arm_return(frozen, image, alone));
-        armed
-            .map_err(Error::from)
-            .and_then(|()| fault::pass(Point::HomeReturnArmed))
-            .map_err(|e| Incoming::new(&mut self.wire.r).discard(e))?;
-        let task: &Task = self.task;
-        source::rebuild_at_home(frozen, a, image, &mut self.wire.r, task).map(drop)
-    }
-
-    /// A return that failed: the guest goes on if it still can.
-    fn stay(&mut self, frozen: Frozen, image: Option<&ProcessImage>, e: Error) -> Return {
-        let told = match &e {
-            // It said so itself and has let the guest run.
-            Error::Peer { .. } => Ok(()),
-            _ => msg::send(&mut self.wire.w, &msg::Thaw {}).and_then(|()| self.until_thawed()),
-        };
-        if let Err(lost) = told {
-            return Return::lost(lost);
-        }
-        match self.kept().and_then(|k| Ok(k.shadow.serve_again(frozen, image)?)) {
-            Ok(()) => Return::Stays(e),
-            Err(_) => Return::Ended,
-        }
-    }
-
-    /// It may have given up as well, before it heard that we did.
-    fn until_thawed(&mut self) -> Result<()> {
-        loop {
-            match msg::expect::<msg::Thawed>(&mut self.wire.r) {
-                Ok(_) => return Ok(()),
-                Err(Error::Peer { text, .. }) => tracing::debug!(text, "gave up as well"),
-                Err(e) => return Err(e),
-            }
-        }
-    }
-
     fn close(mut self, end: End) -> Option<Visit> {
         if let Some(party) = &self.party {
             party.gone(self.task.pid, false);
@@ -594,21 +383,5 @@ fn gone_is_fine(e: tcmi_ckpt::Error) -> std::result::Result<(), tcmi_ckpt::Error
         tcmi_ckpt::Error::Ended => Ok(()),
         tcmi_ckpt::Error::System(e) if e.is_gone() => Ok(()),
         e => Err(e),
-    }
-}
-
-/// Why a return did not bring the process home.
-enum Return {
-    Stays(Error),
-    Ended,
-    Lost(String),
-}
-
-impl Return {
-    fn lost(e: Error) -> Self {
-        match e {
-            Error::Process(tcmi_ckpt::Error::Ended) => Self::Ended,
-            e => Self::Lost(e.to_string()),
-        }
     }
 }

@@ -269,12 +269,7 @@ fn nothing_is_left(scene: Scene) -> Result<()> {
     scene.pair.wait_forgotten(pid)?;
     wait_until("no copy", RECOVERY_TIMEOUT, || Ok((scene.copies()? == 0).then_some(())))?;
     tcmi_tests::victim::expect_counted(&scene.scratch.join("count"))?;
-    let mut next = Victim::spawn(&VictimKind::plain("memory"))?;
-    scene.pair.migrate(next.pid()).context("next migration")?;
-    next.check()?;
-    scene.pair.bring_home(next.pid()).context("next way home")?;
-    next.check()?;
-    next.end(7)?;
+    scene.pair.expect_serves()?;
     scene.pair.stop()
 }
 

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::account::Account;
 use crate::node::{Launch, Node, Root};
+use crate::victim::{Victim, VictimKind};
 use crate::wait::wait_until;
 
 const LINK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -153,6 +154,16 @@ impl Pair {
             (Err(_), Some(leak)) => Err(leak),
             (settled, _) => settled,
         }
+    }
+
+    /// Another process goes out and home as ever, whatever became of those before.
+    pub fn expect_serves(&self) -> Result<()> {
+        let mut other = Victim::spawn(&VictimKind::plain("memory"))?;
+        self.migrate(other.pid()).context("another guest afterwards")?;
+        other.check()?;
+        self.bring_home(other.pid()).context("its way home")?;
+        other.check()?;
+        other.end(7)
     }
 
     pub fn logs(&self) -> String {

@@ -54,15 +54,6 @@ fn expect_shut_in(pair: &Pair, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Its node serves as before.
-fn expect_serves(pair: &Pair) -> Result<()> {
-    let mut other = Victim::spawn(&VictimKind::plain("memory"))?;
-    pair.migrate(other.pid()).context("another guest afterwards")?;
-    other.check()?;
-    pair.bring_home(other.pid())?;
-    other.end(7)
-}
-
 fn tries(user: u32) -> Result<()> {
     let programs = Scratch::new("escape")?;
     let pair = Pair::new()?;
@@ -97,7 +88,7 @@ fn a_call_of_the_32_bit_kind_ends_the_guest() -> Result<()> {
     let status = victim.wait(END_TIMEOUT)?;
     ensure!(status.signal() == Some(libc::SIGSYS), "it ended with {status}");
     pair.wait_forgotten(victim.pid())?;
-    expect_serves(&pair)?;
+    pair.expect_serves()?;
     pair.stop()
 }
 
@@ -111,12 +102,12 @@ fn without_steward(how: &str, said: &str) -> Result<()> {
     victim.say(how)?;
     victim.expect(said, TRY_TIMEOUT)?;
     victim.signal(Signal::SIGUSR1)?;
-    expect_serves(&pair)?;
+    pair.expect_serves()?;
     // Either it goes home as it is, or it is lost by its own doing: in bounded time.
     if let Err(e) = pair.desk.write("pen/mig/migrate-home", format!("{pid}\n")) {
         ensure!(e.raw_os_error().is_some(), "nobody answers: {e}\n{}", pair.logs());
     }
-    expect_serves(&pair)?;
+    pair.expect_serves()?;
     victim.signal(Signal::SIGKILL)?;
     victim.wait(END_TIMEOUT)?;
     pair.wait_forgotten(pid)?;

@@ -62,14 +62,6 @@ fn group(pid: u32, controller: &str) -> Result<PathBuf> {
     Ok(Path::new(&at).join(Path::new(path).strip_prefix(root)?))
 }
 
-fn expect_serves(pair: &Pair) -> Result<()> {
-    let mut other = Victim::spawn(&VictimKind::plain("memory"))?;
-    pair.migrate(other.pid()).context("another guest afterwards")?;
-    other.check()?;
-    pair.bring_home(other.pid())?;
-    other.end(7)
-}
-
 fn wait_removed(groups: &[PathBuf]) -> Result<()> {
     wait_until(&format!("{groups:?} removed"), SOON, || {
         Ok((!groups.iter().any(|group| group.exists())).then_some(()))
@@ -109,7 +101,7 @@ fn a_guest_that_eats_memory_is_ended_and_nothing_else() -> Result<()> {
     other.check().context("the guest beside it")?;
     pair.bring_home(other.pid())?;
     other.end(7)?;
-    expect_serves(&pair)?;
+    pair.expect_serves()?;
     pair.stop()
 }
 
@@ -162,7 +154,7 @@ fn a_guest_begins_no_more_threads_than_it_may() -> Result<()> {
     let programs = Scratch::new("crowd")?;
     let pair = pair(&format!("[guests]\nthreads = {THREADS}\n"))?;
     begins_threads(&pair, ROOT, &programs)?;
-    expect_serves(&pair)?;
+    pair.expect_serves()?;
     pair.stop()
 }
 
@@ -242,7 +234,7 @@ fn a_bomb_of_processes_hurts_neither_node() -> Result<()> {
         }
     })?;
     ensure!(line.starts_with(&format!("FULL {} ", libc::EAGAIN)), "{line}");
-    expect_serves(&pair).context("with all of them there")?;
+    pair.expect_serves().context("with all of them there")?;
     most = most.max(count_guests(&pair)?);
     ensure!((2..=FAMILY).contains(&most), "{most} were away at once");
     victim.say("on")?;
@@ -252,6 +244,6 @@ fn a_bomb_of_processes_hurts_neither_node() -> Result<()> {
     ensure!((FAMILY as i64..=PROCESSES).contains(&made), "{line}");
     victim.end(7)?;
     pair.expect_no_leak(&before)?;
-    expect_serves(&pair)?;
+    pair.expect_serves()?;
     pair.stop()
 }

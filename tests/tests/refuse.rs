@@ -70,15 +70,7 @@ fn what_is_not_in_the_grammar_is_einval() -> Result<()> {
     expect_errno(&pair.desk, "pen/connect", "tcp:127.0.0.1:1 nokey\n", libc::EINVAL)?;
     expect_errno(&pair.desk, "pen/connect", "tcp:127.0.0.1:1\n", libc::EINVAL)?;
     pair.expect_no_leak(&before)?;
-    still_moves(&pair)
-}
-
-fn still_moves(pair: &Pair) -> Result<()> {
-    let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
-    pair.migrate(victim.pid()).context("a good request after the bad ones")?;
-    victim.check()?;
-    pair.bring_home(victim.pid())?;
-    victim.end(7)
+    pair.expect_serves()
 }
 
 /// A pid that was used and is free again.
@@ -116,7 +108,7 @@ fn processes_that_cannot_move_are_refused_by_kind() -> Result<()> {
         libc::ESRCH,
     )?;
     zombie.wait()?;
-    still_moves(&pair)
+    pair.expect_serves()
 }
 
 #[test]
@@ -376,7 +368,7 @@ fn killed_during_moves(kind: &VictimKind) -> Result<()> {
         pair.wait_forgotten(pid)?;
     }
     pair.expect_no_leak(&before)?;
-    still_moves(&pair)
+    pair.expect_serves()
 }
 
 #[test]
@@ -440,7 +432,7 @@ fn a_process_that_execs_during_a_move_is_one_or_the_other() -> Result<()> {
         settled.with_context(|| format!("moment {moment}, the move said {answer:?}"))?;
         pair.wait_forgotten(pid)?;
     }
-    still_moves(&pair)
+    pair.expect_serves()
 }
 
 /// Not a wait for something: the moments are the test's input.

@@ -1,28 +1,27 @@
 //! Trees of processes that move at one instant: all of them or none.
 
 use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tcmi_tests::{Pair, Victim, VictimKind, account, node, wait_until};
+use tcmi_tests::{Pair, Started, Victim, VictimKind, account, node, wait_until};
 
 const SOON: Duration = Duration::from_secs(40);
 
-/// Ended and reaped whatever becomes of the test, with all below it.
-struct Tree(Child);
+struct Tree(Started);
 
 impl Tree {
     fn bash(script: &str) -> Result<Self> {
         let mut command = Command::new("bash");
-        command.args(["-c", script]);
-        Ok(Self(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?))
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Started::by(&mut command).map(Self)
     }
 
     fn head(&self) -> u32 {
-        self.0.id()
+        self.0.pid()
     }
 
     /// The head first.
@@ -38,24 +37,13 @@ impl Tree {
     }
 
     /// Its output and status.
-    fn end(mut self) -> Result<(String, i32)> {
-        drop(self.0.stdin.take());
+    fn end(self) -> Result<(String, i32)> {
+        let Self(mut head) = self;
+        drop(head.0.stdin.take());
         let mut said = String::new();
-        self.0.stdout.take().context("stdout")?.read_to_string(&mut said)?;
-        let status = wait_until("its end", SOON, || Ok(self.0.try_wait()?))?;
+        head.0.stdout.take().context("stdout")?.read_to_string(&mut said)?;
+        let status = head.end(SOON)?;
         Ok((said, status.code().with_context(|| format!("{status}"))?))
-    }
-}
-
-impl Drop for Tree {
-    fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
-            for pid in self.all().unwrap_or_default().into_iter().rev() {
-                // It may have ended since.
-                kill(Pid::from_raw(pid as i32), Signal::SIGKILL).ok();
-            }
-            self.0.wait().ok();
-        }
     }
 }
 
@@ -136,7 +124,7 @@ fn one_that_cannot_move_keeps_all_at_home_and_is_named() -> Result<()> {
     let said = String::from_utf8(failed.stderr)?;
     ensure!(failed.status.code() == Some(1) && said.contains(&line), "tcmi says {said}");
     // The process runs on; its shell ends it.
-    tree.0.stdin.as_ref().context("stdin")?.write_all(b"\n")?;
+    tree.0.0.stdin.as_ref().context("stdin")?.write_all(b"\n")?;
     let detach = || -> Result<()> {
         nix::sys::wait::waitpid(traced, Some(nix::sys::wait::WaitPidFlag::__WALL))?;
         // SAFETY: no pointers; it is stopped.

@@ -12,6 +12,7 @@ use anyhow::Result;
 use crate::Program;
 
 pub use inputs::{Inputs, PI_SCRIPT, project};
+pub use scenes::{connect, free_port, start_redis};
 
 /// Moves what a scene has begun, or does nothing: where nothing is moved, the scene is the same.
 pub trait Moves {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use tcmi_tests::catalogue::Inputs;
-use tcmi_tests::{Pair, Scratch, Started, node, wait_until};
+use tcmi_tests::catalogue::{Inputs, connect, free_port, start_redis};
+use tcmi_tests::{Pair, Scratch, node, wait_until};
 
 const FILES: usize = 20_000;
 const DIRECTORIES: usize = 200;
@@ -113,13 +113,9 @@ fn requests(port: u16) -> Result<(f64, f64)> {
 
 fn redis(pair: &Pair) -> Result<Vec<Work>> {
     let scratch = Scratch::new("redis")?;
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let mut server = Command::new("redis-server");
-    server.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-    let server = Started::by(server.current_dir(scratch.path()).stdout(Stdio::null()))?;
-    wait_until("redis listens", SOON, || {
-        Ok(std::net::TcpStream::connect(("127.0.0.1", port)).ok().map(drop))
-    })?;
+    let port = free_port()?;
+    let server = start_redis(scratch.path(), port, &[])?;
+    connect(port)?;
     let native = requests(port)?;
     pair.migrate(server.pid())?;
     let guest = requests(port)?;

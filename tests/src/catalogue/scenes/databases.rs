@@ -19,10 +19,14 @@ const SOON: Duration = Duration::from_secs(60);
 /// Written at home, away, and at home again.
 const WRITES: u64 = 300;
 
-fn start_redis(at: &Path, port: u16) -> Result<Started> {
+/// So every write is in a file before it is acknowledged.
+const KEEP_ALL: [&str; 2] = ["--appendonly", "yes"];
+
+/// Its files are in `at`; it may not listen yet.
+pub fn start_redis(at: &Path, port: u16, options: &[&str]) -> Result<Started> {
     let mut command = Command::new("redis-server");
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-    command.args(["--appendonly", "yes", "--logfile", "log", "--dir"]).arg(at);
+    command.args(options).args(["--logfile", "log", "--dir"]).arg(at);
     Started::by(command.stdin(Stdio::null()).stdout(Stdio::null()))
 }
 
@@ -58,7 +62,7 @@ impl Client {
 
 pub fn redis(at: &Path, moves: &mut dyn Moves) -> Result<String> {
     let port = free_port()?;
-    let server = start_redis(at, port)?;
+    let server = start_redis(at, port, &KEEP_ALL)?;
     let mut client = Client::new(port)?;
     let load = Command::new("redis-benchmark")
         .args(["-p", &port.to_string(), "-c", "4", "-n", "20000", "-t", "set,get", "--csv"])
@@ -76,7 +80,7 @@ pub fn redis(at: &Path, moves: &mut dyn Moves) -> Result<String> {
     client.stream.write_all(b"SHUTDOWN NOSAVE\r\n")?;
     let status = server.end(SOON)?;
     // Another reads what the first has kept.
-    let second = start_redis(at, port)?;
+    let second = start_redis(at, port, &KEEP_ALL)?;
     let kept = wait_until("the file is read", SOON, || {
         let answer = Client::new(port)?.ask("LLEN written")?;
         Ok((!answer.starts_with("-LOADING")).then_some(answer))

@@ -6,6 +6,9 @@ mod servers;
 
 use super::{Entry, Work};
 
+pub use databases::start_redis;
+pub use servers::{connect, free_port};
+
 pub fn entries() -> Vec<Entry> {
     let scene = |name, shows, needs, scene| Entry {
         name,

@@ -59,7 +59,17 @@ impl Pair {
 
     /// What home says of a move of `pid` to the desk.
     pub fn explain(&self, pid: u32) -> Result<String> {
-        self.home.echo("ccn/mig/explain", &format!("{pid} {}", self.desk.name()))?;
+        self.explained(&format!("{pid} {}", self.desk.name()))
+    }
+
+    /// The same with all processes below it.
+    pub fn explain_tree(&self, pid: u32) -> Result<String> {
+        self.explained(&format!("{pid} {} tree", self.desk.name()))
+    }
+
+    /// The answer to a question of any form.
+    pub fn explained(&self, question: &str) -> Result<String> {
+        self.home.echo("ccn/mig/explain", question)?;
         Ok(self.home.read("ccn/mig/explain")?)
     }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::scratch::Scratch;
-use crate::wait::wait_until;
+use crate::started::Started;
 
 /// A program and its arguments. It runs in a directory of its own; what is in
 /// there at its end is its output.
@@ -29,9 +29,8 @@ pub struct Program {
 /// Everything a run put out, by file name.
 pub type Output = BTreeMap<String, Vec<u8>>;
 
-/// A started program. Killed and reaped when dropped.
 pub struct Run {
-    child: Child,
+    program: Started,
     directory: Scratch,
     measures: bool,
 }
@@ -44,38 +43,42 @@ impl Program {
             let done = shell.args(["-ec", line]).current_dir(directory.path()).output()?;
             ensure!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
         }
-        let child = Command::new(&self.argv[0])
+        let mut command = Command::new(&self.argv[0]);
+        command
             .args(&self.argv[1..])
             .current_dir(directory.path())
             .env("LC_ALL", "C")
             .env("TMPDIR", directory.path())
             .stdin(Stdio::null())
             .stdout(File::create(directory.join("stdout"))?)
-            .stderr(File::create(directory.join("stderr"))?)
-            .spawn()
-            .with_context(|| self.argv[0].clone())?;
-        Ok(Run { child, directory, measures: self.measures })
+            .stderr(File::create(directory.join("stderr"))?);
+        Ok(Run { program: Started::by(&mut command)?, directory, measures: self.measures })
     }
 
     /// The real program behind a name that may be a script (a version chooser).
     pub fn resolve(mut self) -> Result<Self> {
         if self.argv[0] == "python3" {
-            let asked = Command::new("python3")
-                .args(["-c", "import sys; print(sys.executable)"])
-                .output()?;
-            self.argv[0] = String::from_utf8(asked.stdout)?.trim().to_owned();
+            self.argv[0] = python()?;
         }
         Ok(self)
     }
 }
 
+/// The interpreter itself: `python3` may be a script that chooses one.
+pub fn python() -> Result<String> {
+    let asked =
+        Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output()?;
+    ensure!(asked.status.success(), "python3: {}", asked.status);
+    Ok(String::from_utf8(asked.stdout)?.trim().to_owned())
+}
+
 impl Run {
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.program.pid()
     }
 
     pub fn has_ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.try_wait()
+        self.program.has_ended()
     }
 
     pub fn directory(&self) -> &Path {
@@ -89,8 +92,8 @@ impl Run {
     }
 
     /// Its status and output, once it ended.
-    pub fn finish(mut self, timeout: Duration) -> Result<(ExitStatus, Output)> {
-        let status = wait_until("end of the program", timeout, || Ok(self.child.try_wait()?))?;
+    pub fn finish(self, timeout: Duration) -> Result<(ExitStatus, Output)> {
+        let status = self.program.end(timeout)?;
         let mut output = Output::new();
         for entry in fs::read_dir(self.directory.path())? {
             let entry = entry?;
@@ -99,18 +102,6 @@ impl Run {
             output.insert(entry.file_name().to_string_lossy().into_owned(), bytes);
         }
         Ok((status, output))
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            for done in [self.child.kill(), self.child.wait().map(drop)] {
-                if let Err(e) = done {
-                    eprintln!("{}: {e}", self.child.id());
-                }
-            }
-        }
     }
 }
 

@@ -104,11 +104,6 @@ impl Drop for Mapped {
     }
 }
 
-fn explained(pair: &Pair, pid: u32) -> Result<String> {
-    pair.home.echo("ccn/mig/explain", &format!("{pid} desk"))?;
-    Ok(pair.home.read("ccn/mig/explain")?)
-}
-
 #[test]
 fn a_file_that_another_process_has_mapped_stays_with_both() -> Result<()> {
     let pair = Pair::new()?;
@@ -119,11 +114,11 @@ fn a_file_that_another_process_has_mapped_stays_with_both() -> Result<()> {
     let ours = Mapped::of(&file)?;
     let refused = pair.try_migrate(pid).err().and_then(|e| e.raw_os_error());
     ensure!(refused == Some(libc::EOPNOTSUPP), "the move said {refused:?}");
-    let why = explained(&pair, pid)?;
+    let why = pair.explain(pid)?;
     let sharer = format!("also mapped by process {}", std::process::id());
     ensure!(why.contains(&sharer), "explain says {why}");
     drop(ours);
-    let why = explained(&pair, pid)?;
+    let why = pair.explain(pid)?;
     ensure!(why.contains("may move to desk: yes"), "explain says {why}");
     pair.migrate(pid)?;
     victim.check()?;
@@ -144,7 +139,7 @@ fn a_guest_that_forks_stays_with_the_child_that_has_its_mapping() -> Result<()> 
     let sharer = format!("also mapped by process {child}");
     // It may run before home has written down that it stays.
     let told = wait_until("the child in what explain says", SOON, || {
-        Ok(explained(&pair, pid)?.contains(&sharer).then_some(()))
+        Ok(pair.explain(pid)?.contains(&sharer).then_some(()))
     });
     nix::sys::signal::kill(child, Signal::SIGKILL)?;
     told?;

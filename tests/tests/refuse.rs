@@ -3,8 +3,8 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -271,19 +271,16 @@ fn of_two_migrations_at_once_one_is_busy() -> Result<()> {
 fn explain_says_why_a_process_cannot_move() -> Result<()> {
     let pair = Pair::new()?;
     let victim = Victim::spawn(&VictimKind::plain("memory"))?;
-    pair.home.echo("ccn/mig/explain", &format!("{} desk", victim.pid()))?;
-    let movable = pair.home.read("ccn/mig/explain")?;
+    let movable = pair.explain(victim.pid())?;
     ensure!(!movable.is_empty(), "explain of a movable process says nothing");
     pair.migrate(victim.pid())?;
-    pair.home.echo("ccn/mig/explain", &format!("{}", victim.pid()))?;
-    let away = pair.home.read("ccn/mig/explain")?;
+    let away = pair.explained(&victim.pid().to_string())?;
     ensure!(away.contains("may move: no\nstopped by: it is away"), "explain of one away: {away}");
     ensure!(!away.contains("descriptors"), "explain tells of the shadow: {away}");
     pair.bring_home(victim.pid())?;
     let traced = Traced::start()?;
     expect_errno(&pair.home, EMIGRATE, format!("{} desk\n", traced.0.id()), libc::EOPNOTSUPP)?;
-    pair.home.echo("ccn/mig/explain", &format!("{} desk", traced.0.id()))?;
-    let why = pair.home.read("ccn/mig/explain")?;
+    let why = pair.explain(traced.0.id())?;
     ensure!(why.contains("trace"), "explain of a traced process: {why}");
     victim.end(7)
 }
@@ -335,7 +332,6 @@ impl Drop for Traced {
     }
 }
 
-/// The process ends while it is being moved, at moments spread over the whole move.
 #[test]
 fn a_process_killed_during_a_move_ends_cleanly() -> Result<()> {
     killed_during_moves(&VictimKind::with_args("memory", &["64"]))
@@ -347,43 +343,31 @@ fn a_process_with_threads_killed_during_a_move_ends_cleanly() -> Result<()> {
 }
 
 fn killed_during_moves(kind: &VictimKind) -> Result<()> {
+    let killed = |status: ExitStatus| status.signal() == Some(libc::SIGKILL);
+    let step = Duration::from_micros(500);
+    ends_during_moves(kind, step, |victim| victim.signal(Signal::SIGKILL), killed)
+}
+
+#[test]
+fn a_process_that_exits_during_a_move_keeps_its_status() -> Result<()> {
+    let exited = |status: ExitStatus| status.code() == Some(11);
+    let (kind, step) = (VictimKind::plain("memory"), Duration::from_micros(300));
+    ends_during_moves(&kind, step, |victim| victim.say("end 11"), exited)
+}
+
+/// `end` is done while a process is being moved, at moments spread over the whole move.
+fn ends_during_moves(
+    kind: &VictimKind,
+    step: Duration,
+    end: impl Fn(&mut Victim) -> Result<()>,
+    is_right: impl Fn(ExitStatus) -> bool,
+) -> Result<()> {
     let pair = Pair::new()?;
     let before = pair.settled_accounts()?;
     for moment in 0..40u32 {
         let mut victim = Victim::spawn(kind)?;
         let pid = victim.pid();
-        let answer = thread::scope(|scope| -> Result<_> {
-            let moving = scope.spawn(|| pair.try_migrate(pid));
-            spin_for(Duration::from_micros(500) * moment);
-            victim.signal(nix::sys::signal::Signal::SIGKILL)?;
-            Ok(moving.join().expect("a write does not panic"))
-        })?;
-        let errno = answer.err().map(|e| e.raw_os_error());
-        ensure!(
-            matches!(errno, None | Some(Some(libc::ESRCH))),
-            "moment {moment}: {errno:?}\n{}",
-            pair.logs()
-        );
-        victim.wait(SOON)?;
-        pair.wait_forgotten(pid)?;
-    }
-    pair.expect_no_leak(&before)?;
-    pair.expect_serves()
-}
-
-#[test]
-fn a_process_that_exits_during_a_move_keeps_its_status() -> Result<()> {
-    let pair = Pair::new()?;
-    let before = pair.settled_accounts()?;
-    for moment in 0..40u32 {
-        let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
-        let pid = victim.pid();
-        let answer = thread::scope(|scope| -> Result<_> {
-            let moving = scope.spawn(|| pair.try_migrate(pid));
-            spin_for(Duration::from_micros(300) * moment);
-            victim.say("end 11")?;
-            Ok(moving.join().expect("a write does not panic"))
-        })?;
+        let answer = migrate_and(&pair, pid, step * moment, || end(&mut victim))?;
         let errno = answer.err().map(|e| e.raw_os_error());
         ensure!(
             matches!(errno, None | Some(Some(libc::ESRCH))),
@@ -391,10 +375,11 @@ fn a_process_that_exits_during_a_move_keeps_its_status() -> Result<()> {
             pair.logs()
         );
         let status = victim.wait(SOON)?;
-        ensure!(status.code() == Some(11), "moment {moment}: status {status}");
+        ensure!(is_right(status), "moment {moment}: status {status}");
         pair.wait_forgotten(pid)?;
     }
-    pair.expect_no_leak(&before)
+    pair.expect_no_leak(&before)?;
+    pair.expect_serves()
 }
 
 /// A shell that replaces itself by `sleep`, at moments spread over the whole move:
@@ -411,12 +396,8 @@ fn a_process_that_execs_during_a_move_is_one_or_the_other() -> Result<()> {
             .spawn()?;
         let pid = shell.id();
         let mut stdin = shell.stdin.take().context("stdin is piped")?;
-        let answer = thread::scope(|scope| -> Result<_> {
-            let moving = scope.spawn(|| pair.try_migrate(pid));
-            spin_for(Duration::from_millis(1) * moment);
-            io::Write::write_all(&mut stdin, b"now\n")?;
-            Ok(moving.join().expect("a write does not panic"))
-        })?;
+        let tell = || Ok(io::Write::write_all(&mut stdin, b"now\n")?);
+        let answer = migrate_and(&pair, pid, Duration::from_millis(1) * moment, tell)?;
         let settled = wait_until("exec, or its refusal", SOON, || {
             if let Some(status) = shell.try_wait()? {
                 ensure!(status.code() == Some(NOT_EXECUTABLE), "moment {moment}: {status}");
@@ -435,12 +416,23 @@ fn a_process_that_execs_during_a_move_is_one_or_the_other() -> Result<()> {
     pair.expect_serves()
 }
 
-/// Not a wait for something: the moments are the test's input.
-fn spin_for(time: Duration) {
-    let start = std::time::Instant::now();
-    while start.elapsed() < time {
-        std::hint::spin_loop();
-    }
+/// The answer of a move of `pid`, so long after whose beginning `act` is done.
+fn migrate_and(
+    pair: &Pair,
+    pid: u32,
+    after: Duration,
+    act: impl FnOnce() -> Result<()>,
+) -> Result<io::Result<()>> {
+    thread::scope(|scope| {
+        let moving = scope.spawn(|| pair.try_migrate(pid));
+        let start = Instant::now();
+        // Not a wait for something: the moments are the test's input.
+        while start.elapsed() < after {
+            std::hint::spin_loop();
+        }
+        act()?;
+        Ok(moving.join().expect("a write does not panic"))
+    })
 }
 
 #[test]

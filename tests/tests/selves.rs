@@ -81,11 +81,6 @@ fn pair_with(rules: &str) -> Result<Pair> {
     Pair::launch(home, Launch::new("desk", Root::Bare))
 }
 
-fn explained(pair: &Pair, pid: u32) -> Result<String> {
-    pair.home.echo("ccn/mig/explain", &pid.to_string())?;
-    Ok(pair.home.read("ccn/mig/explain")?)
-}
-
 #[test]
 fn devices_are_the_nodes_own_where_a_rule_says_so() -> Result<()> {
     const MIB: u64 = 1 << 20;
@@ -97,7 +92,7 @@ fn devices_are_the_nodes_own_where_a_rule_says_so() -> Result<()> {
         let pair = pair_with(rules)?;
         let mut victim = Victim::spawn(&VictimKind::plain("devices"))?;
         let pid = victim.pid();
-        let said = explained(&pair, pid)?;
+        let said = pair.explained(&pid.to_string())?;
         ensure!(said.contains(told), "{said}");
         ensure!(said.contains("stays home (GR): files"), "{said}");
         ensure!(said.contains("copied by content (CP): mapped files"), "{said}");
@@ -120,7 +115,7 @@ fn devices_are_the_nodes_own_where_a_rule_says_so() -> Result<()> {
 fn processors_are_homes_where_a_rule_says_so() -> Result<()> {
     let pair = pair_with("[resources]\nprocessors = 'GR'\n")?;
     let mut victim = Victim::spawn(&VictimKind::plain("selves"))?;
-    let said = explained(&pair, victim.pid())?;
+    let said = pair.explained(&victim.pid().to_string())?;
     ensure!(said.contains("stays home (GR): numbers of processors"), "{said}");
     pair.migrate(victim.pid())?;
     victim.check()?;

@@ -90,8 +90,7 @@ fn one_of_them_does_not_move_alone() -> Result<()> {
     let why = pair.explain(all[1])?;
     ensure!(why.contains("shared memory, which process"), "explain says {why}");
     ensure!(why.contains(&victim.pid().to_string()), "explain says {why}");
-    pair.home.echo("ccn/mig/explain", &format!("{} desk tree", victim.pid()))?;
-    let may = pair.home.read("ccn/mig/explain")?;
+    let may = pair.explain_tree(victim.pid())?;
     ensure!(may.contains("may move to desk: yes"), "explain says {may}");
     works(&mut victim, "at home")?;
     victim.end(7)?;

@@ -101,9 +101,7 @@ fn one_that_cannot_move_keeps_all_at_home_and_is_named() -> Result<()> {
     let pair = Pair::new()?;
     let tree = Tree::bash("sleep 1000 & sleep 1000 & read x; kill $(jobs -p); echo ended")?;
     let all = tree.wait_for(3)?;
-    let ask = format!("{} desk tree", tree.head());
-    pair.home.echo("ccn/mig/explain", &ask)?;
-    let may = pair.home.read("ccn/mig/explain")?;
+    let may = pair.explain_tree(tree.head())?;
     ensure!(may.contains("tree of 3 processes\nmay move to desk: yes"), "explain says {may}");
     let traced = Pid::from_raw(all[2] as i32);
     // SAFETY: no pointers; what is seized is a child's child.
@@ -112,8 +110,7 @@ fn one_that_cannot_move_keeps_all_at_home_and_is_named() -> Result<()> {
     let refused = pair.try_migrate_tree(tree.head()).err().and_then(|e| e.raw_os_error());
     ensure!(refused == Some(libc::EOPNOTSUPP), "the answer is {refused:?}\n{}", pair.logs());
     ensure!(away(&pair, &all) == [false; 3], "some are away");
-    pair.home.echo("ccn/mig/explain", &ask)?;
-    let why = pair.home.read("ccn/mig/explain")?;
+    let why = pair.explain_tree(tree.head())?;
     let line = format!("stopped by: process {traced} (sleep): traced by");
     ensure!(why.contains("may move to desk: no") && why.contains(&line), "explain says {why}");
     let failed = Command::new(node::built("tcmi")?)
@@ -144,8 +141,7 @@ fn a_tree_of_too_many_processes_stays_at_home() -> Result<()> {
     let refused = pair.try_migrate_tree(tree.head()).err().and_then(|e| e.raw_os_error());
     ensure!(refused == Some(libc::EOPNOTSUPP), "the answer is {refused:?}");
     ensure!(all.iter().all(|pid| pair.state(*pid).is_err()), "some are in the books");
-    pair.home.echo("ccn/mig/explain", &format!("{} desk tree", tree.head()))?;
-    let why = pair.home.read("ccn/mig/explain")?;
+    let why = pair.explain_tree(tree.head())?;
     ensure!(why.contains("stopped by: it has more than 128 processes"), "explain says {why}");
     tree.end()?;
     pair.stop()

@@ -3,8 +3,8 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -18,7 +18,8 @@ use nix::unistd::Pid;
 use tcmi_tests::account::{cpu_ms, descendants, descendants_cpu_ms};
 use tcmi_tests::catalogue::PI_SCRIPT;
 use tcmi_tests::node::{Node, Root};
-use tcmi_tests::{Scratch, wait_until};
+use tcmi_tests::program::python;
+use tcmi_tests::{Scratch, Started, wait_until};
 
 use crate::{packages, tool};
 
@@ -67,14 +68,6 @@ fn mounted_here(name: &str) -> bool {
     fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| mounts.contains(name))
 }
 
-/// The interpreter itself: `python3` may be a script that chooses one.
-fn python() -> Result<PathBuf> {
-    let asked =
-        Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output()?;
-    ensure!(asked.status.success(), "python3: {}", asked.status);
-    Ok(PathBuf::from(String::from_utf8(asked.stdout)?.trim()))
-}
-
 fn pi(scratch: &Scratch, file: &Path, lines: usize) -> Result<Command> {
     let script = scratch.join("pi.py");
     fs::write(&script, PI_SCRIPT)?;
@@ -91,7 +84,7 @@ fn unmoved(scratch: &Scratch, lines: usize) -> Result<(Vec<u8>, ExitStatus)> {
 
 /// The program on a terminal of its own, and what it showed there so far.
 struct OnTerminal {
-    child: Child,
+    program: Started,
     lines: Arc<AtomicUsize>,
     shown: Arc<Mutex<Vec<String>>>,
     longest_gap: Arc<Mutex<Duration>>,
@@ -105,11 +98,11 @@ impl OnTerminal {
         command
             .stdout(Stdio::from(terminal.slave.try_clone()?))
             .stderr(Stdio::from(terminal.slave));
-        let child = command.spawn()?;
+        let program = Started::by(&mut command)?;
         // The command holds the slave's other descriptors: at its end the master reads EIO.
         drop(command);
         let started = Self {
-            child,
+            program,
             lines: Arc::default(),
             shown: Arc::default(),
             longest_gap: Arc::default(),
@@ -122,14 +115,14 @@ impl OnTerminal {
     }
 
     fn pid(&self) -> u32 {
-        self.child.id()
+        self.program.pid()
     }
 
     fn wait_lines(&mut self, count: usize) -> Result<()> {
-        let (lines, child) = (self.lines.clone(), &mut self.child);
+        let (lines, program) = (self.lines.clone(), &mut self.program);
         wait_until(&format!("line {count}"), STEP_TIMEOUT, || {
             if lines.load(Ordering::SeqCst) < count {
-                ensure!(child.try_wait()?.is_none(), "the program ended before line {count}");
+                ensure!(program.has_ended()?.is_none(), "the program ended before line {count}");
                 return Ok(None);
             }
             Ok(Some(()))
@@ -138,7 +131,7 @@ impl OnTerminal {
 
     fn wait_end(&mut self, lines: usize) -> Result<ExitStatus> {
         let status =
-            wait_until("end of the program", STEP_TIMEOUT, || Ok(self.child.try_wait()?))?;
+            wait_until("end of the program", STEP_TIMEOUT, || Ok(self.program.has_ended()?))?;
         // The follower may still have lines of the terminal to read.
         wait_until("all lines on the terminal", STEP_TIMEOUT, || {
             Ok((self.lines.load(Ordering::SeqCst) >= lines).then_some(()))
@@ -151,18 +144,6 @@ impl OnTerminal {
             let shown = self.shown.lock().expect("the follower does not panic");
             Ok(shown.iter().any(|l| l == text).then_some(()))
         })
-    }
-}
-
-impl Drop for OnTerminal {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            for done in [self.child.kill(), self.child.wait().map(drop)] {
-                if let Err(e) = done {
-                    eprintln!("{}: {e}", self.child.id());
-                }
-            }
-        }
     }
 }
 

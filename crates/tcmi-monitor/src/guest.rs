@@ -1,40 +1,36 @@
 //! The life of one guest, from the offer to its end or its return.
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr::NonNull;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tcmi_call::abi::{BatchOp, StewardArea};
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
 use tcmi_ckpt::usage::Used;
-use tcmi_core::limits::{COMMIT_TIMEOUT_MS, PHASE_TIMEOUT_MS};
 use tcmi_kkc::codec::Frame;
-use tcmi_kkc::{BulkReader, BulkWriter, Stream};
-use tcmi_migr::destination::{self, Built, GuestFiles, Site};
-use tcmi_migr::fault::{self, Point};
+use tcmi_kkc::{BulkReader, BulkWriter};
+use tcmi_migr::destination::GuestFiles;
 use tcmi_migr::files::Cache;
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::{Error, Result};
-use tcmi_shadow::{
-    Begun, CallStats, CallStream, Callers, Calls, Denied, Events, GuestThread, Hooks, News,
-    Processors, SignalStream, Steward, StreamError,
-};
+use tcmi_shadow::{Begun, CallStats, Callers, Calls, Denied, Events, Hooks, StreamError};
 use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
 use tcmi_sys::ptrace;
 
 use crate::ipc::{self, ToDaemon, ToMonitor};
 use crate::limits::Limits;
-use crate::rooms::{self, NextId};
 
+mod begin;
 mod births;
+mod daemon;
 mod home;
 
+use begin::build;
 use births::{Births, Question};
+use daemon::{claim, tell};
 
 /// From a signal's arrival until calls that it left waiting are looked for: the usual one has
 /// ended by then.
@@ -70,13 +66,6 @@ pub fn run(daemon: OwnedFd) -> i32 {
     }
 }
 
-/// The daemon may be gone; the guest goes on without it.
-fn tell(daemon: &OwnedFd, what: &ToDaemon) {
-    if let Err(e) = ipc::send(daemon.as_fd(), what, &[]) {
-        tracing::debug!(error = %e, "the daemon is gone");
-    }
-}
-
 fn oversee(daemon: &OwnedFd) -> Result<String> {
     let (start, fds) =
         ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(Error::io("the daemon's socket"))?;
@@ -107,78 +96,6 @@ fn oversee(daemon: &OwnedFd) -> Result<String> {
     life.shadow.births.close();
     life.kill();
     ended
-}
-
-/// A guest that does not run, in its room.
-struct Born {
-    built: Built,
-    next_id: NextId,
-    /// Its node's owner has sent it home already.
-    unwanted: bool,
-    /// Of this node, of which its room shows nothing.
-    processors: Option<Processors>,
-}
-
-fn build(
-    daemon: &OwnedFd,
-    cache: Cache,
-    root: &str,
-    limits: &mut Limits,
-    w: &mut BulkWriter,
-    r: &mut BulkReader,
-) -> Result<Born> {
-    let mut next_id = None;
-    let processors = Processors::look();
-    let unwanted = Cell::new(false);
-    let mut site = Site {
-        cache,
-        claim: &mut |id| claim(daemon, id, &unwanted),
-        segment: &mut |id, bytes| segment(daemon, id, bytes, &unwanted),
-        bear: &mut |begin| {
-            let room = rooms::bear(root, begin)?;
-            next_id = Some(room.next_id);
-            limits.set(room.leader)?;
-            Ok(room.leader)
-        },
-    };
-    let built = destination::build(w, r, &mut site)?;
-    let unwanted = unwanted.get();
-    Ok(Born { built, next_id: next_id.ok_or(tcmi_ckpt::Error::Ended)?, unwanted, processors })
-}
-
-/// Has the daemon hand over a stream that home parked for us. What else it says meanwhile, that
-/// the guest is `unwanted`, is told, too.
-fn claim(daemon: &OwnedFd, id: u64, unwanted: &Cell<bool>) -> Result<Stream> {
-    match ask(daemon, &ToDaemon::Claim { id }, unwanted)? {
-        (ToMonitor::Stream { keys }, Some(fd)) => Ok(keys.with(fd)),
-        _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
-    }
-}
-
-fn segment(daemon: &OwnedFd, id: u64, bytes: u64, unwanted: &Cell<bool>) -> Result<OwnedFd> {
-    match ask(daemon, &ToDaemon::Segment { id, bytes }, unwanted)? {
-        (ToMonitor::Segment {}, Some(fd)) => Ok(fd),
-        _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
-    }
-}
-
-fn ask(
-    daemon: &OwnedFd,
-    question: &ToDaemon,
-    unwanted: &Cell<bool>,
-) -> Result<(ToMonitor, Option<OwnedFd>)> {
-    let io = || Error::io("the daemon's socket");
-    ipc::send(daemon.as_fd(), question, &[]).map_err(io())?;
-    loop {
-        let (answer, mut fds) = ipc::receive::<ToMonitor>(daemon.as_fd()).map_err(io())?;
-        match answer {
-            ToMonitor::NoStream { text } => {
-                return Err(Error::Peer { errno: libc::EHOSTUNREACH, text });
-            }
-            ToMonitor::SendHome {} => unwanted.set(true),
-            answer => return Ok((answer, fds.pop())),
-        }
-    }
 }
 
 /// What others learn of the shadow, and the bell that wakes the main loop for it.
@@ -229,17 +146,6 @@ fn ring(bell: &OwnedFd) {
     unsafe { libc::write(bell.as_raw_fd(), one.as_ptr().cast(), 8) };
 }
 
-/// What serves a guest that does not run yet.
-struct Parts {
-    calls: Calls,
-    callers: Arc<Callers>,
-    steward: Arc<Steward>,
-    events: Arc<Events>,
-    shadow: Arc<Tidings>,
-    pidfd: OwnedFd,
-    signalled: Arc<OwnedFd>,
-}
-
 /// A guest that runs, and everything that keeps it running.
 struct Life {
     guest: Guest,
@@ -284,124 +190,6 @@ enum Next {
 }
 
 impl Life {
-    /// Waits for COMMIT and lets the guest run. On Err nothing is left of it.
-    fn begin(
-        daemon: &OwnedFd,
-        Born { mut built, next_id, unwanted, processors }: Born,
-        limits: Limits,
-        module: Option<Session>,
-        mut w: BulkWriter,
-        mut r: BulkReader,
-    ) -> Result<Self> {
-        let host = built.host_pid();
-        let prepared = Self::prepare(&mut built, next_id, processors).and_then(|p| {
-            r.set_idle_timeout(Duration::from_millis(COMMIT_TIMEOUT_MS));
-            msg::expect::<msg::Commit>(&mut r)?;
-            r.set_idle_timeout(Duration::from_millis(PHASE_TIMEOUT_MS));
-            fault::pass(Point::NodeCommitReceived)?;
-            Ok(p)
-        });
-        let Parts { calls, callers, steward, events, shadow, pidfd, signalled } = match prepared {
-            Ok(p) => p,
-            Err(e) => {
-                kill(host);
-                return Err(e);
-            }
-        };
-        tell(daemon, &ToDaemon::Runs { remote_pid: host });
-        let helper = built.run_steward()?;
-        let close = op(libc::SYS_close, [built.listener_there as u64, 0]);
-        let unmap = op(libc::SYS_munmap, built.builder().into());
-        if steward.run(&mut [close, unmap], &[]).is_err() {
-            kill(host);
-            return Err(tcmi_ckpt::Error::Ended.into());
-        }
-        let used = std::mem::take(&mut built.used);
-        let (guest, image, files) = built.run(helper)?;
-        // Who asked for the move may look at this node as soon as home has the answer.
-        let unwanted = until_listed(daemon) || unwanted;
-        if let Err(e) = msg::send(&mut w, &msg::Running { remote_pid: guest.host_pid }) {
-            kill(guest.host_pid);
-            return Err(e);
-        }
-        Ok(Self {
-            guest,
-            image,
-            used,
-            files,
-            calls,
-            callers,
-            events,
-            shadow,
-            pidfd,
-            limits,
-            module,
-            w,
-            r,
-            keeper: true,
-            unwanted,
-            was_held: false,
-            told: Vec::new(),
-            signalled,
-            look_at: Instant::now() + LOOK_INTERVAL,
-            looked: (LOOK_INTERVAL, 0),
-            report_at: Instant::now() + STATS_INTERVAL,
-        })
-    }
-
-    fn prepare(
-        built: &mut Built,
-        next_id: NextId,
-        processors: Option<Processors>,
-    ) -> Result<Parts> {
-        let io = || Error::io("start serving the guest");
-        let names = built.threads();
-        let area = map_area(built.area.as_raw_fd())?;
-        let pidfd = open_pidfd(built.host_pid())?;
-        let watched = pidfd.try_clone().map_err(io())?;
-        let tid = built.steward_tid()?;
-        // SAFETY: the area is mapped shared with the guest for as long as we live, and only the
-        // steward uses it there.
-        let steward = Arc::new(unsafe { Steward::new(area, built.area_at, tid, watched) });
-        let (fd, _, rx) = take(&mut built.events)?.into_parts();
-        let signals = SignalStream::new(fd, &rx);
-        let pid = built.image.pid;
-        let signalled = Arc::new(eventfd()?);
-        let shadow = Arc::new(Tidings::new(Births::new(names.clone(), next_id, tid))?);
-        let (bell, told) = (signalled.clone(), shadow.clone());
-        let tell = move |news| match news {
-            News::Signal => ring(&bell),
-            News::Serving => told.set(&told.serving),
-            News::Ended => told.set(&told.lost),
-        };
-        let callers = Arc::new(Callers::new(built.host_pid()));
-        let events = Events::start(signals, steward.clone(), callers.clone(), pid, 0, tell);
-        let events = Arc::new(events.map_err(io())?);
-        let mut threads = Vec::new();
-        for (tid, stream) in built.calls.drain(..) {
-            let here = names.iter().find(|(_, home)| *home == tid).map(|(here, _)| *here);
-            let used = built.used.thread(tid);
-            let tid = here.ok_or(tcmi_ckpt::Error::Image("a stream for no thread"))?;
-            let (fd, tx, rx) = stream.into_parts();
-            threads.push(GuestThread { tid, stream: CallStream::new(fd, &tx, &rx), used });
-        }
-        let listener = built.listener.try_clone().map_err(io())?;
-        let parts = tcmi_shadow::Guest {
-            pid: built.host_pid(),
-            steward: steward.clone(),
-            events: events.clone(),
-            callers: callers.clone(),
-            used: built.used.process,
-            names: built.files.names(),
-            processors: processors.filter(|_| built.rebinds.processors),
-            devices: built.rebinds.devices.take(),
-            live: built.files.take_live(),
-            watch: built.userfault.take().map(|fd| (built.host_pid(), fd)),
-        };
-        let calls = Calls::start(listener, threads, parts, shadow.clone()).map_err(io())?;
-        Ok(Parts { calls, callers, steward, events, shadow, pidfd, signalled })
-    }
-
     /// Until the guest ends or has gone home. Returns what to tell the daemon.
     fn serve(&mut self, daemon: &OwnedFd) -> Result<String> {
         let mut daemon_lives = true;
@@ -667,38 +455,6 @@ impl Life {
     }
 }
 
-/// Until the daemon shows the guest. True: it wants it to leave already.
-fn until_listed(daemon: &OwnedFd) -> bool {
-    let mut unwanted = false;
-    loop {
-        match ipc::receive::<ToMonitor>(daemon.as_fd()) {
-            Ok((ToMonitor::SendHome {}, _)) => unwanted = true,
-            Ok((ToMonitor::Listed {}, _)) | Err(_) => return unwanted,
-            Ok(_) => {}
-        }
-    }
-}
-
-fn op(nr: i64, args: [u64; 2]) -> BatchOp {
-    BatchOp { nr: nr as u64, args: [args[0], args[1], 0, 0, 0, 0], ret: 0, flags: 0 }
-}
-
-fn kill(host: i32) {
-    // SAFETY: our own child, which nobody else reaps.
-    unsafe { libc::kill(host, libc::SIGKILL) };
-}
-
-fn map_area(fd: RawFd) -> Result<NonNull<StewardArea>> {
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let len = std::mem::size_of::<StewardArea>();
-    // SAFETY: a new shared mapping at a place of the kernel's choice.
-    let p = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0) };
-    match p {
-        libc::MAP_FAILED => Err(Errno::last("mmap steward area").into()),
-        p => Ok(NonNull::new(p.cast()).expect("mmap does not give null")),
-    }
-}
-
 fn owned(what: &'static str, fd: i64) -> Result<OwnedFd> {
     if fd < 0 {
         return Err(Errno::last(what).into());
@@ -713,16 +469,7 @@ fn quiet(bell: &OwnedFd) {
     unsafe { libc::read(bell.as_raw_fd(), count.as_mut_ptr().cast(), 8) };
 }
 
-fn open_pidfd(pid: i32) -> Result<OwnedFd> {
-    // SAFETY: plain call.
-    owned("pidfd_open", unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
-}
-
 fn eventfd() -> Result<OwnedFd> {
     // SAFETY: plain call.
     owned("eventfd", i64::from(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }))
-}
-
-fn take(s: &mut Option<Stream>) -> Result<Stream> {
-    s.take().ok_or(tcmi_ckpt::Error::Image("no event stream").into())
 }

@@ -1,4 +1,5 @@
 //! Bring-up and unwind of a node.
+#![forbid(unsafe_code)]
 
 use std::fs;
 use std::io::{IsTerminal, Read, Write};
@@ -29,6 +30,7 @@ use tcmi_node::state_dir::StateDir;
 use tcmi_node::tasks::Engine;
 use tcmi_node::tree::Tree;
 use tcmi_node::trusted::Trusted;
+use tcmi_sys::heap;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -92,8 +94,7 @@ fn first_migration() -> anyhow::Result<u64> {
 /// system with them. The C library would keep what it was once given back.
 fn give_memory_back() {
     const MAP_FROM_BYTES: i32 = 128 * 1024;
-    // SAFETY: plain call. It fails for values it does not take, and then nothing is changed.
-    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAP_FROM_BYTES) };
+    heap::map_blocks_from(MAP_FROM_BYTES);
 }
 
 fn run(args: Args) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@
 
 pub mod affinity;
 pub mod errno;
+pub mod heap;
 pub mod kmod;
 pub mod maps;
 pub mod memory;

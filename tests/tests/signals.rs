@@ -249,6 +249,31 @@ fn a_guest_that_stops_itself_is_a_stopped_job_at_home() -> Result<()> {
     victim.end(7)
 }
 
+#[test]
+fn a_stopped_guest_is_continued_when_its_home_has_no_daemon_any_more() -> Result<()> {
+    let mut pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("receiver"))?;
+    let pid = victim.pid();
+    pair.migrate(pid)?;
+    let guest = pair.desk.read(&format!("pen/mig/migproc/{pid}/remote-pid"))?;
+    stop(&victim)?;
+    wait_until("stopped away", SOON, || {
+        // One that waits in a call stops when that is answered.
+        let threads = fs::read_dir(format!("/proc/{}/task", guest.trim()))?;
+        let stat = |t: fs::DirEntry| fs::read_to_string(t.path().join("stat")).ok();
+        let stopped = threads.flatten().filter_map(stat).any(|s| s.contains(") T "));
+        Ok(stopped.then_some(()))
+    })?;
+    pair.home.kill()?;
+    victim.say("report")?;
+    ensure!(victim.next_line(Duration::from_secs(1)).is_err(), "a stopped guest answered");
+    victim.signal(Signal::SIGCONT)?;
+    let line = victim.next_line(SOON)?;
+    ensure!(line.starts_with("SEEN 0 0 0 "), "{line}");
+    victim.check()?;
+    victim.end(7)
+}
+
 fn killed_away(program: &'static str, times: u32) -> Result<()> {
     let pair = Pair::new()?;
     let before = pair.settled_accounts()?;

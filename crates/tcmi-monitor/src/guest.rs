@@ -296,11 +296,15 @@ impl Life {
 
     /// The daemon at home is gone, or is not to be understood. The shadow needs it not; if there
     /// is none yet, the process closes its streams when it goes on at home, and the guest ends by
-    /// that.
+    /// that. Of a stopped guest nobody tells when it is continued: it waits in its next call, until
+    /// its shadow is.
     fn lose_keeper(&mut self, why: &Error) {
         tracing::info!(error = %why, "home's keeper is gone; the guest goes on");
         self.keeper = false;
         self.shadow.births.answer(None);
+        if self.calls.stopped(false) {
+            self.obey_signal(libc::SIGCONT);
+        }
     }
 
     /// Tells home and the daemon the counters, if they have changed.
@@ -384,14 +388,31 @@ impl Life {
         })
     }
 
+    fn obey_signal(&self, signal: i32) {
+        let host = self.guest.host_pid;
+        match signal {
+            libc::SIGSTOP => {
+                self.calls.stopped(true);
+                // The kernel tells one thread, and of those the one that waits in a call hears
+                // nothing. The steward always does, and stops all.
+                // SAFETY: plain call on a thread of our own child, not reaped yet.
+                unsafe { libc::syscall(libc::SYS_tgkill, host, self.guest.steward, signal) };
+            }
+            _ => {
+                // SAFETY: plain call on our own child, not reaped yet.
+                unsafe { libc::kill(host, signal) };
+                self.calls.stopped(false);
+            }
+        }
+    }
+
     fn obey(&mut self, frame: &Frame, daemon: &OwnedFd) -> Result<Option<String>> {
         match frame.kind {
             // Home gave up while we did so, too.
             msg::Thaw::KIND => self.tell_keeper(&msg::Thawed {}),
             msg::Signal::KIND => {
                 let s: msg::Signal = msg::decode(frame)?;
-                // SAFETY: plain call on our own child, not reaped yet.
-                unsafe { libc::kill(self.guest.host_pid, s.signal) };
+                self.obey_signal(s.signal);
             }
             msg::AskStats::KIND => self.tell_keeper(&msg::Stats { calls: self.stats() }),
             msg::ThreadBegun::KIND => {

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::panic;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use tcmi_call::abi::UserRegs;
 use tcmi_call::table::{self, Class};
 use tcmi_ckpt::birth;
 use tcmi_ckpt::freeze::{self, Thread};
-use tcmi_sys::proc::{self, Status};
+use tcmi_sys::proc;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited};
 use tcmi_sys::seccomp::Notification;
 use tcmi_sys::signal;
@@ -46,6 +47,8 @@ pub struct Callers {
     /// As it is called here.
     pid: i32,
     last: Mutex<HashMap<i32, Last>>,
+    /// By job control.
+    stopped: AtomicBool,
     /// Shared by whoever answers; alone has it who must find the same calls taken for a while.
     answers: RwLock<()>,
 }
@@ -53,7 +56,12 @@ pub struct Callers {
 impl Callers {
     /// Of guest `pid`, as it is called here.
     pub fn new(pid: i32) -> Self {
-        Callers { pid, last: Mutex::default(), answers: RwLock::default() }
+        let (last, answers) = (Mutex::default(), RwLock::default());
+        Callers { pid, last, stopped: AtomicBool::new(false), answers }
+    }
+
+    pub(crate) fn stopped(&self, is: bool) {
+        self.stopped.store(is, Ordering::Release);
     }
 
     pub(crate) fn taken(&self, notif: &Notification) {
@@ -115,7 +123,7 @@ impl Callers {
         queue: impl Fn() -> R + Sync,
     ) -> R {
         // Who queues it is one of a stopped guest's threads: that may take long.
-        if !proc::status(self.pid).is_ok_and(|s| handles(&s, signo) && s.state != 'T') {
+        if self.stopped.load(Ordering::Acquire) || !self.is_handled(signo) {
             return queue();
         }
         let _alone = self.answers.write();
@@ -135,6 +143,10 @@ impl Callers {
                 Err(_) => queue(),
             }
         })
+    }
+
+    fn is_handled(&self, signo: i32) -> bool {
+        proc::status(self.pid).is_ok_and(|s| s.sig_caught & signal::bit(signo) != 0)
     }
 
     /// Threads that may take the signal, and are or soon may be in a call that no worker has.
@@ -208,10 +220,6 @@ impl Callers {
         let signalled = signal != 0 || pending().unwrap_or(false);
         thread.set_regs(&self.set_back(thread.tid(), &regs, signalled))
     }
-}
-
-fn handles(process: &Status, signo: i32) -> bool {
-    process.sig_caught & signal::bit(signo) != 0
 }
 
 /// In a call of this kernel's, as a futex.

@@ -129,6 +129,8 @@ struct Gate {
     ended: bool,
     /// The freezer has interrupted every thread of the guest.
     told: bool,
+    /// Job control has stopped the guest.
+    stopped: bool,
     /// Workers in the wait for a call, or about to be.
     taking: usize,
     in_flight: usize,
@@ -183,6 +185,14 @@ impl Shared {
             self.changed.wait_for(&mut gate, WAKE_INTERVAL);
         }
         gate.told
+    }
+
+    /// What stopped the guest by its own call has it continued when the call returns.
+    pub(crate) fn until_continued(&self) {
+        let mut gate = self.gate.lock();
+        while gate.stopped && !gate.closed && !gate.ended {
+            self.changed.wait(&mut gate);
+        }
     }
 
     pub(crate) fn add_thread(&self, tid: i32, served: Thread) -> io::Result<()> {
@@ -264,6 +274,7 @@ impl Calls {
     pub fn stop_taking(&self) {
         let mut gate = self.0.gate.lock();
         gate.closed = true;
+        self.0.changed.notify_all();
         while gate.taking > 0 {
             wake(&gate.tids);
             // The signal may come just before the wait it is to end, so it is repeated.
@@ -293,6 +304,15 @@ impl Calls {
     pub fn told(&self) {
         self.0.gate.lock().told = true;
         self.0.changed.notify_all();
+    }
+
+    /// Whether job control has stopped the guest. To be told before it is stopped, and after it is
+    /// continued. Returns what was told last.
+    pub fn stopped(&self, is: bool) -> bool {
+        self.0.guest.callers.stopped(is);
+        let was = std::mem::replace(&mut self.0.gate.lock().stopped, is);
+        self.0.changed.notify_all();
+        was
     }
 
     pub fn resume(&self) {

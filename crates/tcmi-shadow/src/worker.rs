@@ -306,6 +306,7 @@ fn forward(
         if reply.signals != 0 && !shared.guest.events.wait_injected(reply.signals) {
             return Err(StreamError::Closed);
         }
+        shared.until_continued();
         match after(&reply, notif, row, mask) {
             After::Deliver => {
                 let ret = thread.call.unmarshal(&reply, payload, &mut mem)?;

@@ -65,15 +65,14 @@ pub unsafe extern "C" fn blob_on_signal(signo: i32, info: *const SigInfo, contex
         crate::lifecycle::default_and_return(signo);
         return;
     }
+    let mut stale = false;
     if info.code == POKE_CODE {
         // SAFETY: this thread's own words.
         let (poked, seq) =
             unsafe { (&raw mut (*area).poked, (&raw const (*area).seq).read_volatile()) };
         // SAFETY: as above.
         unsafe { poked.write_volatile(info.value) };
-        if seq != info.value {
-            return;
-        }
+        stale = seq != info.value;
     } else if !is_of_own_timer(info) {
         // SAFETY: the areas outlive the threads.
         unsafe { forward((*area).proc_area as *mut ProcArea, target(area, info), info) };
@@ -82,7 +81,9 @@ pub unsafe extern "C" fn blob_on_signal(signo: i32, info: *const SigInfo, contex
     let interrupted = unsafe { AtomicU32::from_ptr(&raw mut (*area).interrupted) };
     match interrupted_at(context.rip, context.rax) {
         Interrupted::Idle => {}
+        // Also by a poke that was for another call: it has ended this one, which is made again.
         Interrupted::Busy => interrupted.store(1, Ordering::Relaxed),
+        Interrupted::BeforeCall { .. } if stale => {}
         Interrupted::BeforeCall { abort } => {
             interrupted.store(1, Ordering::Relaxed);
             context.rip = abort;

@@ -131,6 +131,7 @@ const PLAIN: &[&str] = &[
     "vdso-no-pie",
     "vdso-static",
     "vdso-static-pie",
+    "vmcopy",
     "world",
 ];
 

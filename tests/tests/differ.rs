@@ -26,6 +26,8 @@ const UNTRIED: &[(&str, &str)] = &[
     ("exit_group", "ends the caller: every victim does"),
     ("mremap", "the guest's kernel's, but of live files: tests/victims/mapped.c"),
     ("msync", "the guest's kernel's, but of live files: tests/victims/mapped.c"),
+    ("process_vm_readv", "the guest's kernel's, of itself: tests/victims/vmcopy.c"),
+    ("process_vm_writev", "the guest's kernel's, of itself: tests/victims/vmcopy.c"),
     ("remap_file_pages", "the guest's kernel's, but of live files"),
     ("getrusage", "no two runs use the same: tests/tests/selves.rs"),
     ("times", "no two runs use the same: tests/tests/selves.rs"),

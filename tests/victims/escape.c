@@ -162,8 +162,9 @@ static void others(int node)
 	struct { void *at; size_t length; } part = { &byte, 1 };
 	REFUSED(EPERM, ptrace, PTRACE_SEIZE, node, 0, 0);
 	REFUSED(EPERM, ptrace, PTRACE_TRACEME, 0, 0, 0);
-	REFUSED(ENOSYS, process_vm_readv, getpid(), &part, 1, &part, 1, 0);
-	REFUSED(ENOSYS, process_vm_writev, node, &part, 1, &part, 1, 0);
+	/* Of another process, home's or the node's. */
+	REFUSED(EPERM, process_vm_readv, 1, &part, 1, &part, 1, 0);
+	REFUSED(EPERM, process_vm_writev, node, &part, 1, &part, 1, 0);
 	REFUSED(ENOSYS, kcmp, getpid(), node, 0, 0, 0);
 	REFUSED(ENOSYS, process_madvise, 0, &part, 1, 4, 0);
 	REFUSED(ENOSYS, migrate_pages, 1, 1, 0, 0);

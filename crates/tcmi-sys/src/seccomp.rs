@@ -178,6 +178,9 @@ fn look(nr: u32, test: LocalIf, pid: i32, steward: Option<u64>) -> Vec<sock_filt
             jump(libc::BPF_JSET, 1 << 31, 1, 0),
             ret(ALLOW),
         ]),
+        LocalIf::Myself => {
+            code.extend([load(ARGS), jump(libc::BPF_JEQ, pid as u32, 0, 1), ret(ALLOW)]);
+        }
         LocalIf::OwnPid | LocalIf::MainThread => {
             let three =
                 matches!(table::row(nr).map(|r| r.name), Some("tgkill" | "rt_tgsigqueueinfo"));

@@ -16,8 +16,6 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     // it missing takes clone.
     (435, Row::refused("clone3", ENOSYS)),
     (101, Row::refused("ptrace", EPERM)),
-    (310, Row::refused("process_vm_readv", ENOSYS)),
-    (311, Row::refused("process_vm_writev", ENOSYS)),
     (312, Row::refused("kcmp", ENOSYS)),
     (440, Row::refused("process_madvise", ENOSYS)),
     (448, Row::refused("process_mrelease", ENOSYS)),

@@ -78,11 +78,11 @@ fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
     if let Some(why) = obstacle(m).filter(|_| !own) {
         return Err(Error::Unsupported(why));
     }
-    let backing = match own || m.inode == 0 || m.name == "/dev/zero" {
+    let backing = match own || m.inode == 0 || m.name == "/dev/zero" || is_huge(m) {
         true => Backing::Anonymous,
         false => Backing::File { file: files.index(m)?, offset: files.offset(m) },
     };
-    let known: [(&[u8; 2], u32); 9] = [
+    let known: [(&[u8; 2], u32); 10] = [
         (b"gd", vma_flags::GROWS_DOWN),
         (b"nr", vma_flags::NO_RESERVE),
         (b"lo", vma_flags::LOCKED),
@@ -92,6 +92,7 @@ fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
         (b"hg", vma_flags::HUGE),
         (b"nh", vma_flags::NO_HUGE),
         (b"mg", vma_flags::MERGEABLE),
+        (b"ht", vma_flags::HUGE_TLB),
     ];
     let mut flags = if m.shared { vma_flags::SHARED } else { 0 };
     flags |= known.iter().filter(|(f, _)| m.has(f)).fold(0, |all, (_, bit)| all | bit);
@@ -146,6 +147,11 @@ fn refuse_aliases(all: &[Mapping]) -> Result<()> {
     }
 }
 
+/// Made with MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB.
+fn is_huge(m: &Mapping) -> bool {
+    !m.shared && m.has(b"ht") && m.name == "/anon_hugepage (deleted)"
+}
+
 /// Why a mapping cannot be moved, if it cannot.
 pub fn obstacle(m: &Mapping) -> Option<String> {
     let at = format!("{:x}-{:x} {}", m.start, m.end, m.name);
@@ -154,6 +160,8 @@ pub fn obstacle(m: &Mapping) -> Option<String> {
         None
     } else if m.has(b"io") || m.has(b"pf") {
         Some(format!("a mapped device ({at})"))
+    } else if is_huge(m) {
+        None
     } else if m.has(b"ht") {
         Some(format!("huge pages of hugetlbfs ({at})"))
     } else if m.name.starts_with("anon_inode:") {

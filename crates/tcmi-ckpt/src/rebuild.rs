@@ -98,7 +98,7 @@ fn map(b: &mut Batcher, v: &Vma, fd_of: Descriptors) -> Result<()> {
         (vma_flags::DONT_FORK, libc::MADV_DONTFORK),
         (vma_flags::DONT_DUMP, libc::MADV_DONTDUMP),
         (vma_flags::WIPE_ON_FORK, libc::MADV_WIPEONFORK),
-        (vma_flags::HUGE, libc::MADV_HUGEPAGE),
+        (vma_flags::HUGE | vma_flags::HUGE_TLB, libc::MADV_HUGEPAGE),
         (vma_flags::NO_HUGE, libc::MADV_NOHUGEPAGE),
         (vma_flags::MERGEABLE, libc::MADV_MERGEABLE),
     ];

@@ -124,7 +124,12 @@ pub(crate) fn map_file(
     id: u64,
     args: &[u64; 6],
 ) -> Result<i64, Refusal> {
-    let [.., fd, offset] = *args;
+    let [_, _, _, flags, fd, offset] = *args;
+    // The node's huge pages are not for guests: as of a kernel that has none left.
+    let huge = libc::MAP_HUGETLB | libc::MAP_ANONYMOUS;
+    if flags as i32 & huge == huge {
+        return Err(Refusal::Errno(ENOMEM));
+    }
     if !offset.is_multiple_of(PAGE_BYTES) {
         return Err(Refusal::Errno(EINVAL));
     }

@@ -23,6 +23,7 @@ const IP: u32 = 8;
 const ARGS: u32 = 16;
 
 const MAP_ANONYMOUS: u32 = 0x20;
+const MAP_HUGETLB: u32 = 0x40000;
 const TIMER_ABSTIME: u32 = 1;
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
@@ -138,9 +139,12 @@ fn look(nr: u32, test: LocalIf, pid: i32, steward: Option<u64>) -> Vec<sock_filt
     }
     match test {
         LocalIf::Never => {}
-        LocalIf::Anonymous => {
-            code.extend([load(ARGS + 8 * 3), jump(libc::BPF_JSET, MAP_ANONYMOUS, 0, 1), ret(ALLOW)])
-        }
+        LocalIf::Anonymous => code.extend([
+            load(ARGS + 8 * 3),
+            jump(libc::BPF_JSET, MAP_HUGETLB, 2, 0),
+            jump(libc::BPF_JSET, MAP_ANONYMOUS, 0, 1),
+            ret(ALLOW),
+        ]),
         LocalIf::AbsoluteTime => {
             code.extend([load(ARGS + 8), jump(libc::BPF_JSET, TIMER_ABSTIME, 0, 1), ret(ALLOW)]);
         }

@@ -72,7 +72,7 @@ pub enum Both {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LocalIf {
     Never,
-    /// `mmap`: MAP_ANONYMOUS is set in argument 3.
+    /// `mmap`: MAP_ANONYMOUS is set in argument 3, MAP_HUGETLB is not.
     Anonymous,
     /// Argument 0 is the guest's own pid (and so argument 1 of `tgkill` is one of its threads).
     OwnPid,

@@ -115,6 +115,7 @@ const PLAIN: &[&str] = &[
     "rust-threads",
     "selves",
     "shared",
+    "signalfd",
     "sleepers",
     "sparse",
     "stack",

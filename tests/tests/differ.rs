@@ -24,6 +24,8 @@ const UNTRIED: &[(&str, &str)] = &[
     ("execveat", "the guest goes home for it: tests/victims/family.c"),
     ("exit", "ends the caller: tests/victims/births.c"),
     ("exit_group", "ends the caller: every victim does"),
+    ("signalfd", "the guest goes home for it: tests/victims/signalfd.c"),
+    ("signalfd4", "the guest goes home for it: tests/victims/signalfd.c"),
     ("mremap", "the guest's kernel's, but of live files: tests/victims/mapped.c"),
     ("msync", "the guest's kernel's, but of live files: tests/victims/mapped.c"),
     ("process_vm_readv", "the guest's kernel's, of itself: tests/victims/vmcopy.c"),

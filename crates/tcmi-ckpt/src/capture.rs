@@ -222,6 +222,7 @@ pub fn capture(
         files: Vec::new(),
         threads,
         actions: own.actions,
+        descriptor_signals: 0,
         pending,
         itimers: own.itimers,
         timers: own.timers,

@@ -9,7 +9,7 @@ use tcmi_sys::pages::PAGE_BYTES;
 const USER_END: u64 = 1 << 47;
 
 /// Of what stands here; goes up with every change that another version cannot read.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 pub const SIGINFO_BYTES: usize = 128;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub struct ProcessImage {
     pub threads: Vec<ThreadImage>,
     /// Dispositions that are not the default.
     pub actions: Vec<Action>,
+    /// Signals that it may read from descriptors, which are home's. What is pending of those that
+    /// all threads block is there, too.
+    pub descriptor_signals: u64,
     /// Pending for the process, oldest first.
     pub pending: Vec<SigInfo>,
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF: (interval, value) in microseconds.

@@ -17,6 +17,7 @@ pub mod layout;
 pub mod live;
 pub mod rebuild;
 pub mod remote;
+pub mod signalfds;
 pub mod usage;
 pub mod vdso;
 pub mod watched;

@@ -23,9 +23,11 @@ use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, Vma
 use tcmi_ckpt::live::{LiveFile, Window};
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent, page_up};
+use tcmi_ckpt::signalfds;
 use tcmi_ckpt::usage::Used;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_sys::maps::Mapping;
+use tcmi_sys::seccomp::{self, Watches};
 use tcmi_sys::{namespace, ptrace};
 
 /// Mapped files of a guest: open here, known at home by their [`FileRef`].
@@ -254,7 +256,9 @@ fn construct(
     n.create_threads(&others, begin.uid, begin.gid)?;
     let steward_end = reserved.0 + blob.header().steward_syscall_end;
     let has_live = !files.live.is_empty();
-    let filter = tcmi_sys::seccomp::program(begin.pid, Some(steward_end), has_live);
+    let watches = Watches { live_files: has_live, signals: image.descriptor_signals };
+    n.done_by(signalfds::done_signal(image.descriptor_signals)?);
+    let filter = seccomp::program(begin.pid, Some(steward_end), watches);
     let filter = filter.iter().flat_map(|i| remote::bytes_of(i).to_vec()).collect();
     let shut_in = ShutIn { uid: begin.uid, gid: begin.gid, filter };
     let userfault = if has_live { n.userfault()? } else { None };
@@ -436,21 +440,23 @@ pub struct Held {
 }
 
 impl Held {
-    /// `frozen` has the guest's own threads, without the steward. `home` is the address space as
-    /// home's image has it.
+    /// `frozen` has the guest's own threads, without the steward. `home` is home's image.
     pub fn new(
         mut frozen: Frozen,
-        home: &AddressSpace,
+        home: &ProcessImage,
     ) -> std::result::Result<Self, (Frozen, Error)> {
+        let (signals, home) = (home.descriptor_signals, &home.mm);
         let vdso = home.vdso;
         // Where home has another vDSO, this node's is in the reserved region.
         let made = frozen.step_out(&[vdso, home.reserved]).and_then(|()| {
             let call = remote::find_syscall(frozen.pid, vdso.0, vdso.1)?;
-            Agent::inject(&mut frozen, call, &Blob::built_in(), 0, None).map(|a| (a, call))
+            let done = signalfds::done_signal(signals)?;
+            let agent = Agent::inject(&mut frozen, call, &Blob::built_in(), 0, None)?;
+            Ok((agent.done_by(done), call))
         });
         match made {
             Ok((agent, vdso_call)) => Ok(Self { frozen, agent, vdso_call }),
-            Err(e) => Err((frozen, e.into())),
+            Err(e) => Err((frozen, Error::Process(e))),
         }
     }
     /// The guest's image as home is to have it, and the runs of its own pages.

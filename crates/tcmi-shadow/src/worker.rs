@@ -20,6 +20,7 @@ use crate::live;
 use crate::mapping::{self, Refusal};
 use crate::memory::{ProcessMemory, word};
 use crate::selves;
+use crate::signalfds::{self, Mirror};
 use crate::stream::{CallStream, StreamError};
 use crate::usage::{self, Told};
 use crate::visit;
@@ -42,12 +43,16 @@ pub(crate) struct Thread {
     /// On other nodes than home, before it came.
     pub(crate) used: Usage,
     pub(crate) told: Told,
+    pub(crate) mirror: Mirror,
+    /// How many signals home had sent before its last answer to a call of ours.
+    pub(crate) sent: u32,
 }
 
 impl Thread {
     pub(crate) fn new(stream: CallStream, used: Usage) -> Self {
         let (call, flight, told) = (Call::new(), Arc::default(), Told::default());
-        Thread { stream, call, seq: 0, flight, seen: 0, used, told }
+        let mirror = Mirror::default();
+        Thread { stream, call, seq: 0, flight, seen: 0, used, told, mirror, sent: 0 }
     }
 
     pub(crate) fn socket(&self) -> std::io::Result<OwnedFd> {
@@ -109,6 +114,7 @@ impl Thread {
             self.stream.send(self.call.frame())?;
             let (reply, payload) = self.stream.receive()?;
             if reply.flags & (reply_flags::INTERRUPTED | reply_flags::NOT_STARTED) == 0 {
+                self.sent = reply.signals;
                 return Ok(self.call.unmarshal(&reply, payload, mem)?);
             }
         }
@@ -180,6 +186,7 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
     let Some(row) = table::row(notif.nr) else { return Ok(failed(ENOSYS)) };
     let both = match row.class {
         Class::Refused(errno) => return Ok(failed(errno)),
+        Class::Local if signalfds::concerns(shared, notif.nr) => None,
         Class::Local => return Ok(Outcome::Answer(Answer::Continue)),
         Class::Forward => None,
         Class::Both(both) => Some(both),
@@ -189,7 +196,11 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
     if !row.private {
         live::write_back(shared, &mut thread)?;
     }
+    signalfds::settle(shared, &mut thread, notif.tid)?;
     match both {
+        None if signalfds::concerns(shared, notif.nr) => {
+            signalfds::serve(shared, &mut thread, notif)
+        }
         None => {
             if let Some(outcome) = devices::serve(shared, notif) {
                 return Ok(outcome);
@@ -287,6 +298,9 @@ fn forward(
             return Ok(failed(bad_timeout(row, &notif.args, &mut mem).unwrap_or(errno)));
         }
     };
+    if let Some(mask) = mask {
+        signalfds::let_in(shared, thread, notif.tid, mask.bits)?;
+    }
     let begun = Instant::now();
     let mut elapsed_ns = 0;
     loop {
@@ -329,6 +343,7 @@ fn forward(
             }
             After::Again => {}
         }
+        signalfds::take_pending_home(shared, thread, notif.tid)?;
         elapsed_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
     }
 }

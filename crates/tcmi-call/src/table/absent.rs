@@ -69,9 +69,6 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (308, Row::refused("setns", EPERM)),
     // Pages of the guest cannot be given to a pipe at home.
     (278, Row::refused("vmsplice", ENOSYS)),
-    // The shadow takes its signals by handlers, so a descriptor would never see them.
-    (282, Row::refused("signalfd", ENOSYS)),
-    (289, Row::refused("signalfd4", ENOSYS)),
     (298, Row::refused("perf_event_open", ENOSYS)),
     (313, Row::refused("finit_module", EPERM)),
     (317, Row::refused("seccomp", ENOSYS)),

@@ -39,7 +39,7 @@ impl Life {
                 return Err(e);
             }
         };
-        let mut held = match Held::new(frozen, &self.image.mm) {
+        let mut held = match Held::new(frozen, &self.image) {
             Ok(h) => h,
             Err((f, e)) => {
                 f.thaw()?;

@@ -125,7 +125,6 @@ static void absent_calls(void)
 	REFUSED(ENOSYS, seccomp, 1, 0, room);
 	REFUSED(ENOSYS, open_by_handle_at, AT_FDCWD, room, 0);
 	REFUSED(ENOSYS, memfd_secret, 0);
-	REFUSED(ENOSYS, shmget, 0, 4096, 0600);
 	REFUSED(EPERM, fsopen, "tmpfs", 0);
 	REFUSED(EPERM, open_tree, AT_FDCWD, "/", 1);
 	REFUSED(EPERM, move_mount, 0, "", 0, "", 0);

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::freeze::{Frozen, interrupted};
 use crate::image::*;
 use crate::remote::{Agent, Calls, Ids, Slot, bytes_of, from_bytes};
+use crate::sysv;
 use std::ops::Range;
 use tcmi_sys::maps::Mapping;
 use tcmi_sys::pages::Pagemap;
@@ -75,6 +76,9 @@ pub fn outside(m: &Mapping, reserved: (u64, u64)) -> Vec<Mapping> {
 
 fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
     let own = is_shared_memory(m) && files.is_alone(m);
+    if sysv::is_segment(m) && !m.has(b"mw") {
+        return Err(Error::Unsupported(format!("System V memory to be read alone ({})", m.name)));
+    }
     if let Some(why) = obstacle(m).filter(|_| !own) {
         return Err(Error::Unsupported(why));
     }
@@ -103,14 +107,14 @@ const SHARED_MEMORY: &str = "/dev/zero (deleted)";
 /// The name of the memfd that is a segment on an execution node.
 pub const SEGMENT: &str = "tcmi-segment";
 
-/// A mapping made with MAP_SHARED | MAP_ANONYMOUS, or on an execution node what stands for one.
+/// A mapping made with MAP_SHARED | MAP_ANONYMOUS or by shmat, or on an execution node what stands for one.
 fn is_shared_memory(m: &Mapping) -> bool {
     is_shared_at_home(m) || is_segment(m)
 }
 
 /// The first of these at home, where a memfd of that name is the program's.
 pub fn is_shared_at_home(m: &Mapping) -> bool {
-    m.shared && m.name == SHARED_MEMORY && !m.has(b"ht")
+    m.shared && m.name == SHARED_MEMORY && !m.has(b"ht") || sysv::is_segment(m)
 }
 
 pub fn is_segment(m: &Mapping) -> bool {
@@ -138,7 +142,7 @@ fn refuse_aliases(all: &[Mapping]) -> Result<()> {
     let mut parts: Vec<_> = all
         .iter()
         .filter(|m| is_shared_memory(m))
-        .map(|m| (m.inode, m.offset, m.offset + m.len()))
+        .map(|m| (m.object(), m.offset, m.offset + m.len()))
         .collect();
     parts.sort_unstable();
     match parts.windows(2).find(|w| w[0].0 == w[1].0 && w[1].1 < w[0].2) {

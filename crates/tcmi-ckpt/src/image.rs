@@ -183,6 +183,8 @@ pub struct Segment {
     pub bytes: u64,
     /// Whether its pages come with this process, not with another one.
     pub is_sent: bool,
+    /// It is there at home when its last process is gone, as System V memory is.
+    pub outlives: bool,
 }
 
 /// Largest segment, in bytes, and most mappings of segments in one process.

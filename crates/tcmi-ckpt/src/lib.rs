@@ -18,6 +18,7 @@ pub mod live;
 pub mod rebuild;
 pub mod remote;
 pub mod signalfds;
+pub mod sysv;
 pub mod usage;
 pub mod vdso;
 pub mod watched;

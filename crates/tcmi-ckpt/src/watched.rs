@@ -273,6 +273,7 @@ fn is_made_at_home(nr: u64) -> bool {
         libc::SYS_signalfd,
         libc::SYS_signalfd4,
         libc::SYS_shmat,
+        libc::SYS_shmdt,
         libc::SYS_mremap,
         libc::SYS_remap_file_pages,
     ]

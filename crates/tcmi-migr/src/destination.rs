@@ -19,7 +19,9 @@ use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::descriptors;
 use tcmi_ckpt::freeze::Frozen;
-use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, Vma, vma_flags};
+use tcmi_ckpt::image::{
+    AddressSpace, Backing, Clocks, FileRef, ProcessImage, Segment, Vma, vma_flags,
+};
 use tcmi_ckpt::live::{LiveFile, Window};
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent, page_up};
@@ -39,6 +41,9 @@ pub struct GuestFiles {
     here: HashMap<(u32, u32, u64), (u32, u64)>,
     live: Vec<LiveFile>,
 }
+
+/// In place of a device, of what is no file.
+const NO_DEVICE: u64 = u64::MAX;
 
 impl GuestFiles {
     fn add(&mut self, r: FileRef, f: File) -> Result<u32> {
@@ -84,6 +89,22 @@ impl GuestFiles {
             }
             Incoming::new(r).receive_file(&memfd, &joined(&mapped))?;
             self.live.push(LiveFile { memfd, dev: said.dev, ino: said.ino, windows });
+        }
+        Ok(())
+    }
+    /// Segments that outlive their processes: what is stored there goes home as to a file.
+    fn keep_lasting(&mut self, segments: &[Segment], fds: Vec<OwnedFd>) -> Result<()> {
+        for (s, fd) in segments.iter().zip(fds).filter(|(s, _)| s.outlives) {
+            let window = Window { home: s.start, offset: s.offset, len: s.end - s.start };
+            match self.live.iter_mut().find(|f| (f.dev, f.ino) == (NO_DEVICE, s.id)) {
+                Some(known) => known.windows.push(window),
+                None => self.live.push(LiveFile {
+                    memfd: fd.into(),
+                    dev: NO_DEVICE,
+                    ino: s.id,
+                    windows: vec![window],
+                }),
+            }
         }
         Ok(())
     }
@@ -217,7 +238,7 @@ fn construct(
     n.build_space(&[], &first, &there)?;
     let there_too: Vec<RawFd> = segments.iter().map(AsRawFd::as_raw_fd).collect();
     n.attach(&begin.segments, &there_too)?;
-    drop(segments);
+    files.keep_lasting(&begin.segments, segments)?;
     let reserved = begin.mm.reserved;
     n.place_steward(reserved, blob, area.as_raw_fd())?;
     let resident: Vec<_> = begin.resident.iter().map(|&(s, e)| s..e).collect();

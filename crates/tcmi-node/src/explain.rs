@@ -7,7 +7,7 @@ use std::path::Path;
 
 use tcmi_ckpt::capture;
 use tcmi_ckpt::devices::Device;
-use tcmi_ckpt::signalfds;
+use tcmi_ckpt::{signalfds, sysv};
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::limits::TREE_PROCESSES_MAX;
@@ -105,6 +105,12 @@ fn strangers(pid: i32, shared: &[Mapping], sharers: Sharers) -> Option<String> {
     let Sharers::Among(along) = sharers else { return None };
     if shared.is_empty() {
         return None;
+    }
+    if along.is_empty()
+        && let Some(why) =
+            shared.iter().filter(|m| sysv::is_segment(m)).find_map(|m| sysv::obstacle(pid, m))
+    {
+        return Some(why);
     }
     let objects: Vec<_> = shared.iter().map(Mapping::object).collect();
     let all = match maps::sharers(&objects) {

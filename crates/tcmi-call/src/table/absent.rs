@@ -7,11 +7,6 @@ use super::errno::{ENOSYS, EPERM};
 pub(super) const HOLE: (usize, usize) = (337, 423);
 
 pub(super) const ROWS: &[(usize, Row)] = &[
-    // System V shared memory cannot be shared across nodes.
-    (29, Row::refused("shmget", ENOSYS)),
-    (30, Row::refused("shmat", ENOSYS)),
-    (31, Row::refused("shmctl", ENOSYS)),
-    (67, Row::refused("shmdt", ENOSYS)),
     // Its flags lie in memory, which another thread may change behind a look at them. Who finds
     // it missing takes clone.
     (435, Row::refused("clone3", ENOSYS)),

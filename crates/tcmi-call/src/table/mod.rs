@@ -205,6 +205,8 @@ pub enum Arg {
     Semctl,
     /// `msgctl`, by the command in argument 1.
     Msgctl,
+    /// `shmctl`, by the command in argument 1.
+    Shmctl,
     /// `struct ifconf`: a length and a pointer to so many bytes.
     Ifconf,
     /// `prctl`, by the option in argument 0.

@@ -174,6 +174,7 @@ fn segments(host: i32) -> Result<Vec<Segment>> {
         offset: m.offset,
         bytes: 0,
         is_sent: true,
+        outlives: false,
     };
     Ok(maps.iter().filter(|m| capture::is_segment(m)).map(of).collect())
 }

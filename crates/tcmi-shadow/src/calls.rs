@@ -25,7 +25,7 @@ use crate::mapping::MappedFiles;
 use crate::memory::Writable;
 use crate::placement::Placement;
 use crate::selves::{Names, Processors};
-use crate::signalfds;
+use crate::signalfds::{self, Led};
 use crate::stats::Stats;
 use crate::steward::Steward;
 use crate::stream::{CallStream, StreamError};
@@ -155,6 +155,7 @@ pub(crate) struct Shared {
     /// a visit.
     pub(crate) births: Mutex<()>,
     pub(crate) bearing: Bearing,
+    pub(crate) led: Led,
     /// Home is on this machine.
     near: bool,
     threads: Mutex<HashMap<i32, Entry>>,
@@ -250,6 +251,7 @@ impl Calls {
             devices,
             births: Mutex::default(),
             bearing: Bearing::default(),
+            led: Led::default(),
             near,
             threads: Mutex::default(),
             gate: Mutex::default(),

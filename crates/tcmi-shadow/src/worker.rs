@@ -157,6 +157,11 @@ pub(crate) fn serve(shared: &Shared, notif: &Notification) {
     if shared.bearing.takes(notif) {
         return callers.answer(notif, false, || ());
     }
+    if signalfds::is_led(shared, notif) {
+        // Who leads the thread keeps others from answering: no call of its own is taken.
+        callers.forget(notif.tid);
+        return signalfds::let_go_on(shared, notif);
+    }
     let begun = Instant::now();
     let outcome = match outcome(shared, notif) {
         Ok(outcome) => outcome,
@@ -172,7 +177,9 @@ pub(crate) fn serve(shared: &Shared, notif: &Notification) {
         Outcome::Answered(_) => Ok(()),
         Outcome::Answer(answer) => listener.answer(notif.id, answer),
         Outcome::Told(answer) => interrupt::answer_told(listener, notif, answer, told),
-        Outcome::Suspended(mask) => interrupt::answer_under_mask(listener, notif, mask, told),
+        Outcome::Suspended(mask) => signalfds::led(shared, notif.tid, || {
+            interrupt::answer_under_mask(listener, notif, mask, told)
+        }),
     });
     shared.stats.count(notif.nr, matches!(answer, Answer::Error(_)), begun.elapsed());
     if let Err(error) = answered

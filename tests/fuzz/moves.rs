@@ -85,6 +85,7 @@ fn image() -> ProcessImage {
         mm: layout(),
         files: vec![file_ref(b"ELF")],
         threads: vec![thread()],
+        descriptor_signals: 0,
         actions: Vec::new(),
         pending: Vec::new(),
         itimers: [(0, 0); 3],

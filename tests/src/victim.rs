@@ -115,6 +115,7 @@ const PLAIN: &[&str] = &[
     "rust-threads",
     "selves",
     "shared",
+    "signalfd",
     "sleepers",
     "sparse",
     "stack",
@@ -131,6 +132,7 @@ const PLAIN: &[&str] = &[
     "vdso-no-pie",
     "vdso-static",
     "vdso-static-pie",
+    "vmcopy",
     "world",
 ];
 
@@ -162,6 +164,7 @@ impl VictimKind {
             .chain(BLOCKING_CALLS.iter().map(|(call, wake)| Self::blocked_in(call, *wake)))
             .chain([
                 Self::with_args("segment", &["0"]),
+                Self::with_args("segment", &["0", "destroyed"]),
                 Self::with_args("threads", &["400"]),
                 Self::with_args("births", &["100"]),
                 Self::with_args("births", &["900", "full"]),

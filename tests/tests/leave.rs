@@ -85,11 +85,11 @@ fn a_call_that_is_not_there_yet_has_an_errno_and_is_counted() -> Result<()> {
     let tried = |victim: &mut Victim| victim.ask("try", "TRIED");
     ensure!(tried(&mut victim)? == [0], "none where nothing is moved");
     pair.migrate(pid)?;
-    ensure!(tried(&mut victim)? == [i64::from(libc::ENOSYS)], "shared memory of a guest");
+    ensure!(tried(&mut victim)? == [i64::from(libc::ENOSYS)], "asynchronous I/O of a guest");
     // The guest's node tells its counters every now and then.
     wait_until("the call counted", SOON, || {
         let stats = pair.home.read(&format!("ccn/mig/migproc/{pid}/stats"))?;
-        Ok(stats.lines().any(|l| l.contains("shmget")).then_some(()))
+        Ok(stats.lines().any(|l| l.contains("io_setup")).then_some(()))
     })?;
     pair.bring_home(pid)?;
     ensure!(tried(&mut victim)? == [0], "none at home again");

@@ -11,7 +11,11 @@ const SOON: Duration = Duration::from_secs(30);
 const ALL: usize = 4;
 
 fn sharers() -> Result<(Victim, Vec<u32>)> {
-    let victim = Victim::spawn(&VictimKind::with_args("segment", &["3"]))?;
+    sharers_of(&["3"])
+}
+
+fn sharers_of(args: &[&str]) -> Result<(Victim, Vec<u32>)> {
+    let victim = Victim::spawn(&VictimKind::with_args("segment", args))?;
     let all = [vec![victim.pid()], account::descendants(victim.pid())?].concat();
     ensure!(all.len() == ALL, "{all:?}");
     Ok((victim, all))
@@ -138,5 +142,115 @@ fn one_that_ends_away_leaves_the_others() -> Result<()> {
     wait_home(&pair, &all)?;
     victim.signal(Signal::SIGKILL)?;
     victim.wait(SOON)?;
+    pair.stop()
+}
+
+/// System V memory of the victim, removed at the end of a test.
+struct Removed(i32);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        // SAFETY: no pointer. It fails only where the segment is gone.
+        unsafe { libc::shmctl(self.0, libc::IPC_RMID, std::ptr::null_mut()) };
+    }
+}
+
+/// How many turns were taken, as the segment has it: the first of the counters is the sum.
+fn turns_in(segment: i32) -> Result<u64> {
+    // Behind lock and condition, and the number of the next.
+    const SUM: usize = 40 + 48 + 8;
+    // SAFETY: attached for reading, wherever there is room; the word is inside of it.
+    unsafe {
+        let at = libc::shmat(segment, std::ptr::null(), libc::SHM_RDONLY);
+        ensure!(at.addr() != usize::MAX, "shmat: {}", std::io::Error::last_os_error());
+        let sum = at.byte_add(SUM).cast::<u64>().read_volatile();
+        ensure!(libc::shmdt(at) == 0, "shmdt: {}", std::io::Error::last_os_error());
+        Ok(sum)
+    }
+}
+
+#[test]
+fn system_v_memory_of_a_tree_goes_and_comes_with_it() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.settled_accounts()?;
+    for kind in ["destroyed", "lasting"] {
+        let (mut victim, all) = sharers_of(&["3", kind])?;
+        let _removed = Removed(victim.ready_word()? as i32);
+        let alone = pair.explain(victim.pid())?;
+        ensure!(alone.contains("it moves with --tree"), "explain says {alone}");
+        for round in 0..3 {
+            let moved = pair.try_migrate_tree(victim.pid());
+            moved.with_context(|| format!("{kind}, {round}\n{}", pair.logs()))?;
+            ensure!(guests(&pair, &all) == ALL, "not all away in round {round}");
+            works(&mut victim, "away").with_context(|| pair.logs())?;
+            pair.home.write("ccn/mig/migrate-home", format!("{}\n", all[round]))?;
+            wait_home(&pair, &all)?;
+            works(&mut victim, "at home")?;
+        }
+        victim.end(7)?;
+    }
+    pair.expect_no_leak(&before)?;
+    pair.stop()
+}
+
+/// Who attaches the segment after its processes have ended away finds what they stored last.
+#[test]
+fn system_v_memory_that_lasts_has_what_was_stored_away() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers_of(&["3", "lasting"])?;
+    let segment = victim.ready_word()? as i32;
+    let _removed = Removed(segment);
+    pair.try_migrate_tree(victim.pid()).with_context(|| pair.logs())?;
+    works(&mut victim, "away")?;
+    ensure!(guests(&pair, &all) == ALL, "not all away");
+    let told = victim.ask("sum", "SUM")?[0] as u64;
+    victim.end(7)?;
+    wait_until("the end of all", SOON, || {
+        Ok((guests(&pair, &all) == 0 && all.iter().all(|pid| pair.state(*pid).is_err()))
+            .then_some(()))
+    })?;
+    ensure!(
+        turns_in(segment)? >= told,
+        "{} turns are in it, it told of {told}",
+        turns_in(segment)?
+    );
+    pair.stop()
+}
+
+/// A process outside the tree has it, too.
+#[test]
+fn system_v_memory_that_others_have_keeps_its_tree_at_home() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers_of(&["3", "lasting"])?;
+    let segment = victim.ready_word()? as i32;
+    let _removed = Removed(segment);
+    // SAFETY: attached wherever there is room, and not used.
+    let at = unsafe { libc::shmat(segment, std::ptr::null(), 0) };
+    ensure!(at.addr() != usize::MAX, "shmat: {}", std::io::Error::last_os_error());
+    let refused = pair.try_migrate_tree(victim.pid()).err().and_then(|e| e.raw_os_error());
+    ensure!(refused == Some(libc::EOPNOTSUPP), "the answer is {refused:?}");
+    ensure!(guests(&pair, &all) == 0, "some are away");
+    // SAFETY: nobody uses it.
+    ensure!(unsafe { libc::shmdt(at) } == 0, "shmdt");
+    pair.try_migrate_tree(victim.pid()).with_context(|| pair.logs())?;
+    works(&mut victim, "away")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// One that is made and attached away is there for others, until somebody removes it.
+#[test]
+fn a_guest_that_attaches_system_v_memory_comes_home_to_stay() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::with_args("segment", &["0", "destroyed"]))?;
+    let pid = victim.pid();
+    pair.migrate(pid)?;
+    victim.say("attach")?;
+    victim.expect("ATTACHED", SOON)?;
+    ensure!(!pair.is_guest(pid), "it is away");
+    victim.check()?;
+    pair.migrate(pid).context("without that")?;
+    victim.check()?;
+    victim.end(7)?;
     pair.stop()
 }

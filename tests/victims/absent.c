@@ -1,8 +1,6 @@
-/* "try" makes System V shared memory: prints "TRIED <errno>", 0 where there is such a thing. */
+/* "try" prepares asynchronous I/O: prints "TRIED <errno>", 0 where there is such a thing. */
 #define VICTIM_COMMAND
 #include "victim.h"
-#include <sys/ipc.h>
-#include <sys/shm.h>
 
 static void setup(int argc, char **argv)
 {
@@ -21,8 +19,9 @@ static void command(const char *line)
 {
 	if (strcmp(line, "try"))
 		return;
-	int id = shmget(IPC_PRIVATE, 4096, 0600);
-	say("TRIED %d\n", id < 0 ? errno : 0);
-	if (id >= 0)
-		shmctl(id, IPC_RMID, NULL);
+	unsigned long context = 0;
+	long made = syscall(SYS_io_setup, 1, &context);
+	say("TRIED %d\n", made < 0 ? errno : 0);
+	if (made >= 0)
+		syscall(SYS_io_destroy, context);
 }

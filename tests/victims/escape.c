@@ -125,7 +125,6 @@ static void absent_calls(void)
 	REFUSED(ENOSYS, seccomp, 1, 0, room);
 	REFUSED(ENOSYS, open_by_handle_at, AT_FDCWD, room, 0);
 	REFUSED(ENOSYS, memfd_secret, 0);
-	REFUSED(ENOSYS, shmget, 0, 4096, 0600);
 	REFUSED(EPERM, fsopen, "tmpfs", 0);
 	REFUSED(EPERM, open_tree, AT_FDCWD, "/", 1);
 	REFUSED(EPERM, move_mount, 0, "", 0, "", 0);
@@ -162,8 +161,9 @@ static void others(int node)
 	struct { void *at; size_t length; } part = { &byte, 1 };
 	REFUSED(EPERM, ptrace, PTRACE_SEIZE, node, 0, 0);
 	REFUSED(EPERM, ptrace, PTRACE_TRACEME, 0, 0, 0);
-	REFUSED(ENOSYS, process_vm_readv, getpid(), &part, 1, &part, 1, 0);
-	REFUSED(ENOSYS, process_vm_writev, node, &part, 1, &part, 1, 0);
+	/* Of another process, home's or the node's. */
+	REFUSED(EPERM, process_vm_readv, 1, &part, 1, &part, 1, 0);
+	REFUSED(EPERM, process_vm_writev, node, &part, 1, &part, 1, 0);
 	REFUSED(ENOSYS, kcmp, getpid(), node, 0, 0, 0);
 	REFUSED(ENOSYS, process_madvise, 0, &part, 1, 4, 0);
 	REFUSED(ENOSYS, migrate_pages, 1, 1, 0, 0);

@@ -1,11 +1,13 @@
 /*
  * A parent and its children (first argument: how many) take turns in memory that they share, by a
- * mutex and a condition of several processes; each counts for itself, too.
+ * mutex and a condition of several processes; each counts for itself, too. With a second argument it
+ * is System V memory, and READY tells its number: "destroyed" or "lasting".
  */
 #define VICTIM_COMMAND
 #include "victim.h"
 #include <stdatomic.h>
 #include <sys/prctl.h>
+#include <sys/shm.h>
 #include <sys/wait.h>
 
 #define CHILDREN_MAX 16
@@ -26,6 +28,8 @@ static struct shared *shared;
 static volatile unsigned char *pages;
 static int members = 1;
 static unsigned long mine;
+static const char *system_v;
+static int segment = -1;
 
 /* What the one before has written is there, and what one writes stays. */
 static void take_turn(int me)
@@ -48,6 +52,16 @@ static void take_turn(int me)
 
 static void *map(size_t bytes)
 {
+	if (system_v && segment < 0) {
+		segment = shmget(IPC_PRIVATE, bytes, 0600);
+		must(segment >= 0, "shmget");
+		void *attached = shmat(segment, NULL, 0);
+		must(attached != (void *)-1, "shmat");
+		if (!strcmp(system_v, "destroyed"))
+			shmctl(segment, IPC_RMID, NULL);
+		snprintf(ready_word, sizeof ready_word, "%d", segment);
+		return attached;
+	}
 	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	must(p != MAP_FAILED, "mmap");
 	return p;
@@ -58,6 +72,7 @@ static void setup(int argc, char **argv)
 	int children = argc > 1 ? atoi(argv[1]) : 3;
 	must(children >= 0 && children <= CHILDREN_MAX, "so many children");
 	members = children + 1;
+	system_v = argc > 2 ? argv[2] : NULL;
 	shared = map(sizeof *shared);
 	pages = map(PAGES * PAGE);
 	pthread_mutexattr_t lock;
@@ -91,10 +106,33 @@ static void step(void)
 	take_turn(0);
 }
 
+/* One more for a moment. */
+static void attach_another(void)
+{
+	int id = shmget(IPC_PRIVATE, 3 * PAGE, 0600);
+	unsigned char *more = shmat(id, NULL, 0);
+	must(more != (void *)-1, "shmat of another");
+	shmctl(id, IPC_RMID, NULL);
+	expect_equal("new", 0, more[2 * PAGE]);
+	more[2 * PAGE] = 7;
+	expect_equal("stored", 7, more[2 * PAGE]);
+	expect_equal("shmdt", 0, shmdt(more));
+	expect_equal("shmdt of nothing", -1, shmdt(more));
+	expect_equal("errno of nothing", EINVAL, errno);
+}
+
 static void check(void)
 {
 	step();
 	expect_equal("children that ended", members > 1 ? 0 : -1, waitpid(-1, NULL, WNOHANG));
+	struct shmid_ds status;
+	if (segment >= 0) {
+		expect_equal("shmctl", 0, shmctl(segment, IPC_STAT, &status));
+		expect_equal("attached", members, status.shm_nattch);
+		expect_equal("size", sizeof *shared, status.shm_segsz);
+		expect_equal("no segment", -1, shmget(0x7e57ab5e, 4096, 0));
+		expect_equal("errno of none", ENOENT, errno);
+	}
 	pthread_mutex_lock(&shared->lock);
 	unsigned long sum = 0;
 	for (int i = 0; i < members; i++)
@@ -107,6 +145,10 @@ static void check(void)
 
 static void command(const char *line)
 {
+	if (!strcmp(line, "attach")) {
+		attach_another();
+		say("ATTACHED\n");
+	}
 	if (!strcmp(line, "sum"))
 		say("SUM %lu\n", shared->sum);
 	if (strcmp(line, "fork"))

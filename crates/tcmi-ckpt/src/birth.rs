@@ -334,6 +334,11 @@ impl Newborn {
         }
     }
 
+    /// See [`Agent::done_by`].
+    pub fn done_by(&mut self, signal: i32) {
+        self.agent = self.agent.done_by(signal);
+    }
+
     /// The guest's own tid of each thread, in the order of `frozen.threads`.
     pub fn tids(&self) -> &[i32] {
         &self.tids
@@ -369,7 +374,7 @@ impl Newborn {
             b.attempt("prlimit", libc::SYS_prlimit64, [0, resource as u64, at, 0, 0, 0])?;
         }
         rebuild::set_mm(&mut b, &image.mm)?;
-        rebuild::set_process(&mut b, image, &[])?;
+        rebuild::set_process(&mut b, image, &[], 0)?;
         let Some(s) = shut_in else { return b.flush().map(|_| None) };
         let listener = s.apply(&mut b)?;
         Ok(Some((take_descriptor(host, listener)?, listener)))

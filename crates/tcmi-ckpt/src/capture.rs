@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::freeze::{Frozen, interrupted};
 use crate::image::*;
 use crate::remote::{Agent, Calls, Ids, Slot, bytes_of, from_bytes};
+use crate::sysv;
 use std::ops::Range;
 use tcmi_sys::maps::Mapping;
 use tcmi_sys::pages::Pagemap;
@@ -75,14 +76,17 @@ pub fn outside(m: &Mapping, reserved: (u64, u64)) -> Vec<Mapping> {
 
 fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
     let own = is_shared_memory(m) && files.is_alone(m);
+    if sysv::is_segment(m) && !m.has(b"mw") {
+        return Err(Error::Unsupported(format!("System V memory to be read alone ({})", m.name)));
+    }
     if let Some(why) = obstacle(m).filter(|_| !own) {
         return Err(Error::Unsupported(why));
     }
-    let backing = match own || m.inode == 0 || m.name == "/dev/zero" {
+    let backing = match own || m.inode == 0 || m.name == "/dev/zero" || is_huge(m) {
         true => Backing::Anonymous,
         false => Backing::File { file: files.index(m)?, offset: files.offset(m) },
     };
-    let known: [(&[u8; 2], u32); 9] = [
+    let known: [(&[u8; 2], u32); 10] = [
         (b"gd", vma_flags::GROWS_DOWN),
         (b"nr", vma_flags::NO_RESERVE),
         (b"lo", vma_flags::LOCKED),
@@ -92,6 +96,7 @@ fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
         (b"hg", vma_flags::HUGE),
         (b"nh", vma_flags::NO_HUGE),
         (b"mg", vma_flags::MERGEABLE),
+        (b"ht", vma_flags::HUGE_TLB),
     ];
     let mut flags = if m.shared { vma_flags::SHARED } else { 0 };
     flags |= known.iter().filter(|(f, _)| m.has(f)).fold(0, |all, (_, bit)| all | bit);
@@ -102,14 +107,14 @@ const SHARED_MEMORY: &str = "/dev/zero (deleted)";
 /// The name of the memfd that is a segment on an execution node.
 pub const SEGMENT: &str = "tcmi-segment";
 
-/// A mapping made with MAP_SHARED | MAP_ANONYMOUS, or on an execution node what stands for one.
+/// A mapping made with MAP_SHARED | MAP_ANONYMOUS or by shmat, or on an execution node what stands for one.
 fn is_shared_memory(m: &Mapping) -> bool {
     is_shared_at_home(m) || is_segment(m)
 }
 
 /// The first of these at home, where a memfd of that name is the program's.
 pub fn is_shared_at_home(m: &Mapping) -> bool {
-    m.shared && m.name == SHARED_MEMORY && !m.has(b"ht")
+    m.shared && m.name == SHARED_MEMORY && !m.has(b"ht") || sysv::is_segment(m)
 }
 
 pub fn is_segment(m: &Mapping) -> bool {
@@ -137,13 +142,18 @@ fn refuse_aliases(all: &[Mapping]) -> Result<()> {
     let mut parts: Vec<_> = all
         .iter()
         .filter(|m| is_shared_memory(m))
-        .map(|m| (m.inode, m.offset, m.offset + m.len()))
+        .map(|m| (m.object(), m.offset, m.offset + m.len()))
         .collect();
     parts.sort_unstable();
     match parts.windows(2).find(|w| w[0].0 == w[1].0 && w[1].1 < w[0].2) {
         Some(_) => Err(Error::unsupported("shared memory that is mapped twice")),
         None => Ok(()),
     }
+}
+
+/// Made with MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB.
+fn is_huge(m: &Mapping) -> bool {
+    !m.shared && m.has(b"ht") && m.name == "/anon_hugepage (deleted)"
 }
 
 /// Why a mapping cannot be moved, if it cannot.
@@ -154,6 +164,8 @@ pub fn obstacle(m: &Mapping) -> Option<String> {
         None
     } else if m.has(b"io") || m.has(b"pf") {
         Some(format!("a mapped device ({at})"))
+    } else if is_huge(m) {
+        None
     } else if m.has(b"ht") {
         Some(format!("huge pages of hugetlbfs ({at})"))
     } else if m.name.starts_with("anon_inode:") {
@@ -214,6 +226,7 @@ pub fn capture(
         files: Vec::new(),
         threads,
         actions: own.actions,
+        descriptor_signals: 0,
         pending,
         itimers: own.itimers,
         timers: own.timers,

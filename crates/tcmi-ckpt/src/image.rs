@@ -9,7 +9,7 @@ use tcmi_sys::pages::PAGE_BYTES;
 const USER_END: u64 = 1 << 47;
 
 /// Of what stands here; goes up with every change that another version cannot read.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 pub const SIGINFO_BYTES: usize = 128;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub struct ProcessImage {
     pub threads: Vec<ThreadImage>,
     /// Dispositions that are not the default.
     pub actions: Vec<Action>,
+    /// Signals that it may read from descriptors, which are home's. What is pending of those that
+    /// all threads block is there, too.
+    pub descriptor_signals: u64,
     /// Pending for the process, oldest first.
     pub pending: Vec<SigInfo>,
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF: (interval, value) in microseconds.
@@ -163,6 +166,8 @@ pub mod vma_flags {
     pub const MERGEABLE: u32 = 256;
     /// MAP_SHARED: of a file, or of anonymous memory.
     pub const SHARED: u32 = 512;
+    /// Of hugetlbfs where it was captured. It is made of ordinary pages wherever it comes to.
+    pub const HUGE_TLB: u32 = 1024;
 }
 
 /// A mapping of memory that several processes share and that moves with all of them. Among the
@@ -178,6 +183,8 @@ pub struct Segment {
     pub bytes: u64,
     /// Whether its pages come with this process, not with another one.
     pub is_sent: bool,
+    /// It is there at home when its last process is gone, as System V memory is.
+    pub outlives: bool,
 }
 
 /// Largest segment, in bytes, and most mappings of segments in one process.

@@ -60,7 +60,8 @@ fn part(v: &Vma, start: u64, end: u64) -> Vma {
 
 fn same_memory(a: &Vma, b: &Vma) -> bool {
     // What madvise set does not change where bytes are.
-    let kind = vma_flags::GROWS_DOWN | vma_flags::SHARED | vma_flags::NO_RESERVE;
+    let kind =
+        vma_flags::GROWS_DOWN | vma_flags::SHARED | vma_flags::NO_RESERVE | vma_flags::HUGE_TLB;
     a.backing == b.backing && a.flags & kind == b.flags & kind
 }
 

@@ -17,6 +17,8 @@ pub mod layout;
 pub mod live;
 pub mod rebuild;
 pub mod remote;
+pub mod signalfds;
+pub mod sysv;
 pub mod usage;
 pub mod vdso;
 pub mod watched;

@@ -10,7 +10,7 @@ use std::ops::Range;
 use tcmi_sys::memory::{self, Forced};
 use tcmi_sys::pages::PAGE_BYTES;
 use tcmi_sys::ptrace::UserRegs;
-use tcmi_sys::signal::KernelAction;
+use tcmi_sys::signal::{self, KernelAction};
 
 /// Makes calls in a thread, a batch at a time.
 pub struct Batcher<'a> {
@@ -98,7 +98,7 @@ fn map(b: &mut Batcher, v: &Vma, fd_of: Descriptors) -> Result<()> {
         (vma_flags::DONT_FORK, libc::MADV_DONTFORK),
         (vma_flags::DONT_DUMP, libc::MADV_DONTDUMP),
         (vma_flags::WIPE_ON_FORK, libc::MADV_WIPEONFORK),
-        (vma_flags::HUGE, libc::MADV_HUGEPAGE),
+        (vma_flags::HUGE | vma_flags::HUGE_TLB, libc::MADV_HUGEPAGE),
         (vma_flags::NO_HUGE, libc::MADV_NOHUGEPAGE),
         (vma_flags::MERGEABLE, libc::MADV_MERGEABLE),
     ];
@@ -238,8 +238,9 @@ pub fn set_mm(b: &mut Batcher, mm: &AddressSpace) -> Result<()> {
 
 /// Dispositions, timers, pending signals: what belongs to the process, not to a thread.
 /// All threads have their signals blocked. `timers` are the ids of POSIX timers that are there
-/// already.
-pub fn set_process(b: &mut Batcher, p: &ProcessImage, timers: &[i32]) -> Result<()> {
+/// already. Of the signals in `kept` those that are ignored are so already: to ignore one anew
+/// drops what is pending of it.
+pub fn set_process(b: &mut Batcher, p: &ProcessImage, timers: &[i32], kept: u64) -> Result<()> {
     for n in (1..=64).filter(|n| ![libc::SIGKILL, libc::SIGSTOP].contains(n)) {
         let a = p.actions.iter().find(|a| a.signal == n);
         let a = a.map_or(KernelAction::default(), |a| KernelAction {
@@ -248,6 +249,11 @@ pub fn set_process(b: &mut Batcher, p: &ProcessImage, timers: &[i32]) -> Result<
             restorer: a.restorer,
             mask: a.mask,
         });
+        const SIG_IGN: u64 = 1;
+        let ignored = a.handler == SIG_IGN || (a.handler == 0 && signal::ignored_by_default(n));
+        if ignored && kept & signal::bit(n) != 0 {
+            continue;
+        }
         let at = b.data(bytes_of(&a))?;
         b.push("rt_sigaction", libc::SYS_rt_sigaction, [n as u64, at, 0, 8, 0, 0])?;
     }

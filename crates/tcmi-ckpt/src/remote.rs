@@ -282,7 +282,9 @@ impl Agent {
         place: Option<u64>,
     ) -> Result<Self> {
         let status = tcmi_sys::proc::status(frozen.pid)?;
-        let done = signal::harmless(status.sig_caught, status.sig_ignored).ok_or_else(|| {
+        let blocked = frozen.threads.iter().fold(0, |all, t| all | t.mask);
+        let done = signal::harmless(status.sig_caught, status.sig_ignored, blocked);
+        let done = done.ok_or_else(|| {
             Error::unsupported("it handles every signal that is ignored by default")
         })?;
         let len = Self::room(blob) + page_up(extra);
@@ -303,6 +305,11 @@ impl Agent {
             call(leader, vdso_call, "munmap agent", libc::SYS_munmap, gone)?;
         }
         placed
+    }
+
+    /// For a guest, whose filter does not let it send itself what it reads from descriptors.
+    pub fn done_by(self, signal: i32) -> Self {
+        Self { done_signal: signal, ..self }
     }
 
     /// Makes `calls` in `thread`. `tgid` and `tid` are the ids that the process itself sees. Data

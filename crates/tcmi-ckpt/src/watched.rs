@@ -58,7 +58,7 @@ pub struct Watched {
 
 impl Watched {
     /// Lets thread `tid` of a held process make one call: the first of those that begin a process,
-    /// execute a program or map files. The others stand still.
+    /// execute a program, map memory or make a signalfd. The others stand still.
     pub fn for_call(mut f: Frozen, tid: i32) -> Result<Self> {
         let at = f.threads.iter().position(|t| t.tid == tid).ok_or(Error::Ended)?;
         let mut t = f.threads.remove(at);
@@ -270,6 +270,10 @@ fn is_made_at_home(nr: u64) -> bool {
         libc::SYS_execve,
         libc::SYS_execveat,
         libc::SYS_mmap,
+        libc::SYS_signalfd,
+        libc::SYS_signalfd4,
+        libc::SYS_shmat,
+        libc::SYS_shmdt,
         libc::SYS_mremap,
         libc::SYS_remap_file_pages,
     ]

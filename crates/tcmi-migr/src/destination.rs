@@ -19,13 +19,17 @@ use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::descriptors;
 use tcmi_ckpt::freeze::Frozen;
-use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, Vma, vma_flags};
+use tcmi_ckpt::image::{
+    AddressSpace, Backing, Clocks, FileRef, ProcessImage, Segment, Vma, vma_flags,
+};
 use tcmi_ckpt::live::{LiveFile, Window};
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent, page_up};
+use tcmi_ckpt::signalfds;
 use tcmi_ckpt::usage::Used;
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_sys::maps::Mapping;
+use tcmi_sys::seccomp::{self, Watches};
 use tcmi_sys::{namespace, ptrace};
 
 /// Mapped files of a guest: open here, known at home by their [`FileRef`].
@@ -37,6 +41,9 @@ pub struct GuestFiles {
     here: HashMap<(u32, u32, u64), (u32, u64)>,
     live: Vec<LiveFile>,
 }
+
+/// In place of a device, of what is no file.
+const NO_DEVICE: u64 = u64::MAX;
 
 impl GuestFiles {
     fn add(&mut self, r: FileRef, f: File) -> Result<u32> {
@@ -82,6 +89,22 @@ impl GuestFiles {
             }
             Incoming::new(r).receive_file(&memfd, &joined(&mapped))?;
             self.live.push(LiveFile { memfd, dev: said.dev, ino: said.ino, windows });
+        }
+        Ok(())
+    }
+    /// Segments that outlive their processes: what is stored there goes home as to a file.
+    fn keep_lasting(&mut self, segments: &[Segment], fds: Vec<OwnedFd>) -> Result<()> {
+        for (s, fd) in segments.iter().zip(fds).filter(|(s, _)| s.outlives) {
+            let window = Window { home: s.start, offset: s.offset, len: s.end - s.start };
+            match self.live.iter_mut().find(|f| (f.dev, f.ino) == (NO_DEVICE, s.id)) {
+                Some(known) => known.windows.push(window),
+                None => self.live.push(LiveFile {
+                    memfd: fd.into(),
+                    dev: NO_DEVICE,
+                    ino: s.id,
+                    windows: vec![window],
+                }),
+            }
         }
         Ok(())
     }
@@ -215,7 +238,7 @@ fn construct(
     n.build_space(&[], &first, &there)?;
     let there_too: Vec<RawFd> = segments.iter().map(AsRawFd::as_raw_fd).collect();
     n.attach(&begin.segments, &there_too)?;
-    drop(segments);
+    files.keep_lasting(&begin.segments, segments)?;
     let reserved = begin.mm.reserved;
     n.place_steward(reserved, blob, area.as_raw_fd())?;
     let resident: Vec<_> = begin.resident.iter().map(|&(s, e)| s..e).collect();
@@ -254,7 +277,9 @@ fn construct(
     n.create_threads(&others, begin.uid, begin.gid)?;
     let steward_end = reserved.0 + blob.header().steward_syscall_end;
     let has_live = !files.live.is_empty();
-    let filter = tcmi_sys::seccomp::program(begin.pid, Some(steward_end), has_live);
+    let watches = Watches { live_files: has_live, signals: image.descriptor_signals };
+    n.done_by(signalfds::done_signal(image.descriptor_signals)?);
+    let filter = seccomp::program(begin.pid, Some(steward_end), watches);
     let filter = filter.iter().flat_map(|i| remote::bytes_of(i).to_vec()).collect();
     let shut_in = ShutIn { uid: begin.uid, gid: begin.gid, filter };
     let userfault = if has_live { n.userfault()? } else { None };
@@ -436,21 +461,23 @@ pub struct Held {
 }
 
 impl Held {
-    /// `frozen` has the guest's own threads, without the steward. `home` is the address space as
-    /// home's image has it.
+    /// `frozen` has the guest's own threads, without the steward. `home` is home's image.
     pub fn new(
         mut frozen: Frozen,
-        home: &AddressSpace,
+        home: &ProcessImage,
     ) -> std::result::Result<Self, (Frozen, Error)> {
+        let (signals, home) = (home.descriptor_signals, &home.mm);
         let vdso = home.vdso;
         // Where home has another vDSO, this node's is in the reserved region.
         let made = frozen.step_out(&[vdso, home.reserved]).and_then(|()| {
             let call = remote::find_syscall(frozen.pid, vdso.0, vdso.1)?;
-            Agent::inject(&mut frozen, call, &Blob::built_in(), 0, None).map(|a| (a, call))
+            let done = signalfds::done_signal(signals)?;
+            let agent = Agent::inject(&mut frozen, call, &Blob::built_in(), 0, None)?;
+            Ok((agent.done_by(done), call))
         });
         match made {
             Ok((agent, vdso_call)) => Ok(Self { frozen, agent, vdso_call }),
-            Err(e) => Err((frozen, e.into())),
+            Err(e) => Err((frozen, Error::Process(e))),
         }
     }
     /// The guest's image as home is to have it, and the runs of its own pages.

@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::LazyLock;
 use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::image::FileRef;
+use tcmi_ckpt::sysv;
 use tcmi_kkc::{BulkReader, BulkWriter};
 use tcmi_sys::maps::{self, Mapping};
 
@@ -182,6 +183,9 @@ fn hash_range(f: &File, first: u64, last: u64) -> Result<[u8; 32]> {
 impl Files for HomeFiles {
     fn is_alone(&self, m: &Mapping) -> bool {
         let alone = || {
+            if sysv::is_segment(m) {
+                return sysv::obstacle(self.pid, m).is_none();
+            }
             let sharers = maps::sharers(&[m.object()]);
             sharers.is_ok_and(|all| all.iter().all(|pid| *pid == self.pid))
         };

@@ -14,6 +14,7 @@ use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::freezer::Freezer;
 use tcmi_ckpt::image::{FileRef, ProcessImage, Segment};
 use tcmi_ckpt::rebuild;
+use tcmi_ckpt::signalfds;
 use tcmi_ckpt::usage::Used;
 use tcmi_core::lifecycle::State;
 use tcmi_kkc::{BulkError, BulkReader, BulkWriter, Stream};
@@ -403,7 +404,9 @@ fn transfer(
     let mut image = capture::capture(f, &a.agent, &|tid| tid, &maps, &mut files)?;
     files.hash()?;
     image.files = files.refs.clone();
+    image.descriptor_signals = signalfds::of(f.pid)?;
     leave_stops(&mut image);
+    signalfds::leave_pending(&mut image);
     fault::pass(Point::HomeCaptured)?;
     let mut runs = capture::own_pages(f.pid, &image.mm.vmas)?;
     runs.retain(|r| c.segments.iter().all(|s| s.is_sent || !s.covers(r.start, r.end)));

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use tcmi_ckpt::capture;
 use tcmi_ckpt::devices::Device;
+use tcmi_ckpt::{signalfds, sysv};
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::limits::TREE_PROCESSES_MAX;
@@ -93,6 +94,9 @@ fn obstacles(pid: Pid, s: &Status, away: bool, sharers: Sharers) -> Result<Vec<S
             all.push(format!("{what} (descriptor {fd})"));
         }
     }
+    if let Err(tcmi_ckpt::Error::Unsupported(why)) = signalfds::of(n) {
+        all.push(why);
+    }
     Ok(all)
 }
 
@@ -101,6 +105,12 @@ fn strangers(pid: i32, shared: &[Mapping], sharers: Sharers) -> Option<String> {
     let Sharers::Among(along) = sharers else { return None };
     if shared.is_empty() {
         return None;
+    }
+    if along.is_empty()
+        && let Some(why) =
+            shared.iter().filter(|m| sysv::is_segment(m)).find_map(|m| sysv::obstacle(pid, m))
+    {
+        return Some(why);
     }
     let objects: Vec<_> = shared.iter().map(Mapping::object).collect();
     let all = match maps::sharers(&objects) {
@@ -123,8 +133,6 @@ fn is_ours(tracer: i32) -> bool {
 fn unmovable(target: &str) -> Option<&'static str> {
     match target {
         "anon_inode:[io_uring]" => Some("an io_uring"),
-        // The shadow takes signals by handlers, so none would be left for it.
-        "anon_inode:[signalfd]" => Some("a signalfd"),
         "anon_inode:[userfaultfd]" => Some("a userfaultfd"),
         "anon_inode:[perf_event]" => Some("a performance counter"),
         "anon_inode:kvm-vm" | "anon_inode:kvm-vcpu:0" => Some("a virtual machine"),

@@ -25,6 +25,7 @@ use crate::mapping::MappedFiles;
 use crate::memory::Writable;
 use crate::placement::Placement;
 use crate::selves::{Names, Processors};
+use crate::signalfds::{self, Led};
 use crate::stats::Stats;
 use crate::steward::Steward;
 use crate::stream::{CallStream, StreamError};
@@ -56,6 +57,8 @@ pub struct Guest {
     pub names: Names,
     /// Of this node. None: home's are shown.
     pub processors: Option<Processors>,
+    /// Signals that it may read from descriptors.
+    pub signals: u64,
     /// That it reads and writes here. None: at home.
     pub devices: Option<Vec<OpenDevice>>,
 }
@@ -152,6 +155,7 @@ pub(crate) struct Shared {
     /// a visit.
     pub(crate) births: Mutex<()>,
     pub(crate) bearing: Bearing,
+    pub(crate) led: Led,
     /// Home is on this machine.
     near: bool,
     threads: Mutex<HashMap<i32, Entry>>,
@@ -247,6 +251,7 @@ impl Calls {
             devices,
             births: Mutex::default(),
             bearing: Bearing::default(),
+            led: Led::default(),
             near,
             threads: Mutex::default(),
             gate: Mutex::default(),
@@ -316,6 +321,12 @@ impl Calls {
     }
 
     pub fn resume(&self) {
+        for entry in self.0.threads.lock().values() {
+            // Nobody has it while no call is in flight.
+            if let Some(mut thread) = entry.thread.try_lock() {
+                thread.forget_mirror();
+            }
+        }
         let mut gate = self.0.gate.lock();
         (gate.closed, gate.told) = (false, false);
         drop(gate);
@@ -338,7 +349,13 @@ impl Calls {
                 }
             }
         };
-        self.0.threads.lock().iter().filter_map(held_up).collect()
+        let mut all: Vec<_> = self.0.threads.lock().iter().filter_map(held_up).collect();
+        if all.is_empty() && signalfds::is_held_up(&self.0) {
+            // Whichever it is: on its way it takes the signal home.
+            let waits = |(&tid, entry): (&i32, &Entry)| Some((tid, (*entry.flight.lock())?.seq));
+            all.extend(self.0.threads.lock().iter().find_map(waits));
+        }
+        all
     }
 
     /// Changes with each call that home gets or answers.

@@ -25,7 +25,7 @@ pub(crate) enum Pending {
     LetIn,
 }
 
-fn field(status: &str, name: &str, radix: u32) -> io::Result<u64> {
+pub(crate) fn field(status: &str, name: &str, radix: u32) -> io::Result<u64> {
     status
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))

@@ -18,6 +18,7 @@ mod messenger;
 mod placement;
 mod selves;
 pub mod shadow;
+mod signalfds;
 mod stats;
 mod steward;
 mod stream;

@@ -479,7 +479,12 @@ impl Thread {
         self.own(|call, seq| call.poke(pid, pieces.clone(), seq), &mut [])
     }
 
-    fn peek(&mut self, pid: i32, addr: u64, into: &mut [u8]) -> Result<i64, StreamError> {
+    pub(crate) fn peek(
+        &mut self,
+        pid: i32,
+        addr: u64,
+        into: &mut [u8],
+    ) -> Result<i64, StreamError> {
         let len = into.len();
         self.own(|call, seq| call.peek(pid, addr, len, OWN_BASE, seq), into)
     }

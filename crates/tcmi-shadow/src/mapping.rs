@@ -111,7 +111,8 @@ fn checked(args: &[u64; 6]) -> Result<Request, Errno> {
         libc::MAP_PRIVATE | libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE => {}
         _ => return Err(EINVAL),
     }
-    if flags as i32 & libc::MAP_HUGETLB != 0 {
+    // Of a file that is none of hugetlbfs.
+    if flags as i32 & (libc::MAP_HUGETLB | libc::MAP_ANONYMOUS) == libc::MAP_HUGETLB {
         return Err(EINVAL);
     }
     Ok(Request { addr, len, prot, flags, fd, offset })
@@ -124,7 +125,12 @@ pub(crate) fn map_file(
     id: u64,
     args: &[u64; 6],
 ) -> Result<i64, Refusal> {
-    let [.., fd, offset] = *args;
+    let [_, _, _, flags, fd, offset] = *args;
+    // The node's huge pages are not for guests: as of a kernel that has none left.
+    let huge = libc::MAP_HUGETLB | libc::MAP_ANONYMOUS;
+    if flags as i32 & huge == huge {
+        return Err(Refusal::Errno(checked(args).err().unwrap_or(ENOMEM)));
+    }
     if !offset.is_multiple_of(PAGE_BYTES) {
         return Err(Refusal::Errno(EINVAL));
     }

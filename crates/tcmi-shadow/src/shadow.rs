@@ -375,7 +375,7 @@ impl Shadow {
                 take_pending(s, &made_again(&own, state.map(|i| i.pending.as_slice())));
                 if t.tid == self.pid {
                     take_pending(s, &made_again(&shared, image.map(|i| i.pending.as_slice())));
-                    self.settle_process(s, &timers);
+                    self.settle_process(s, &timers, 0);
                 }
             })?;
         }

@@ -67,6 +67,21 @@ impl Steward {
     /// answer, which is the guest's doing, is ended.
     pub fn run(&self, ops: &mut [BatchOp], data: &[u8]) -> Result<(), GuestGone> {
         let _turn = self.turn.lock();
+        self.execute(ops, data)
+    }
+
+    /// The same, with the data as the calls left it.
+    pub fn run_with(&self, ops: &mut [BatchOp], data: &mut [u8]) -> Result<(), GuestGone> {
+        let _turn = self.turn.lock();
+        self.execute(ops, data)?;
+        let area = self.area.as_ptr();
+        // SAFETY: the steward has answered and sleeps, and we have `turn`.
+        data.copy_from_slice(unsafe { &(&(*area).data)[..data.len()] });
+        Ok(())
+    }
+
+    /// With `turn` held.
+    fn execute(&self, ops: &mut [BatchOp], data: &[u8]) -> Result<(), GuestGone> {
         let area = self.area.as_ptr();
         // SAFETY: the steward sleeps until `request` moves, so with `turn` held the page is
         // ours; the pointers stay inside the area (slices are bounds-checked).

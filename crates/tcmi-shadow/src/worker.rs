@@ -7,7 +7,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tcmi_call::engine::{Call, GuestMemory, SliceMemory};
 use tcmi_call::frame::{ReplyHeader, disposition, kind, reply_flags};
-use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, ESRCH, Errno};
+use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, EPERM, ESRCH, Errno};
 use tcmi_call::table::{self, Arg, Both, Class, Restart, Row, prctl};
 use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::{Answer, Notification};
@@ -20,6 +20,7 @@ use crate::live;
 use crate::mapping::{self, Refusal};
 use crate::memory::{ProcessMemory, word};
 use crate::selves;
+use crate::signalfds::{self, Mirror};
 use crate::stream::{CallStream, StreamError};
 use crate::usage::{self, Told};
 use crate::visit;
@@ -42,12 +43,16 @@ pub(crate) struct Thread {
     /// On other nodes than home, before it came.
     pub(crate) used: Usage,
     pub(crate) told: Told,
+    pub(crate) mirror: Mirror,
+    /// How many signals home had sent before its last answer to a call of ours.
+    pub(crate) sent: u32,
 }
 
 impl Thread {
     pub(crate) fn new(stream: CallStream, used: Usage) -> Self {
         let (call, flight, told) = (Call::new(), Arc::default(), Told::default());
-        Thread { stream, call, seq: 0, flight, seen: 0, used, told }
+        let mirror = Mirror::default();
+        Thread { stream, call, seq: 0, flight, seen: 0, used, told, mirror, sent: 0 }
     }
 
     pub(crate) fn socket(&self) -> std::io::Result<OwnedFd> {
@@ -109,6 +114,7 @@ impl Thread {
             self.stream.send(self.call.frame())?;
             let (reply, payload) = self.stream.receive()?;
             if reply.flags & (reply_flags::INTERRUPTED | reply_flags::NOT_STARTED) == 0 {
+                self.sent = reply.signals;
                 return Ok(self.call.unmarshal(&reply, payload, mem)?);
             }
         }
@@ -151,6 +157,11 @@ pub(crate) fn serve(shared: &Shared, notif: &Notification) {
     if shared.bearing.takes(notif) {
         return callers.answer(notif, false, || ());
     }
+    if signalfds::is_led(shared, notif) {
+        // Who leads the thread keeps others from answering: no call of its own is taken.
+        callers.forget(notif.tid);
+        return signalfds::let_go_on(shared, notif);
+    }
     let begun = Instant::now();
     let outcome = match outcome(shared, notif) {
         Ok(outcome) => outcome,
@@ -166,7 +177,9 @@ pub(crate) fn serve(shared: &Shared, notif: &Notification) {
         Outcome::Answered(_) => Ok(()),
         Outcome::Answer(answer) => listener.answer(notif.id, answer),
         Outcome::Told(answer) => interrupt::answer_told(listener, notif, answer, told),
-        Outcome::Suspended(mask) => interrupt::answer_under_mask(listener, notif, mask, told),
+        Outcome::Suspended(mask) => signalfds::led(shared, notif.tid, || {
+            interrupt::answer_under_mask(listener, notif, mask, told)
+        }),
     });
     shared.stats.count(notif.nr, matches!(answer, Answer::Error(_)), begun.elapsed());
     if let Err(error) = answered
@@ -180,6 +193,7 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
     let Some(row) = table::row(notif.nr) else { return Ok(failed(ENOSYS)) };
     let both = match row.class {
         Class::Refused(errno) => return Ok(failed(errno)),
+        Class::Local if signalfds::concerns(shared, notif.nr) => None,
         Class::Local => return Ok(Outcome::Answer(Answer::Continue)),
         Class::Forward => None,
         Class::Both(both) => Some(both),
@@ -189,7 +203,11 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
     if !row.private {
         live::write_back(shared, &mut thread)?;
     }
+    signalfds::settle(shared, &mut thread, notif.tid)?;
     match both {
+        None if signalfds::concerns(shared, notif.nr) => {
+            signalfds::serve(shared, &mut thread, notif)
+        }
         None => {
             if let Some(outcome) = devices::serve(shared, notif) {
                 return Ok(outcome);
@@ -250,6 +268,7 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             false => Ok(Outcome::Answer(Answer::Continue)),
         },
         Some(Both::Usage) => usage::serve(shared, &mut thread, notif),
+        Some(Both::OtherMemory) => other_memory(shared, &mut thread, notif),
         Some(Both::Prctl) => match prctl::option(notif.args[0]) {
             prctl::Side::Local => Ok(Outcome::Answer(Answer::Continue)),
             prctl::Side::Refused(errno) => Ok(failed(errno)),
@@ -286,6 +305,9 @@ fn forward(
             return Ok(failed(bad_timeout(row, &notif.args, &mut mem).unwrap_or(errno)));
         }
     };
+    if let Some(mask) = mask {
+        signalfds::let_in(shared, thread, notif.tid, mask.bits)?;
+    }
     let begun = Instant::now();
     let mut elapsed_ns = 0;
     loop {
@@ -328,6 +350,7 @@ fn forward(
             }
             After::Again => {}
         }
+        signalfds::take_pending_home(shared, thread, notif.tid)?;
         elapsed_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
     }
 }
@@ -434,6 +457,26 @@ fn bad_timeout(row: &Row, args: &[u64; 6], mem: &mut ProcessMemory<'_>) -> Optio
     let (seconds, ns) = (time as i64, (time >> 64) as i64);
     let sound = seconds >= 0 && (0..NS_PER_S).contains(&ns);
     (!sound).then_some(EINVAL)
+}
+
+/// Memory of a process by its id. What home has of one that is away is nobody's any more.
+fn other_memory(
+    shared: &Shared,
+    thread: &mut Thread,
+    notif: &Notification,
+) -> Result<Outcome, StreamError> {
+    const NOWHERE: u64 = 16;
+    let [pid, .., flags] = notif.args;
+    let pid = pid as i32;
+    if flags != 0 {
+        return Ok(failed(EINVAL));
+    }
+    if shared.called_at_home(pid).is_some() {
+        return Ok(Outcome::Answer(Answer::Continue));
+    }
+    // It fails by the address if the process is there and may be looked at.
+    let asked = thread.peek(pid, NOWHERE, &mut [0])?;
+    Ok(failed(if asked == ESRCH.ret() { ESRCH } else { EPERM }))
 }
 
 /// Home learns what becomes of a signal before the guest's kernel does: a signal in between

@@ -3,8 +3,10 @@
 use crate::errno::{Errno, Result};
 use crate::proc;
 
-/// Device, as (major, minor), and inode of what a mapping shows.
-pub type Object = ((u32, u32), u64);
+/// Device, as (major, minor), and inode of what a mapping shows, and whether that is System V memory:
+/// of it the kernel shows another number in place of the inode.
+pub type Object = ((u32, u32), u64, bool);
+const SYSTEM_V: &str = "/SYSV";
 
 /// One mapping as the kernel describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +46,11 @@ impl Mapping {
         self.start == self.end
     }
     pub fn object(&self) -> Object {
-        (self.dev, self.inode)
+        (self.dev, self.inode, self.is_system_v())
+    }
+    /// Made by `shmat`.
+    pub fn is_system_v(&self) -> bool {
+        self.shared && self.name.starts_with(SYSTEM_V)
     }
 }
 
@@ -82,7 +88,9 @@ fn shared_object(line: &str) -> Option<Object> {
     fields.next().filter(|perms| perms.ends_with('s'))?;
     let (major, minor) = fields.nth(1)?.split_once(':')?;
     let hex = |s| u32::from_str_radix(s, 16).ok();
-    Some(((hex(major)?, hex(minor)?), fields.next()?.parse().ok()?))
+    let inode = fields.next()?.parse().ok()?;
+    let is_system_v = fields.find(|f| !f.is_empty()).is_some_and(|name| name.starts_with(SYSTEM_V));
+    Some(((hex(major)?, hex(minor)?), inode, is_system_v))
 }
 
 /// Parses smaps (or maps, then without flags). None if it is not that.
@@ -165,7 +173,10 @@ mod tests {
         let m = parse(b"1000-2000 r-xp 00001000 fe:02 77   /a b (deleted)\n").expect("a line");
         assert_eq!(m[0].name, "/a b (deleted)");
         assert_eq!((m[0].dev, m[0].inode, m[0].offset), ((0xfe, 2), 77, 0x1000));
-        assert_eq!(shared_object("1000-2000 rw-s 00001000 fe:02 77   /a b"), Some(((0xfe, 2), 77)));
+        let file = shared_object("1000-2000 rw-s 00001000 fe:02 77   /a b");
+        assert_eq!(file, Some(((0xfe, 2), 77, false)));
+        let segment = shared_object("1000-2000 rw-s 00000000 00:01 77   /SYSV00000000 (deleted)");
+        assert_eq!(segment, Some(((0, 1), 77, true)));
         assert_eq!(shared_object("1000-2000 rw-p 00001000 fe:02 77   /a b"), None);
         assert_eq!(parse(b"zz-2000 r-xp 0 0:0 0\n"), None);
         assert_eq!(parse(b"Rss: 3 kB\n"), None);

@@ -23,14 +23,35 @@ const IP: u32 = 8;
 const ARGS: u32 = 16;
 
 const MAP_ANONYMOUS: u32 = 0x20;
+const MAP_HUGETLB: u32 = 0x40000;
 const TIMER_ABSTIME: u32 = 1;
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
 
 /// What the steward may do that the program's own threads may not, by number.
-const STEWARD_CALLS: [&str; 7] =
-    ["mmap", "close", "exit", "kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"];
+const STEWARD_CALLS: [&str; 8] = [
+    "mmap",
+    "close",
+    "exit",
+    "kill",
+    "tgkill",
+    "rt_sigqueueinfo",
+    "rt_tgsigqueueinfo",
+    "rt_sigtimedwait",
+];
+/// What changes or tells which signals wait, of a process that reads some from descriptors.
+const SIGNAL_CALLS: [&str; 4] =
+    ["rt_sigprocmask", "rt_sigpending", "rt_sigtimedwait", "rt_sigsuspend"];
+
+/// What is only looked after where a guest has it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Watches {
+    /// Files that it has mapped shared.
+    pub live_files: bool,
+    /// Signals that it may read from descriptors.
+    pub signals: u64,
+}
 
 /// From SIGSTOP to SIGTTOU.
 const _: () = assert!(libc::SIGSTOP == 19 && libc::SIGTTOU == 22);
@@ -71,12 +92,17 @@ enum Verdict {
     Look(LocalIf, bool),
 }
 
-fn verdict(nr: u32, has_live: bool) -> Verdict {
+fn verdict(nr: u32, watches: Watches) -> Verdict {
     let Some(row) = table::row(nr) else { return Verdict::Notify };
-    if matches!(row.class, Class::Both(Both::Sync | Both::Remap)) && !has_live {
+    if matches!(row.class, Class::Both(Both::Sync | Both::Remap)) && !watches.live_files {
         return Verdict::Allow;
     }
     let steward = STEWARD_CALLS.contains(&row.name);
+    if watches.signals != 0 && SIGNAL_CALLS.contains(&row.name) {
+        // With no set, a mask is only asked for.
+        let test = if row.name == "rt_sigprocmask" { LocalIf::Query } else { LocalIf::Never };
+        return Verdict::Look(test, steward);
+    }
     match (row.class, row.local_if, steward) {
         (Class::Local, ..) => Verdict::Allow,
         (_, LocalIf::Never, false) => Verdict::Notify,
@@ -88,9 +114,8 @@ fn verdict(nr: u32, has_live: bool) -> Verdict {
 ///
 /// `steward_syscall_end` is the address after the steward's `syscall` instruction. Calls
 /// decided by their number alone load nothing but architecture and number, so that the kernel
-/// answers them from its bitmap. `has_live`: files that it has mapped shared have to be looked
-/// after.
-pub fn program(pid: i32, steward_syscall_end: Option<u64>, has_live: bool) -> Vec<sock_filter> {
+/// answers them from its bitmap.
+pub fn program(pid: i32, steward_syscall_end: Option<u64>, watches: Watches) -> Vec<sock_filter> {
     let mut code = vec![
         load(ARCH),
         jump(libc::BPF_JEQ, ARCH_X86_64, 1, 0),
@@ -102,16 +127,17 @@ pub fn program(pid: i32, steward_syscall_end: Option<u64>, has_live: bool) -> Ve
     let mut nr = 0;
     while nr < table::ROWS as u32 {
         let first = nr;
-        let found = verdict(first, has_live);
+        let found = verdict(first, watches);
         nr += 1;
-        while found == Verdict::Allow && nr < table::ROWS as u32 && verdict(nr, has_live) == found {
+        while found == Verdict::Allow && nr < table::ROWS as u32 && verdict(nr, watches) == found {
             nr += 1;
         }
         let block = match found {
             Verdict::Notify => continue,
             Verdict::Allow => vec![ret(ALLOW)],
             Verdict::Look(test, steward) => {
-                look(first, test, pid, steward_syscall_end.filter(|_| steward))
+                let steward = steward_syscall_end.filter(|_| steward);
+                look(first, test, pid, steward, watches.signals)
             }
         };
         // Ascending: a number below this run was in no run before it.
@@ -125,7 +151,7 @@ pub fn program(pid: i32, steward_syscall_end: Option<u64>, has_live: bool) -> Ve
 }
 
 /// Tests of one call's arguments; ends with a verdict.
-fn look(nr: u32, test: LocalIf, pid: i32, steward: Option<u64>) -> Vec<sock_filter> {
+fn look(nr: u32, test: LocalIf, pid: i32, steward: Option<u64>, signals: u64) -> Vec<sock_filter> {
     let mut code = Vec::new();
     if let Some(ip) = steward {
         code.extend([
@@ -138,9 +164,12 @@ fn look(nr: u32, test: LocalIf, pid: i32, steward: Option<u64>) -> Vec<sock_filt
     }
     match test {
         LocalIf::Never => {}
-        LocalIf::Anonymous => {
-            code.extend([load(ARGS + 8 * 3), jump(libc::BPF_JSET, MAP_ANONYMOUS, 0, 1), ret(ALLOW)])
-        }
+        LocalIf::Anonymous => code.extend([
+            load(ARGS + 8 * 3),
+            jump(libc::BPF_JSET, MAP_HUGETLB, 2, 0),
+            jump(libc::BPF_JSET, MAP_ANONYMOUS, 0, 1),
+            ret(ALLOW),
+        ]),
         LocalIf::AbsoluteTime => {
             code.extend([load(ARGS + 8), jump(libc::BPF_JSET, TIMER_ABSTIME, 0, 1), ret(ALLOW)]);
         }
@@ -178,20 +207,28 @@ fn look(nr: u32, test: LocalIf, pid: i32, steward: Option<u64>) -> Vec<sock_filt
             jump(libc::BPF_JSET, 1 << 31, 1, 0),
             ret(ALLOW),
         ]),
+        LocalIf::Myself => {
+            code.extend([load(ARGS), jump(libc::BPF_JEQ, pid as u32, 0, 1), ret(ALLOW)]);
+        }
         LocalIf::OwnPid | LocalIf::MainThread => {
             let three =
                 matches!(table::row(nr).map(|r| r.name), Some("tgkill" | "rt_tgsigqueueinfo"));
             let signal = if three { ARGS + 16 } else { ARGS + 8 };
+            let read = (1..=64u32).filter(|n| signals & 1 << (n - 1) != 0);
+            let read: Vec<_> =
+                read.flat_map(|n| [jump(libc::BPF_JEQ, n, 0, 1), ret(NOTIFY)]).collect();
             code.extend([
                 load(ARGS),
-                jump(libc::BPF_JEQ, pid as u32, 0, 4),
+                jump(libc::BPF_JEQ, pid as u32, 0, 4 + read.len()),
                 // A stop is for the parent at home to see, and ends there. Who sends itself SIGCONT
                 // is not stopped; a batch inside of it may end so.
                 load(signal),
                 jump(libc::BPF_JGE, libc::SIGSTOP as u32, 0, 1),
-                jump(libc::BPF_JGT, libc::SIGTTOU as u32, 0, 1),
-                ret(ALLOW),
+                jump(libc::BPF_JGT, libc::SIGTTOU as u32, 0, 1 + read.len()),
             ]);
+            // What is read from a descriptor has to be pending at home.
+            code.extend(read);
+            code.push(ret(ALLOW));
         }
     }
     code.push(ret(NOTIFY));

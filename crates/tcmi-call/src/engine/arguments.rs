@@ -80,6 +80,7 @@ impl Call {
             Arg::Ioctl => self.copy_argument(i, ioctl::ioctl(args[1]).ok_or(ENOTTY)?, args, mem)?,
             Arg::Fcntl => self.copy_argument(i, ioctl::fcntl(args[1]), args, mem)?,
             Arg::Semctl => self.copy_argument(i, ioctl::semctl(args[2]), args, mem)?,
+            Arg::Shmctl => self.copy_argument(i, ioctl::shmctl(args[1]), args, mem)?,
             Arg::Msgctl => self.copy_argument(i, ioctl::msgctl(args[1]), args, mem)?,
             Arg::Prctl => match prctl::option(args[0]) {
                 prctl::Side::Home(arg) | prctl::Side::HomeThenLocal(arg) => {
@@ -157,6 +158,7 @@ impl Call {
             | Arg::Fcntl
             | Arg::Semctl
             | Arg::Msgctl
+            | Arg::Shmctl
             | Arg::Prctl => unreachable!("resolved by copy_argument"),
         }
         Ok(())

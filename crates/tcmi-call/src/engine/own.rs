@@ -1,10 +1,13 @@
-//! Calls of the monitor's own: on the shadow's memory, by which live files are reached. No row
-//! has them, as a guest may not make them.
+//! Calls of the monitor's own: on the shadow's memory, by which live files are reached, and on
+//! what a shadow thread blocks. No row has them, as a guest may not make them.
 
 use super::{Call, Content, Extent, Place, Slot};
 use crate::frame::{kind, out_rule};
 use crate::table::When;
 
+const RT_SIGPROCMASK: u16 = 14;
+const RT_SIGPENDING: u16 = 127;
+const SIGSET_BYTES: usize = 8;
 const PROCESS_VM_READV: u16 = 310;
 const PROCESS_VM_WRITEV: u16 = 311;
 const IOVEC_BYTES: usize = 16;
@@ -53,6 +56,25 @@ impl Call {
         let extent = Extent { len, clamped: None };
         self.receives(Slot::Image(0), extent, len, (out_rule::BY_RETURN, 1), place);
         self.other(pid, 1);
+    }
+
+    /// `rt_sigprocmask` in the shadow thread itself; `how` is SIG_BLOCK or SIG_UNBLOCK.
+    pub fn block(&mut self, how: i32, set: u64, seq: u64) {
+        self.reset(kind::CALL, RT_SIGPROCMASK, seq);
+        self.image.extend_from_slice(&set.to_le_bytes());
+        self.header.args = [how as u64, 0, 0, SIGSET_BYTES as u64, 0, 0];
+        self.point(Slot::Arg(1), 0);
+        self.finish();
+    }
+
+    /// `rt_sigpending` of the shadow thread; the set comes back as if to guest address `to`.
+    pub fn pending(&mut self, to: u64, seq: u64) {
+        self.reset(kind::CALL, RT_SIGPENDING, seq);
+        self.header.args = [0, SIGSET_BYTES as u64, 0, 0, 0, 0];
+        let place = Place { addr: to, content: Content::Buffer(When::Success) };
+        let extent = Extent { len: SIGSET_BYTES, clamped: None };
+        self.receives(Slot::Arg(0), extent, SIGSET_BYTES, (out_rule::ON_SUCCESS, 0), place);
+        self.finish();
     }
 
     fn iovec(&mut self, base: u64, len: usize) {

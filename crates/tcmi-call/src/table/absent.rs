@@ -7,17 +7,10 @@ use super::errno::{ENOSYS, EPERM};
 pub(super) const HOLE: (usize, usize) = (337, 423);
 
 pub(super) const ROWS: &[(usize, Row)] = &[
-    // System V shared memory cannot be shared across nodes.
-    (29, Row::refused("shmget", ENOSYS)),
-    (30, Row::refused("shmat", ENOSYS)),
-    (31, Row::refused("shmctl", ENOSYS)),
-    (67, Row::refused("shmdt", ENOSYS)),
     // Its flags lie in memory, which another thread may change behind a look at them. Who finds
     // it missing takes clone.
     (435, Row::refused("clone3", ENOSYS)),
     (101, Row::refused("ptrace", EPERM)),
-    (310, Row::refused("process_vm_readv", ENOSYS)),
-    (311, Row::refused("process_vm_writev", ENOSYS)),
     (312, Row::refused("kcmp", ENOSYS)),
     (440, Row::refused("process_madvise", ENOSYS)),
     (448, Row::refused("process_mrelease", ENOSYS)),
@@ -71,9 +64,6 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (308, Row::refused("setns", EPERM)),
     // Pages of the guest cannot be given to a pipe at home.
     (278, Row::refused("vmsplice", ENOSYS)),
-    // The shadow takes its signals by handlers, so a descriptor would never see them.
-    (282, Row::refused("signalfd", ENOSYS)),
-    (289, Row::refused("signalfd4", ENOSYS)),
     (298, Row::refused("perf_event_open", ENOSYS)),
     (313, Row::refused("finit_module", EPERM)),
     (317, Row::refused("seccomp", ENOSYS)),

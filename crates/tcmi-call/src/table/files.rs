@@ -4,7 +4,7 @@ use super::Arg::*;
 use super::Restart::{NoHandler, SaRestart};
 use super::Size::*;
 use super::When::{Changed, Return, Success};
-use super::{Alters, Restart, Row};
+use super::{Alters, Both, Restart, Row};
 
 const STAT: super::Arg = Out(Bytes(144), Success);
 const PAIR: super::Arg = Out(Bytes(8), Success);
@@ -142,6 +142,9 @@ pub(super) const ROWS: &[(usize, Row)] = &[
             &[Fd, Out(Items(2, 12), Return(12)), Value, TimeoutMs, Mask, Value],
         ),
     ),
+    // Which signals stay at home is settled when a guest is born.
+    (282, Row::both("signalfd", Both::AtHome, &[Fd, Value, Value])),
+    (289, Row::both("signalfd4", Both::AtHome, &[Fd, Value, Value, Value])),
     (283, Row::forward("timerfd_create", &[Value, Value])),
     (284, Row::forward("eventfd", &[Value])),
     (285, Row::waits("fallocate", SaRestart, &[Fd, Value, Value, Value]).alters(Alters::Any(0))),

@@ -144,6 +144,17 @@ pub fn semctl(cmd: u64) -> Arg {
     }
 }
 
+/// The third argument of `shmctl`.
+pub fn shmctl(cmd: u64) -> Arg {
+    match cmd as u32 & !0x100 {
+        1 => Arg::In(Bytes(112)),                     // IPC_SET
+        2 | 13 | 15 => Arg::Out(Bytes(112), Success), // IPC_STAT, SHM_STAT(_ANY)
+        3 => Arg::Out(Bytes(72), Success),            // IPC_INFO
+        14 => Arg::Out(Bytes(48), Success),           // SHM_INFO
+        _ => Arg::Value,
+    }
+}
+
 /// The third argument of `msgctl`.
 pub fn msgctl(cmd: u64) -> Arg {
     match cmd as u32 & !0x100 {

@@ -24,6 +24,8 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (237, Row::local("mbind")),
     (238, Row::local("set_mempolicy")),
     (239, Row::local("get_mempolicy")),
+    (310, Row::both("process_vm_readv", Both::OtherMemory, &[Value; 6]).local_if(LocalIf::Myself)),
+    (311, Row::both("process_vm_writev", Both::OtherMemory, &[Value; 6]).local_if(LocalIf::Myself)),
     (325, Row::local("mlock2")),
     (329, Row::local("pkey_mprotect")),
     (330, Row::local("pkey_alloc")),

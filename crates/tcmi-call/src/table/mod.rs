@@ -63,16 +63,21 @@ pub enum Both {
     Prctl,
     /// What home counts, and what was used on other nodes.
     Usage,
+    /// `process_vm_readv` and its like: of the guest's own threads its kernel's. Home says whether
+    /// another process is there and may be reached; its memory is not.
+    OtherMemory,
 }
 
 /// When the filter lets a call that is otherwise forwarded through to the guest's kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LocalIf {
     Never,
-    /// `mmap`: MAP_ANONYMOUS is set in argument 3.
+    /// `mmap`: MAP_ANONYMOUS is set in argument 3, MAP_HUGETLB is not.
     Anonymous,
     /// Argument 0 is the guest's own pid (and so argument 1 of `tgkill` is one of its threads).
     OwnPid,
+    /// The same, where argument 1 is no signal.
+    Myself,
     /// `tkill` of the caller's process cannot be told from another's by number; the main
     /// thread's can.
     MainThread,
@@ -200,6 +205,8 @@ pub enum Arg {
     Semctl,
     /// `msgctl`, by the command in argument 1.
     Msgctl,
+    /// `shmctl`, by the command in argument 1.
+    Shmctl,
     /// `struct ifconf`: a length and a pointer to so many bytes.
     Ifconf,
     /// `prctl`, by the option in argument 0.

@@ -2,9 +2,9 @@
 
 use super::Arg::*;
 use super::Restart::{Never, NoHandler, SaRestart};
-use super::Row;
 use super::Size::*;
 use super::When::{Always, Return, ReturnPlus, Success};
+use super::{Both, Row};
 
 /// `struct sockaddr_storage`: the kernel gives no longer address.
 const ADDRESS_MAX_BYTES: u32 = 128;
@@ -33,6 +33,11 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (53, Row::forward("socketpair", &[Value, Value, Value, InOut(Bytes(8), Always)])),
     (54, Row::forward("setsockopt", &[Fd, Value, Value, In(Int(4)), Value])),
     (55, Row::forward("getsockopt", &[Fd, Value, Value, Measured(4, OPTION_MAX_BYTES), Length])),
+    (29, Row::forward("shmget", &[Value, Value, Value])),
+    (30, Row::both("shmat", Both::AtHome, &[Value, Value, Value])),
+    (31, Row::forward("shmctl", &[Value, Value, Shmctl])),
+    // What it has stored there goes with it.
+    (67, Row::both("shmdt", Both::AtHome, &[Value])),
     (64, Row::forward("semget", &[Value, Value, Value])),
     (65, Row::waits("semop", Never, &[Value, In(Items(2, 6)), Value])),
     (66, Row::forward("semctl", &[Value, Value, Value, Semctl])),

@@ -13,6 +13,7 @@ use tcmi_ckpt::image::{Backing, FileRef, ProcessImage, Vma};
 use tcmi_ckpt::layout::{Step, reconcile};
 use tcmi_ckpt::rebuild::{self, Batcher, Pages};
 use tcmi_ckpt::remote::Ids;
+use tcmi_ckpt::signalfds;
 use tcmi_kkc::BulkReader;
 use tcmi_sys::maps::Mapping;
 
@@ -91,11 +92,12 @@ fn rebuild_with(
     let bytes = pages.receive(&into, Point::HomePagesHalfReceived, &got)?;
     fault::pass(Point::HomeImageReceived)?;
     lock(f, a, want)?;
+    let readable = signalfds::of(pid)?;
     let timers: Vec<i32> = tcmi_sys::proc::timers(pid)?.iter().map(|t| t.id).collect();
     let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, me);
     rebuild::protect_shared(&mut b, want)?;
     rebuild::set_mm(&mut b, &image.mm)?;
-    rebuild::set_process(&mut b, image, &timers)?;
+    rebuild::set_process(&mut b, image, &timers, readable)?;
     b.flush()?;
     for t in &mut f.threads {
         let tid = t.tid;

@@ -186,6 +186,7 @@ impl Life {
             used: built.used.process,
             names: built.files.names(),
             processors: processors.filter(|_| built.rebinds.processors),
+            signals: built.image.descriptor_signals,
             devices: built.rebinds.devices.take(),
             live: built.files.take_live(),
             watch: built.userfault.take().map(|fd| (built.host_pid(), fd)),

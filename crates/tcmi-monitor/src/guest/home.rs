@@ -39,7 +39,7 @@ impl Life {
                 return Err(e);
             }
         };
-        let mut held = match Held::new(frozen, &self.image.mm) {
+        let mut held = match Held::new(frozen, &self.image) {
             Ok(h) => h,
             Err((f, e)) => {
                 f.thaw()?;
@@ -174,6 +174,7 @@ fn segments(host: i32) -> Result<Vec<Segment>> {
         offset: m.offset,
         bytes: 0,
         is_sent: true,
+        outlives: false,
     };
     Ok(maps.iter().filter(|m| capture::is_segment(m)).map(of).collect())
 }

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tcmi_ckpt::capture;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::image::Segment;
+use tcmi_ckpt::sysv;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
@@ -394,6 +395,7 @@ impl Party {
             let shared = maps.into_iter().filter(capture::is_shared_at_home).collect();
             found.push((*pid, shared));
         }
+        let outlives = self.lasting(&found).map_err(|e| self.explain(inner, e.into()))?;
         let mut segments: HashMap<maps::Object, (u64, u64)> = HashMap::new();
         for m in found.iter().flat_map(|(_, maps)| maps) {
             let new = || (self.shared.next_migration(), 0);
@@ -421,13 +423,37 @@ impl Party {
                 if is_sent {
                     known.push((from, to));
                 }
-                Segment { id, start: m.start, end: m.end, offset: m.offset, bytes, is_sent }
+                let (start, end, offset) = (m.start, m.end, m.offset);
+                let outlives = outlives.contains(&m.object());
+                Segment { id, start, end, offset, bytes, is_sent, outlives }
             };
             if let Some(member) = inner.members.get_mut(pid) {
                 member.segments = maps.iter().map(of).collect();
             }
         }
         Ok(())
+    }
+
+    /// System V memory that is there when all who have it are gone. Err: others have it, too.
+    fn lasting(&self, found: &[(Pid, Vec<Mapping>)]) -> tcmi_ckpt::Result<Vec<maps::Object>> {
+        let mut attached: HashMap<maps::Object, u64> = HashMap::new();
+        let all = || found.iter().flat_map(|(pid, maps)| maps.iter().map(move |m| (pid, m)));
+        for (_, m) in all() {
+            *attached.entry(m.object()).or_default() += 1;
+        }
+        let mut lasting = Vec::new();
+        for (pid, m) in all().filter(|(_, m)| sysv::is_segment(m)) {
+            let object = m.object();
+            let listed = sysv::listed(pid.raw(), m)?;
+            if attached.get(&object) != Some(&listed.attached) {
+                let why = format!("System V memory that others have attached, too ({})", m.name);
+                return Err(tcmi_ckpt::Error::Unsupported(why));
+            }
+            if !listed.is_destroyed {
+                lasting.push(object);
+            }
+        }
+        Ok(lasting)
     }
 
     /// Memory that a member shares with others.

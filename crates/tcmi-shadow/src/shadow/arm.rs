@@ -62,7 +62,7 @@ pub fn arm(
             take_pending(s, own.map_or(&[], |i| i.pending.as_slice()));
             if t.tid == shadow.pid {
                 take_pending(s, &image.pending);
-                shadow.settle_process(s, &timers);
+                shadow.settle_process(s, &timers, image.descriptor_signals);
             }
         })?;
     }
@@ -152,9 +152,11 @@ pub(super) fn unregister_rseq(s: &mut Script, rseq: Option<(u64, u32, u32)>) {
 }
 
 /// What each shadow thread blocks: what its guest thread did when it left, so that signals which
-/// one thread takes alone stay in their order. What no thread would take is the leader's.
+/// one thread takes alone stay in their order. What no thread would take is the leader's, but for
+/// what is read from descriptors: that stays pending here.
 fn masks(image: &ProcessImage) -> BTreeMap<i32, u64> {
     let nobody = image.threads.iter().fold(signal::ALL, |all, t| all & t.mask);
+    let nobody = nobody & !image.descriptor_signals;
     let blocked = |t: &ThreadImage| match t.tid == image.pid {
         true => t.mask & !nobody,
         false => t.mask,
@@ -217,7 +219,7 @@ fn agent_actions(agent: &Agent, image: &ProcessImage) -> Vec<(i32, KernelAction)
         .collect()
 }
 
-fn set_actions(s: &mut Script, actions: &[(i32, KernelAction)]) {
+fn set_actions<'a>(s: &mut Script, actions: impl Iterator<Item = &'a (i32, KernelAction)>) {
     for (n, a) in actions {
         let at = s.data(bytes_of(a));
         s.call(libc::SYS_rt_sigaction, [*n as u64, at, 0, 8, 0, 0]);
@@ -225,10 +227,15 @@ fn set_actions(s: &mut Script, actions: &[(i32, KernelAction)]) {
 }
 
 impl Shadow {
-    /// What the leader does for its process before it serves.
-    pub(super) fn settle_process(&self, s: &mut Script, timers: &[i32]) {
+    /// What the leader does for its process before it serves. Signals in `kept` that are ignored
+    /// are so already: to ignore one anew drops what is pending of it.
+    pub(super) fn settle_process(&self, s: &mut Script, timers: &[i32], kept: u64) {
+        const HIGHEST_KERNEL_HANDLER: u64 = 1;
         disarm(s, timers);
-        set_actions(s, &self.actions);
+        let is_set = |&&(n, a): &&(i32, KernelAction)| {
+            kept & signal::bit(n) == 0 || a.handler > HIGHEST_KERNEL_HANDLER
+        };
+        set_actions(s, self.actions.iter().filter(is_set));
     }
 
     /// Writes what thread `t` does behind its gate: to be itself, with these registers and this
@@ -296,7 +303,7 @@ impl Shadow {
             self.lay_out(t, own, |s| {
                 unregister_rseq(s, state.rseq);
                 if t.tid == self.pid {
-                    self.settle_process(s, &timers);
+                    self.settle_process(s, &timers, 0);
                 }
             })?;
         }

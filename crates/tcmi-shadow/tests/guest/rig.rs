@@ -303,6 +303,7 @@ impl Rig {
             names: Names::default(),
             processors: None,
             devices: None,
+            signals: 0,
             live: Vec::new(),
             watch: None,
         };
@@ -388,7 +389,7 @@ fn run_guest(threads: usize, body: Body) -> ! {
     let program = seccomp::program(
         sys(libc::SYS_getpid, &[]) as i32,
         Some(rig_steward_end as *const () as u64),
-        false,
+        seccomp::Watches::default(),
     );
     sys(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]);
     let listener = seccomp::install(&program).expect("filter");

@@ -144,31 +144,72 @@ fn postgres_program(name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("no {name}"))
 }
 
+/// For each client, so many seconds.
+const LOAD_SECONDS: u32 = 15;
+
 /// It does not run as root, and not on what others may read.
 pub fn postgres(at: &Path, moves: &mut dyn Moves) -> Result<String> {
-    let as_user = |program: &Path| {
+    let as_user = |program: &str| -> Result<Command> {
         let mut command = Command::new("runuser");
+        let program = postgres_program(program)?;
         command.args(["-u", "postgres", "--"]).arg(program).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        command
+        Ok(command)
     };
-    let made =
-        Command::new("install").args(["-d", "-o", "postgres"]).arg(at.join("pg")).status()?;
+    let directory = at.join("pg");
+    let made = Command::new("install").args(["-d", "-o", "postgres"]).arg(&directory).status()?;
     ensure!(made.success(), "install: {made}");
-    let data = at.join("pg/data");
-    let mut init = as_user(&postgres_program("initdb")?);
-    ensure!(init.args(["--no-sync", "-D"]).arg(&data).status()?.success(), "initdb");
-    let mut command = as_user(&postgres_program("postgres")?);
-    command.arg("-D").arg(&data).args(["-c", "listen_addresses=", "-c"]);
-    command.arg(format!("unix_socket_directories={}", at.join("pg").display()));
+    let data = directory.join("data");
+    let mut init = as_user("initdb")?;
+    init.args(["--no-sync", "--auth=trust", "-D"]).arg(&data);
+    ensure!(init.status()?.success(), "initdb");
+    let mut command = as_user("postgres")?;
+    command.arg("-D").arg(&data).args(["-c", "listen_addresses=", "-c", "autovacuum=off"]);
+    command.args(["-c", "dynamic_shared_memory_type=sysv", "-c"]);
+    command.arg(format!("unix_socket_directories={}", directory.display()));
     let runner = Started::by(command.stderr(File::create(at.join("log"))?))?;
     let pid = wait_until("a server that is ready", SOON, || {
         let file = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
         let ready = file.lines().any(|line| line.trim() == "ready");
         Ok(file.lines().next().filter(|_| ready).map(str::parse))
     })??;
-    moves.stays(pid, "shared memory")?;
+    let client = |program: &str, args: &[&str]| -> Result<Command> {
+        let mut command = as_user(program)?;
+        command.arg("-h").arg(&directory).args(args).arg("postgres").stdout(Stdio::piped());
+        Ok(command)
+    };
+    let made = client("pgbench", &["-i", "-q"])?.stderr(Stdio::null()).status()?;
+    ensure!(made.success(), "pgbench -i: {made}");
+    let seconds = LOAD_SECONDS.to_string();
+    let told = at.join("progress");
+    let load = client("pgbench", &["-n", "-c", "2", "-P", "1", "-T", &seconds])?
+        .stderr(File::create(&told)?)
+        .spawn()?;
+    let works = || -> Result<()> {
+        let lines = || -> Result<usize> {
+            let text = fs::read_to_string(&told)?;
+            Ok(text.lines().filter(|l| l.contains(" tps") && !l.contains(" 0.0 tps")).count())
+        };
+        let before = lines()?;
+        wait_until("transactions", SOON, || Ok((lines()? >= before + 2).then_some(())))
+    };
+    works()?;
+    moves.tree_out(pid)?;
+    works()?;
+    moves.home(pid)?;
+    works()?;
+    let load = load.wait_with_output()?;
+    let said = String::from_utf8(load.stdout)?;
+    ensure!(load.status.success() && said.contains("failed transactions: 0 "), "{said}");
+    let acknowledged =
+        said.lines().find_map(|l| l.strip_prefix("number of transactions actually processed: "));
+    let acknowledged: u64 = acknowledged.context("how many transactions")?.trim().parse()?;
+    let ask = "SELECT count(*), sum(delta) = (SELECT sum(abalance) FROM pgbench_accounts),
+               sum(delta) = (SELECT sum(bbalance) FROM pgbench_branches) FROM pgbench_history";
+    let kept = client("psql", &["-At", "-c", ask, "-d"])?.output()?;
+    let kept = String::from_utf8(kept.stdout)?;
+    ensure!(kept.trim() == format!("{acknowledged}|t|t"), "{acknowledged} committed: {kept}");
     runner.signal(Signal::SIGTERM)?;
-    runner.end(SOON)?;
-    Ok(String::new())
+    let status = runner.end(SOON)?;
+    Ok(format!("{status}"))
 }

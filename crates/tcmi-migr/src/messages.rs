@@ -9,6 +9,7 @@
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tcmi_ckpt::copies::OpenCopy;
 use tcmi_ckpt::devices::OpenDevice;
 use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, SEGMENTS_MAX, Segment, check_range};
 use tcmi_ckpt::usage::Used;
@@ -24,6 +25,11 @@ pub struct Rebinds {
     pub processors: bool,
     /// Those that are open. None: none are the node's.
     pub devices: Option<Vec<OpenDevice>>,
+    /// Where files lie that it reads there, and those of them that are open.
+    pub copied: Vec<String>,
+    pub open: Vec<OpenCopy>,
+    /// Where files lie that it makes and writes there.
+    pub moved: Vec<String>,
 }
 
 /// A message with its number on the wire.
@@ -32,13 +38,15 @@ pub trait Message: Serialize + DeserializeOwned {
     const NAME: &'static str;
 }
 
-/// How often a guest forwarded one call, how often it failed, and for how many microseconds.
+/// How often a guest forwarded one call, how often that failed, and for how many microseconds; and
+/// how often its node answered it alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallCount {
     pub nr: u32,
     pub calls: u64,
     pub errors: u64,
     pub us: u64,
+    pub here: u64,
 }
 
 macro_rules! message {

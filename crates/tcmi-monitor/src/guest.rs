@@ -450,7 +450,8 @@ impl Life {
     fn stats(&self) -> Vec<msg::CallCount> {
         let count = |c: CallStats| {
             let us = c.time.as_micros() as u64;
-            msg::CallCount { nr: c.nr, calls: c.calls, errors: c.errors, us }
+            let CallStats { nr, calls, errors, here, .. } = c;
+            msg::CallCount { nr, calls, errors, us, here }
         };
         self.calls.stats().snapshot().into_iter().map(count).collect()
     }

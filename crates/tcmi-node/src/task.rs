@@ -267,7 +267,7 @@ impl Watch for Task {
         (inner.sent, inner.total) = (sent, total);
     }
     fn rules(&self) -> Rules {
-        self.rules
+        self.rules.clone()
     }
     fn used(&self) -> Used {
         self.inner.lock().used.clone()

@@ -365,6 +365,19 @@ pub fn descriptors(pid: i32) -> Result<Vec<(i32, String)>> {
     Ok(all)
 }
 
+/// Whether two descriptors, each (process, number), are one open file: by dup, fork or a message.
+/// True where the kernel does not tell.
+pub fn is_same_open(one: (i32, i32), other: (i32, i32)) -> bool {
+    const KCMP_FILE: i32 = 0;
+    // SAFETY: plain call, of numbers only.
+    let ret = unsafe { libc::syscall(libc::SYS_kcmp, one.0, other.0, KCMP_FILE, one.1, other.1) };
+    match ret {
+        0.. => ret == 0,
+        // One of them is gone, and so shared with nobody.
+        _ => !matches!(Errno::last("kcmp").code, libc::ESRCH | libc::EBADF),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

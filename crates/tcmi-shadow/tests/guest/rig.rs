@@ -12,7 +12,7 @@ use tcmi_call::record::DirectionKeys;
 use tcmi_call::table::errno::Errno;
 use tcmi_ckpt::usage::Usage;
 use tcmi_shadow::{
-    Begun, CallStream, Callers, Calls, Denied, Events, Guest, GuestThread, Hooks, Names,
+    Begun, CallStream, Callers, Calls, Denied, Events, Files, Guest, GuestThread, Hooks, Names,
     SignalStream, Steward, StreamError,
 };
 use tcmi_sys::seccomp;
@@ -302,6 +302,7 @@ impl Rig {
             used: Usage::default(),
             names: Names::default(),
             processors: None,
+            files: Files::default(),
             devices: None,
             live: Vec::new(),
             watch: None,

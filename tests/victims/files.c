@@ -2,8 +2,9 @@
  * A file that is read and files that are written, in the directory that it is told, in every way
  * that moves a position or shows one. "mix SEED TRACE" makes a row of such calls and notes in a
  * file what each gave; so two runs can be compared. "show" and "linger" write, and tell of it, or
- * compute on until SIGUSR1; "count N" reads and seeks so often; "pass" and "late" read by the
- * descriptor that was open before.
+ * compute on until SIGUSR1; "count N" reads and seeks so often, "scribble N" writes; "next" reads on
+ * by the descriptor that was open before, which a child of "share" has as well, and reads by at
+ * "theirs". getppid is called behind what is counted.
  */
 #define VICTIM_COMMAND
 #define VICTIM_INPUT_TIMEOUT_MS -1
@@ -108,12 +109,14 @@ static void shown_position(int fd)
 
 static void look(int fd)
 {
-	struct stat s;
-	note("fstat", fstat(fd, &s), s.st_size ^ (uint64_t)s.st_mode << 40);
+	struct stat s = { 0 };
+	long result = fstat(fd, &s);
+	note("fstat", result, s.st_size ^ (uint64_t)s.st_mode << 40);
 	note("ioctl", ioctl(fd, TCGETS, room), 0);
 	note("flags", fcntl(fd, F_GETFL), 0);
 	int bytes = 0;
-	note("left", ioctl(fd, FIONREAD, &bytes), bytes);
+	result = ioctl(fd, FIONREAD, &bytes);
+	note("left", result, bytes);
 }
 
 static void seek(int fd)
@@ -157,6 +160,7 @@ static void one(int *fd)
 {
 	int other, pipe_ends[2];
 	off_t at = below(300000);
+	long n;
 	switch (below(20)) {
 	case 0 ... 4:
 		note_bytes("read", read(*fd, room, below(below(3) ? 500 : ROOM)));
@@ -196,7 +200,8 @@ static void one(int *fd)
 		break;
 	case 15:
 		must(pipe(pipe_ends) == 0, "pipe");
-		note("sendfile", sendfile(pipe_ends[1], *fd, below(2) ? &at : 0, 2000), at);
+		n = sendfile(pipe_ends[1], *fd, below(2) ? &at : 0, 2000);
+		note("sendfile", n, at);
 		note_bytes("sent", fcntl(pipe_ends[0], F_SETFL, O_NONBLOCK) ? -1 : read(pipe_ends[0], room, 4000));
 		close(pipe_ends[0]), close(pipe_ends[1]);
 		break;
@@ -235,7 +240,8 @@ static void written(int *fds)
 {
 	char name[200], other[200];
 	int slot = below(SLOTS), fd = fds[slot], again;
-	struct stat s;
+	struct stat s = { 0 };
+	long result;
 	name_of(name, slot);
 	switch (below(18)) {
 	case 0 ... 6:
@@ -257,7 +263,8 @@ static void written(int *fds)
 		note_bytes("on", read(fd, room, 500));
 		break;
 	case 11:
-		note("stat", below(2) ? fstat(fd, &s) : stat(name, &s), s.st_size);
+		result = below(2) ? fstat(fd, &s) : stat(name, &s);
+		note("stat", result, s.st_size);
 		break;
 	case 12:
 		note("cut", ftruncate(fd, below(9000)), 0);
@@ -308,6 +315,7 @@ static void mix(uint64_t seed, const char *name)
 	for (int i = 0; i < SLOTS; i++)
 		note("close", close(fds[i]), 0);
 	close(fd), close(trace);
+	getppid();
 	say("MIXED\n");
 }
 
@@ -321,6 +329,7 @@ static void count(int n)
 		sum += room[5];
 	}
 	close(fd);
+	getppid();
 	say("COUNTED %ld\n", sum);
 }
 
@@ -332,7 +341,33 @@ static void scribble(int n)
 	for (int i = 0; i < n; i++)
 		must(write(fd, "0123456789", 10) == 10, "write");
 	must(close(fd) == 0, "close");
+	getppid();
 	say("SCRIBBLED\n");
+}
+
+static int helper[2];
+
+/* A child reads by the same open, when it is told. */
+static void share(void)
+{
+	must(pipe(helper) == 0, "pipe");
+	pid_t child = fork();
+	must(child >= 0, "fork");
+	if (child == 0) {
+		char byte;
+		close(helper[1]);
+		_exit(read(helper[0], &byte, 1) != 1 || read(early, room, 10) != 10);
+	}
+	close(helper[0]);
+	say("SHARED\n");
+}
+
+static void theirs(void)
+{
+	int status;
+	must(write(helper[1], "x", 1) == 1 && wait(&status) > 0, "a child");
+	expect_equal("their read", 0, status);
+	say("THEIRS\n");
 }
 
 static volatile sig_atomic_t told;
@@ -370,6 +405,10 @@ static void command(const char *line)
 		count(n);
 	else if (sscanf(line, "scribble %d", &n) == 1)
 		scribble(n);
+	else if (!strcmp(line, "share"))
+		share();
+	else if (!strcmp(line, "theirs"))
+		theirs();
 	else if (!strcmp(line, "next"))
 		say("NEXT %ld\n", (long)(read(early, room, 10) == 10 ? lseek(early, 0, SEEK_CUR) : -1));
 	else

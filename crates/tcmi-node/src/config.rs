@@ -72,6 +72,7 @@ struct FileResources {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct FileGuests {
+    at_once: Option<u64>,
     memory_mib: Option<u64>,
     threads: Option<u64>,
     cpu_weight: Option<u64>,
@@ -149,6 +150,8 @@ impl Rules {
 /// What a guest here may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
+    /// Guests that may be here. None: as many as come.
+    pub at_once: Option<usize>,
     /// In bytes. None: what there is.
     pub memory: Option<u64>,
     /// Its program's threads.
@@ -243,7 +246,9 @@ fn grant(file: &FileGuests) -> Result<Grant, ConfigError> {
     let mib = |mib| within("memory-mib", mib, (MEMORY_MIB_MIN, MEMORY_MIB_MAX));
     let threads = file.threads.unwrap_or(THREADS_DEFAULT);
     let weight = file.cpu_weight.unwrap_or(CPU_WEIGHT_DEFAULT);
+    let at_once = file.at_once.map(|most| within("at-once", most, (1, THREADS_MAX)));
     Ok(Grant {
+        at_once: at_once.transpose()?.map(|most| most as usize),
         memory: file.memory_mib.map(mib).transpose()?.map(|mib| mib * MIB),
         threads: within("threads", threads, (1, THREADS_MAX))? as u32,
         cpu_weight: within("cpu-weight", weight, (1, CPU_WEIGHT_MAX))?,
@@ -368,8 +373,8 @@ mod tests {
     fn the_example_is_valid() {
         let config = load(include_str!("../tcmid.toml"), &["--name", "x"]).unwrap();
         assert_eq!((config.listen.len(), config.connect.len()), (0, 0));
-        let Grant { memory, threads, cpu_weight } = config.guests;
-        assert_eq!((memory, threads, cpu_weight), (None, 1024, 20));
+        let Grant { at_once, memory, threads, cpu_weight } = config.guests;
+        assert_eq!((at_once, memory, threads, cpu_weight), (None, None, 1024, 20));
         assert_eq!(config.family_processes, 128);
         let rules = |text: &str| load(text, &[]).unwrap().resources;
         assert_eq!(config.resources.devices, Rule::Gr);
@@ -399,8 +404,9 @@ mod tests {
         let config = load(&all_on, &[]).unwrap();
         assert!(config.no_module);
         assert_eq!((config.listen.len(), config.trust.len(), config.connect.len()), (1, 1, 1));
-        let Grant { memory, threads, cpu_weight } = config.guests;
-        assert_eq!((memory, threads, cpu_weight), (Some(2 << 30), 256, 100));
+        let Grant { at_once, memory, threads, cpu_weight } = config.guests;
+        assert_eq!((at_once, memory, threads, cpu_weight), (Some(64), Some(2 << 30), 256, 100));
+        assert_eq!(config.resources.moved, ["/var/tmp/scratch"]);
         assert_eq!(config.family_processes, 16);
     }
 
@@ -425,6 +431,7 @@ mod tests {
             "[guests]\nmemory-mib = 3",
             "[guests]\nmemory-mib = 9223372036854775807",
             "[guests]\nthreads = 0",
+            "[guests]\nat-once = 0",
             "[guests]\ncpu-weight = 10001",
         ] {
             assert!(load(toml, &[]).is_err(), "{toml}");

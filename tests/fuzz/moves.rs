@@ -126,7 +126,7 @@ fn rebinds() -> msg::Rebinds {
 
 fn used() -> Used {
     let usage = Usage { user: 5, system: 6, ..Usage::default() };
-    Used { process: usage, threads: vec![(4242, usage)] }
+    Used { process: usage, threads: vec![(4242, usage)], children: usage }
 }
 
 pub fn messages() -> Vec<Vec<u8>> {
@@ -149,7 +149,7 @@ pub fn messages() -> Vec<Vec<u8>> {
         bytes(msg::Capture { signals: 1, skip: vec![(4096, 8192)] }),
         bytes(msg::Image { image: image(), used: used() }),
         bytes(msg::Signal { signal: 9 }),
-        bytes(msg::Ended { status: 9, why: "by the limit".into() }),
+        bytes(msg::Ended { status: 9, why: "by the limit".into(), used: Usage::default() }),
         bytes(msg::Stats {
             calls: vec![msg::CallCount { nr: 0, calls: 1, errors: 0, us: 9, here: 2 }],
         }),

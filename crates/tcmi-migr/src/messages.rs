@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tcmi_ckpt::copies::OpenCopy;
 use tcmi_ckpt::devices::OpenDevice;
 use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, SEGMENTS_MAX, Segment, check_range};
-use tcmi_ckpt::usage::Used;
+use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
 
@@ -125,8 +125,9 @@ message! {
     25 Thawed {}
     /// H: job control or death, which no agent can see.
     32 Signal { signal: i32 }
-    /// N: the guest ended; the raw wait status, and why if its node knows more.
-    33 Ended { status: i32, why: String }
+    /// N: the guest ended; the raw wait status, why if its node knows more, and what it used on this
+    /// and other nodes, with the children that it waited for.
+    33 Ended { status: i32, why: String, used: Usage }
     /// N: counters for `stats`, since the guest began.
     34 Stats { calls: Vec<CallCount> }
     /// H asks for them.
@@ -142,6 +143,9 @@ message! {
     /// H, behind State and its files: of `files[index]`, which is live, the size in bytes and what
     /// `fstat` says of it. Runs of its bytes follow, as pages do, by file offset.
     48 Live { index: u32, size: u64, dev: u64, ino: u64 }
+    /// N: the guest has waited for a child, of which home is to tell what it used elsewhere.
+    41 AskUsed { pid: i32 }
+    42 ChildUsed { used: Usage }
     /// N: thread `by` makes a call that only home's kernel can. ComeHome is the answer.
     40 VisitHome { by: i32 }
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tcmi_ckpt::freeze::Frozen;
+use tcmi_ckpt::usage::Used;
+use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_core::limits::PHASE_TIMEOUT_MS;
@@ -264,6 +266,7 @@ impl Keeper<'_> {
                 Fate::Ended => {
                     // The guest may have ended first and be the reason.
                     msg::send(&mut self.wire.w, &msg::Signal { signal: libc::SIGKILL })?;
+                    self.last_words();
                     return Ok(Some(End::Gone));
                 }
             };
@@ -314,6 +317,13 @@ impl Keeper<'_> {
                 self.begin_thread(by)?;
                 Ok(None)
             }
+            msg::AskUsed::KIND => {
+                let msg::AskUsed { pid } = msg::decode(&frame)?;
+                let pid = Pid::new(pid);
+                let used = pid.map(|pid| self.task.elsewhere.take(pid, self.task.pid));
+                msg::send(&mut self.wire.w, &msg::ChildUsed { used: used.unwrap_or_default() })?;
+                Ok(None)
+            }
             msg::Poke::KIND => {
                 let msg::Poke { tid, seq } = msg::decode(&frame)?;
                 self.kept()?.shadow.poke(tid, seq).or_else(gone_is_fine)?;
@@ -322,10 +332,32 @@ impl Keeper<'_> {
             msg::Ended::KIND => {
                 let ended: msg::Ended = frame.decode().map_err(Error::from)?;
                 self.task.ended(&self.node, &ended.why);
+                self.task.set_used(Used { process: ended.used, ..Used::default() });
                 self.kept()?.shadow.end_as(ended.status).or_else(gone_is_fine)?;
                 Ok(Some(End::Gone))
             }
             other => Err(Error::Protocol { want: "news of the guest", got: other }),
+        }
+    }
+
+    /// What the node says of a guest whose shadow has ended, which its guest does with it.
+    fn last_words(&mut self) {
+        self.wire.r.set_idle_timeout(FAREWELL_TIMEOUT);
+        while let Ok(frame) = self.wire.r.recv_message() {
+            match frame.kind {
+                msg::Stats::KIND => {
+                    if let Ok(msg::Stats { calls }) = frame.decode() {
+                        self.task.set_calls(calls);
+                    }
+                }
+                msg::Ended::KIND => {
+                    if let Ok(msg::Ended { used, .. }) = frame.decode() {
+                        self.task.set_used(Used { process: used, ..Used::default() });
+                    }
+                    return;
+                }
+                _ => {}
+            }
         }
     }
 

@@ -21,6 +21,7 @@ use tcmi_migr::source::{Rules, Times, Watch};
 use crate::calls::Calls;
 use crate::control::{Done, TaskView};
 use crate::doorbell::Bell;
+use crate::tasks::used::Elsewhere;
 
 /// What a task's thread is asked to do.
 pub enum Order {
@@ -39,6 +40,9 @@ pub struct Task {
     /// it.
     pub family: Arc<()>,
     pub rules: Rules,
+    /// When its process began, and as whose child.
+    pub origin: (u64, i32),
+    pub elsewhere: Arc<Elsewhere>,
     migration: AtomicU64,
     inner: Mutex<Inner>,
     /// The socket of a move out that has not ended.
@@ -79,6 +83,8 @@ impl Task {
             bell: Arc::new(Bell::new()?),
             family: Arc::default(),
             rules: Rules::default(),
+            origin: (0, 0),
+            elsewhere: Arc::default(),
             migration: AtomicU64::new(migration),
             way_out: Mutex::default(),
             inner: Mutex::new(Inner {

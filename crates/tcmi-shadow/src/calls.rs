@@ -53,6 +53,8 @@ pub struct Guest {
     pub watch: Option<(i32, OwnedFd)>,
     /// On other nodes than home, before it came.
     pub used: Usage,
+    /// The same by children that it waited for.
+    pub children: Usage,
     /// Files at home that it has mapped since it came.
     pub names: Names,
     /// Of this node. None: home's are shown.
@@ -92,6 +94,8 @@ pub trait Hooks: Send + Sync {
     fn begin_thread(&self, by: i32) -> Result<Begun, Denied>;
     /// Thread `by` makes a call that only home can: the guest is to leave for it.
     fn visit_home(&self, by: i32) -> Denied;
+    /// On other nodes than home, by a child that was waited for.
+    fn child_used(&self, pid: i32) -> Usage;
     /// It has been begun here as `here`, and does not run yet.
     fn thread_begun(&self, here: i32, tid: i32);
     /// `left`: guest threads that remain.
@@ -150,6 +154,8 @@ pub(crate) struct Shared {
     pub(crate) writable: Writable,
     pub(crate) live: Live,
     pub(crate) told: Told,
+    /// On other nodes than home, by children that were waited for.
+    pub(crate) children: Mutex<Usage>,
     pub(crate) devices: Devices,
     pub(crate) files: Opened,
     /// Held while home is asked for a thread, whose ids are given out one after the other, or for
@@ -233,6 +239,7 @@ impl Calls {
     ) -> io::Result<Calls> {
         let live = Live::of(std::mem::take(&mut guest.live), guest.watch.take())?;
         let devices = Devices::new(guest.devices.take());
+        let children = Mutex::new(guest.children);
         let files = Opened::new(std::mem::take(&mut guest.files));
         install_wake_signal();
         let listener = Listener::from(listener);
@@ -249,6 +256,7 @@ impl Calls {
             writable: Writable::default(),
             live,
             told: Told::default(),
+            children,
             devices,
             files,
             births: Mutex::default(),
@@ -355,6 +363,11 @@ impl Calls {
 
     pub fn in_flight(&self) -> usize {
         self.0.gate.lock().in_flight
+    }
+
+    /// By children that it waited for, here and before.
+    pub fn children_used(&self) -> Usage {
+        *self.0.children.lock()
     }
 
     pub fn stats(&self) -> &Stats {

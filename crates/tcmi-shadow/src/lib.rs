@@ -8,6 +8,7 @@
 mod births;
 mod callers;
 mod calls;
+mod children;
 mod devices;
 mod events;
 mod files;

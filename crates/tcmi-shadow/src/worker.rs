@@ -14,6 +14,7 @@ use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::births;
 use crate::calls::{Flight, Shared};
+use crate::children;
 use crate::devices;
 use crate::files;
 use crate::interrupt::{self, Pending};
@@ -220,6 +221,7 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             if let (Some(opening), Outcome::Answer(Answer::Value(fd))) = (opening, &outcome) {
                 devices::opened(shared, &mut thread, &opening, *fd)?;
             }
+            children::waited(shared, notif, &outcome);
             Ok(outcome)
         }
         Some(Both::Disposition) => mirror_disposition(shared, &mut thread, notif),

@@ -184,6 +184,7 @@ impl Life {
             events: events.clone(),
             callers: callers.clone(),
             used: built.used.process,
+            children: built.used.children,
             names: built.files.names(),
             processors: processors.filter(|_| built.rebinds.processors),
             devices: built.rebinds.devices.take(),

@@ -126,7 +126,8 @@ impl Life {
             let here = Usage::of_thread(pid, *here).ok()?;
             Some((t.tid, here.and(&self.used.thread(t.tid))))
         });
-        Ok(Used { process, threads: threads.collect() })
+        let children = self.calls.children_used();
+        Ok(Used { process, threads: threads.collect(), children })
     }
 
     /// Sends the guest to home; returns what home says to that.

@@ -197,6 +197,9 @@ pub fn wait_until(what: &str, mut test: impl FnMut() -> bool) {
 
 struct Quiet;
 impl Hooks for Quiet {
+    fn child_used(&self, _: i32) -> Usage {
+        Usage::default()
+    }
     fn begin_thread(&self, _: i32) -> Result<Begun, Denied> {
         Err(Denied::Failed(Errno(libc::EAGAIN)))
     }
@@ -302,6 +305,7 @@ impl Rig {
             used: Usage::default(),
             names: Names::default(),
             processors: None,
+            children: Usage::default(),
             files: Files::default(),
             devices: None,
             live: Vec::new(),

@@ -181,6 +181,20 @@ fn who_shares_an_open_file_shares_its_position() -> Result<()> {
 }
 
 #[test]
+fn threads_read_each_byte_once() -> Result<()> {
+    let (dir, elsewhere) = (directory("files")?, Scratch::new("elsewhere")?);
+    let pair = pair_with(&rules(dir.path(), elsewhere.path()))?;
+    let mut victim = victim_in(&dir)?;
+    pair.migrate(victim.pid())?;
+    for _ in 0..5 {
+        let seen = victim.ask("together", "TOGETHER")?;
+        ensure!(seen == [i64::from(DATA_BYTES)], "{seen:?}");
+    }
+    victim.end(7)?;
+    pair.stop()
+}
+
+#[test]
 fn what_is_written_on_the_node_is_home_before_anybody_can_learn_of_it() -> Result<()> {
     const WRITES: u64 = 1000;
     let (dir, elsewhere) = (directory("files")?, Scratch::new("elsewhere")?);

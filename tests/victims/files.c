@@ -4,7 +4,7 @@
  * file what each gave; so two runs can be compared. "show" and "linger" write, and tell of it, or
  * compute on until SIGUSR1; "count N" reads and seeks so often, "scribble N" writes; "next" reads on
  * by the descriptor that was open before, which a child of "share" has as well, and reads by at
- * "theirs". getppid is called behind what is counted.
+ * "theirs"; "together" reads in threads. getppid is called behind what is counted.
  */
 #define VICTIM_COMMAND
 #define VICTIM_INPUT_TIMEOUT_MS -1
@@ -17,6 +17,9 @@
 #include <sys/wait.h>
 
 #define PAGE 4096
+#ifndef CLOSE_RANGE_CLOEXEC
+#define CLOSE_RANGE_CLOEXEC 4
+#endif
 #define ROUNDS 250
 #define ROOM 200000
 #define SLOTS 4
@@ -218,6 +221,7 @@ static void one(int *fd)
 	default:
 		note("write", write(*fd, room, 1), 0);
 		note("truncate", ftruncate(*fd, 1), 0);
+		note("cloexec", syscall(SYS_close_range, *fd, *fd, CLOSE_RANGE_CLOEXEC), 0);
 	}
 	note("position", lseek(*fd, 0, SEEK_CUR), 0);
 }
@@ -345,6 +349,37 @@ static void scribble(int n)
 	say("SCRIBBLED\n");
 }
 
+static void *reads_on(void *of)
+{
+	int fd = *(int *)of;
+	char bytes[50];
+	long n, sum = 0;
+	while ((n = read(fd, bytes, sizeof bytes)) > 0)
+		sum += n;
+	return (void *)sum;
+}
+
+/* Each byte is read once, by one thread or another, whatever becomes of the descriptor meanwhile. */
+static void together(void)
+{
+	int fd = open(data, O_RDONLY);
+	pthread_t threads[3];
+	void *sum;
+	long all = 0;
+	must(fd >= 0, "open");
+	for (int i = 0; i < 3; i++)
+		must(pthread_create(&threads[i], 0, reads_on, &fd) == 0, "a thread");
+	while (lseek(fd, 0, SEEK_CUR) < 100000)
+		;
+	int other = dup(fd);
+	for (int i = 0; i < 3; i++) {
+		must(pthread_join(threads[i], &sum) == 0, "join");
+		all += (long)sum;
+	}
+	close(fd), close(other);
+	say("TOGETHER %ld\n", all);
+}
+
 static int helper[2];
 
 /* A child reads by the same open, when it is told. */
@@ -407,6 +442,8 @@ static void command(const char *line)
 		scribble(n);
 	else if (!strcmp(line, "share"))
 		share();
+	else if (!strcmp(line, "together"))
+		together();
 	else if (!strcmp(line, "theirs"))
 		theirs();
 	else if (!strcmp(line, "next"))

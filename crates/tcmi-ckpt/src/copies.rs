@@ -32,6 +32,17 @@ pub fn is_for_reading(flags: i32) -> bool {
     flags & (OTHERWISE | (libc::O_DIRECT | libc::O_TMPFILE)) == libc::O_RDONLY
 }
 
+/// Whether nobody but a process and its threads gives its descriptors their numbers.
+pub fn has_own_table(pid: i32) -> Result<bool> {
+    let all = processes()?;
+    Ok(!all.into_iter().any(|other| other != pid && proc::is_same_table(pid, other)))
+}
+
+fn processes() -> Result<Vec<i32>> {
+    let all = fs::read_dir("/proc").map_err(|e| Errno::from_io("read /proc", &e))?;
+    Ok(all.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
 /// Those of a process that does not run, lowest number first. One that is in a message which
 /// nobody has received yet counts as the process's own.
 pub fn open_in(pid: i32, places: &[String]) -> Result<Vec<OpenCopy>> {
@@ -75,10 +86,8 @@ fn position_of_reader(info: &str) -> Option<u64> {
 
 /// Descriptors of all processes by the names of `found`: process, number, name.
 fn like(pid: i32, found: &[(OpenCopy, &str)]) -> Result<Vec<(i32, i32, String)>> {
-    let all = fs::read_dir("/proc").map_err(|e| Errno::from_io("read /proc", &e))?;
-    let all = all.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut like = Vec::new();
-    for who in all {
+    for who in processes()? {
         // One that has ended meanwhile has none.
         for (fd, target) in proc::descriptors(who).unwrap_or_default() {
             if found.iter().any(|(copy, name)| *name == target && (who, fd) != (pid, copy.fd)) {
@@ -132,5 +141,6 @@ mod tests {
         assert_eq!(found, [OpenCopy { fd: read.as_raw_fd(), position: 4 }]);
         drop(copied);
         assert_eq!(open_in(pid, &["/nowhere".to_owned()]).unwrap(), []);
+        assert!(has_own_table(pid).unwrap());
     }
 }

@@ -415,7 +415,11 @@ fn transfer(
     runs.retain(|r| c.segments.iter().all(|s| s.is_sent || !s.covers(r.start, r.end)));
     let total: u64 = runs.iter().map(|r: &Range<u64>| r.end - r.start).sum();
     let calls = f.threads.iter().zip(&streams[1..]).map(|(t, s)| (t.tid, s.id)).collect();
-    let rules = watch.rules();
+    let mut rules = watch.rules();
+    let here = !rules.copied.is_empty() || !rules.moved.is_empty();
+    if here && !copies::has_own_table(f.pid)? {
+        (rules.copied, rules.moved) = Default::default();
+    }
     let devices = rules.devices.then(|| devices::open_in(f.pid)).transpose()?;
     let open = copies::open_in(f.pid, &rules.copied)?;
     // Whoever shares memory with it can learn there of a file that home has not got yet.

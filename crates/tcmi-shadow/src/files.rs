@@ -73,6 +73,8 @@ struct Table {
     all: HashMap<u64, Held>,
     /// Counts calls that may close one.
     closed: u64,
+    /// Threads have tables of their own: a number is no longer one file.
+    apart: bool,
 }
 
 #[derive(Default)]
@@ -92,7 +94,7 @@ impl Opened {
             let fd = u64::from(fd as u32);
             (fd, Entry::new(fd, position, Kind::Copy(None)))
         });
-        let table = Mutex::new(Table { all: all.collect(), closed: 0 });
+        let table = Mutex::new(Table { all: all.collect(), ..Table::default() });
         Self { copied, moved, table, ..Self::default() }
     }
 
@@ -227,11 +229,13 @@ pub(crate) fn before(
     row: &Row,
 ) -> Result<Vec<Held>, StreamError> {
     let files = &shared.files;
+    let parts = parts_tables(notif);
+    files.table.lock().apart |= parts;
     if files.is_off() || files.table.lock().all.is_empty() {
         count_close(shared, notif);
         return Ok(Vec::new());
     }
-    if hands_over(shared, notif) {
+    if parts || hands_over(shared, notif) {
         for held in files.all() {
             release(shared, thread, &held)?;
         }
@@ -278,10 +282,20 @@ fn closes(notif: &Notification) -> Option<(u64, u64)> {
     match i64::from(notif.nr) {
         libc::SYS_close => Some((number(0), number(0))),
         libc::SYS_dup2 | libc::SYS_dup3 => Some((number(1), number(1))),
-        // Whatever its flags.
-        libc::SYS_close_range => Some((number(0), number(1))),
+        libc::SYS_close_range if !has(notif.args[2], libc::CLOSE_RANGE_CLOEXEC) => {
+            Some((number(0), number(1)))
+        }
         _ => None,
     }
+}
+
+fn has(flags: u64, flag: u32) -> bool {
+    flags as u32 & flag != 0
+}
+
+/// Whether a call gives its thread a table of descriptors of its own.
+fn parts_tables(notif: &Notification) -> bool {
+    i64::from(notif.nr) == libc::SYS_close_range && has(notif.args[2], libc::CLOSE_RANGE_UNSHARE)
 }
 
 fn is_copied(notif: &Notification) -> bool {
@@ -313,10 +327,9 @@ fn is_harmless(notif: &Notification) -> bool {
         libc::SYS_preadv | libc::SYS_pwritev | libc::SYS_preadv2 | libc::SYS_pwritev2 => {
             is_placed()
         }
-        libc::SYS_fcntl => matches!(
-            notif.args[1] as i32,
-            libc::F_GETFD | libc::F_SETFD | libc::F_GETFL | libc::F_OFD_GETLK
-        ),
+        libc::SYS_fcntl => {
+            matches!(notif.args[1] as i32, libc::F_GETFD | libc::F_SETFD | libc::F_GETFL)
+        }
         libc::SYS_ioctl => {
             [libc::TCGETS, libc::FIOCLEX, libc::FIONCLEX].contains(&u64::from(notif.args[1] as u32))
         }
@@ -380,7 +393,8 @@ pub(crate) fn opening(shared: &Shared, notif: &Notification) -> Option<Opening> 
     } else {
         Scratch::of(flags).filter(|_| is_moved).map(Kind::Scratch)?
     };
-    Some(Opening { closed: files.table.lock().closed, kind })
+    let table = files.table.lock();
+    (!table.apart).then_some(Opening { closed: table.closed, kind })
 }
 
 /// What was held of the files that a call closes.
@@ -418,7 +432,7 @@ pub(crate) fn done(
     if let Some(Opening { closed, kind }) = opening {
         let mut table = shared.files.table.lock();
         // Another thread may have closed it, by its number, which nobody knows yet.
-        if table.closed == closed {
+        if table.closed == closed && !table.apart {
             table.all.insert(value as u64, Entry::new(value as u64, 0, kind));
         }
     }

@@ -369,11 +369,21 @@ pub fn descriptors(pid: i32) -> Result<Vec<(i32, String)>> {
 /// True where the kernel does not tell.
 pub fn is_same_open(one: (i32, i32), other: (i32, i32)) -> bool {
     const KCMP_FILE: i32 = 0;
+    is_same(KCMP_FILE, one, other)
+}
+
+/// Whether two processes have one table of descriptors. True where the kernel does not tell.
+pub fn is_same_table(one: i32, other: i32) -> bool {
+    const KCMP_FILES: i32 = 2;
+    is_same(KCMP_FILES, (one, 0), (other, 0))
+}
+
+fn is_same(kind: i32, one: (i32, i32), other: (i32, i32)) -> bool {
     // SAFETY: plain call, of numbers only.
-    let ret = unsafe { libc::syscall(libc::SYS_kcmp, one.0, other.0, KCMP_FILE, one.1, other.1) };
+    let ret = unsafe { libc::syscall(libc::SYS_kcmp, one.0, other.0, kind, one.1, other.1) };
     match ret {
         0.. => ret == 0,
-        // One of them is gone, and so shared with nobody.
+        // One of them is gone, or has none, and so shares it with nobody.
         _ => !matches!(Errno::last("kcmp").code, libc::ESRCH | libc::EBADF),
     }
 }

@@ -1,7 +1,8 @@
 //! Bytes of files at home, fetched when they are first asked for and kept as long as there is room.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
@@ -18,6 +19,9 @@ const UNITS_AT_ONCE_MAX: u64 = 16;
 /// Of one guest.
 const KEPT_BYTES_MAX: u64 = 64 << 20;
 const FILES_MAX: usize = 4096;
+
+/// From a change until its time cannot be that of another; clocks differ by less.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// What identifies the bytes of a file without reading them: device, inode, size, and the times of
 /// its change.
@@ -43,7 +47,9 @@ pub(super) struct Contents(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
-    all: HashMap<Identity, Arc<Content>>,
+    known: HashMap<Identity, Arc<Content>>,
+    /// With those that only their open has.
+    all: Vec<Weak<Content>>,
     bytes: u64,
 }
 
@@ -58,38 +64,53 @@ pub(super) fn identity(stat: &[u8; STAT_BYTES]) -> Option<Identity> {
     is_file.then(|| [0, 8, 48, 88, 96, 104, 112].map(|at| word(stat, at)))
 }
 
+fn is_settled(changed: u64, now: SystemTime) -> bool {
+    now.duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(changed))
+        .is_ok_and(|age| age > SETTLED)
+}
+
 impl Contents {
     pub(super) fn get(&self, id: &Identity) -> Option<Arc<Content>> {
-        self.0.lock().all.get(id).map(Arc::clone)
+        self.0.lock().known.get(id).map(Arc::clone)
     }
 
+    /// For the next who opens it as well, unless it was changed but now: another change may not
+    /// show in its times.
     pub(super) fn add(&self, id: Identity, stat: [u8; STAT_BYTES]) -> Arc<Content> {
-        let content = Content { stat, size: id[2], units: Mutex::default() };
+        let content = Arc::new(Content { stat, size: id[2], units: Mutex::default() });
         let mut kept = self.0.lock();
         if kept.all.len() >= FILES_MAX {
             kept.clear();
         }
-        Arc::clone(kept.all.entry(id).or_insert_with(|| Arc::new(content)))
+        kept.all.push(Arc::downgrade(&content));
+        if is_settled(id[5], SystemTime::now()) {
+            kept.known.insert(id, Arc::clone(&content));
+        }
+        content
     }
 
-    fn count(&self, more: u64) {
+    /// True: there was no room, and all is forgotten.
+    fn count(&self, more: u64) -> bool {
         let mut kept = self.0.lock();
-        if kept.bytes + more > KEPT_BYTES_MAX {
+        let is_full = kept.bytes + more > KEPT_BYTES_MAX;
+        if is_full {
             kept.clear();
         }
         kept.bytes += more;
+        is_full
     }
 }
 
 impl Kept {
     /// Forgets all that is not being read this moment.
     fn clear(&mut self) {
-        for content in self.all.values() {
+        for content in self.all.iter().filter_map(Weak::upgrade) {
             if let Some(mut units) = content.units.try_lock() {
                 units.all.clear();
             }
         }
-        self.all.retain(|_, content| Arc::strong_count(content) > 1);
+        self.known.retain(|_, content| Arc::strong_count(content) > 1);
+        self.all.retain(|content| content.strong_count() > 0);
         self.bytes = 0;
     }
 }
@@ -153,7 +174,9 @@ impl Content {
                 _ => return Ok(None),
             }
         }
-        shared.files.contents.count(bytes.len() as u64);
+        if shared.files.contents.count(bytes.len() as u64) {
+            units.all.clear();
+        }
         for (i, unit) in (index..).zip(bytes.chunks(UNIT_BYTES as usize)) {
             units.all.insert(i, unit.into());
         }
@@ -180,6 +203,14 @@ mod tests {
         assert_eq!(identity(&stat(libc::S_IFREG | 0o644, 0)), None);
         assert_eq!(identity(&stat(libc::S_IFIFO, 5)), None);
         assert_eq!(identity(&stat(libc::S_IFDIR, 5)), None);
+    }
+
+    #[test]
+    fn what_was_changed_but_now_is_only_its_opens() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        for (changed, is) in [(0, true), (989, true), (990, false), (1000, false), (2000, false)] {
+            assert_eq!(is_settled(changed, now), is, "{changed}");
+        }
     }
 
     #[test]

@@ -77,7 +77,9 @@ fn look(
     if ask(shared, thread, libc::SYS_fstat, args, &mut bytes)? < 0 {
         return Ok(None);
     }
-    let Some(id) = identity(&bytes) else { return Ok(None) };
+    let Some(id) = identity(&bytes).filter(|id| !shared.live.has(id[0], id[1])) else {
+        return Ok(None);
+    };
     let content = match shared.files.contents.get(&id) {
         Some(content) => content,
         // A link may have led anywhere.

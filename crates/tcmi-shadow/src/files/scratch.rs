@@ -112,8 +112,10 @@ fn is_regular(
     if !scratch.is_known {
         let mut stat = [0; STAT_BYTES];
         let ret = ask(shared, thread, libc::SYS_fstat, [fd, OWN_BASE, 0, 0, 0, 0], &mut stat)?;
-        let mode = stat[24..].first_chunk().map_or(0, |w| u32::from_le_bytes(*w));
-        scratch.is_known = ret == 0 && mode & libc::S_IFMT == libc::S_IFREG;
+        let word = |at: usize| stat[at..].first_chunk().map_or(0, |w| u64::from_le_bytes(*w));
+        let is_file = word(24) as u32 & libc::S_IFMT == libc::S_IFREG;
+        // Of one that it has mapped shared, home's calls are looked at.
+        scratch.is_known = ret == 0 && is_file && !shared.live.has(word(0), word(8));
     }
     Ok(scratch.is_known)
 }

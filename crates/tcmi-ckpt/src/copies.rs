@@ -67,7 +67,6 @@ pub fn open_in(pid: i32, places: &[String]) -> Result<Vec<OpenCopy>> {
         let others = like(pid, &found)?;
         found.retain(|(copy, name)| {
             let same = |(who, fd, target): &(i32, i32, String)| {
-                // Who cannot be asked may have it.
                 let is_it = (*who, *fd) == (pid, copy.fd);
                 !is_it && target == name && proc::is_same_open((pid, copy.fd), (*who, *fd))
             };
@@ -88,7 +87,7 @@ fn position_of_reader(info: &str) -> Option<u64> {
 fn like(pid: i32, found: &[(OpenCopy, &str)]) -> Result<Vec<(i32, i32, String)>> {
     let mut like = Vec::new();
     for who in processes()? {
-        // One that has ended meanwhile has none.
+        // One that has ended meanwhile has none. Nor is one looked at that has more rights than we.
         for (fd, target) in proc::descriptors(who).unwrap_or_default() {
             if found.iter().any(|(copy, name)| *name == target && (who, fd) != (pid, copy.fd)) {
                 like.push((who, fd, target));

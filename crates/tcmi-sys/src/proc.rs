@@ -383,8 +383,9 @@ fn is_same(kind: i32, one: (i32, i32), other: (i32, i32)) -> bool {
     let ret = unsafe { libc::syscall(libc::SYS_kcmp, one.0, other.0, kind, one.1, other.1) };
     match ret {
         0.. => ret == 0,
-        // One of them is gone, or has none, and so shares it with nobody.
-        _ => !matches!(Errno::last("kcmp").code, libc::ESRCH | libc::EBADF),
+        // One of them is gone, or has none, and so shares it with nobody; nor does one with more
+        // rights than we have, which it got by executing a program.
+        _ => !matches!(Errno::last("kcmp").code, libc::ESRCH | libc::EBADF | libc::EPERM),
     }
 }
 

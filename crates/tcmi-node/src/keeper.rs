@@ -32,6 +32,8 @@ mod home;
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same, for a thread that a guest begins: meanwhile its keeper does nothing else.
 const THREAD_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for what a guest used whose shadow has ended.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 /// A move in the words of the control filesystem.
 pub fn explain_error(task: &Task, node: &str, e: Error) -> MigrateError {
     let pid = task.pid;
@@ -342,7 +344,7 @@ impl Keeper<'_> {
 
     /// What the node says of a guest whose shadow has ended, which its guest does with it.
     fn last_words(&mut self) {
-        self.wire.r.set_idle_timeout(FAREWELL_TIMEOUT);
+        self.wire.r.set_idle_timeout(LAST_WORDS_TIMEOUT);
         while let Ok(frame) = self.wire.r.recv_message() {
             match frame.kind {
                 msg::Stats::KIND => {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
-use tcmi_call::engine::{GuestMemory, SliceMemory};
+use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::{Arg, Row};
 use tcmi_ckpt::copies::{self, OpenCopy};
 use tcmi_sys::seccomp::{Answer, Notification};
@@ -19,7 +19,7 @@ use tcmi_sys::seccomp::{Answer, Notification};
 use crate::calls::Shared;
 use crate::memory::ProcessMemory;
 use crate::stream::StreamError;
-use crate::worker::{Outcome, Thread, failed};
+use crate::worker::{OWN_BASE, Outcome, Thread, failed};
 
 mod content;
 mod copy;
@@ -33,8 +33,6 @@ const COUNT_MAX: u64 = 16 << 20;
 const USER_BYTES: u64 = 1 << 47;
 /// A kernel's codes for calls that are made again are not below.
 const ERESTARTSYS: i32 = 512;
-/// Address at which our own data stands for the engine.
-const OWN_BASE: u64 = 0x1_0000;
 /// In `struct msghdr`, and how long that is in `struct mmsghdr`.
 const CONTROL_LENGTH: u64 = 40;
 const MMSGHDR_BYTES: u64 = 64;
@@ -160,7 +158,7 @@ fn ask(
     bytes: &mut [u8],
 ) -> Result<i64, StreamError> {
     let begun = Instant::now();
-    let ret = thread.ask(nr as u32, &args, &mut SliceMemory { base: OWN_BASE, bytes })?;
+    let ret = thread.ask_own(nr, &args, bytes)?;
     shared.stats.count(nr as u32, ret < 0, begun.elapsed());
     Ok(ret)
 }

@@ -1,6 +1,7 @@
 //! A file that is read here (CP).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::errno::{EFAULT, EINVAL, ENOTTY};
@@ -10,6 +11,7 @@ use tcmi_sys::seccomp::{Answer, Notification};
 use super::content::{Content, STAT_BYTES, identity};
 use super::{Entry, Kind, OWN_BASE, ask, is_odd, memory};
 use crate::calls::Shared;
+use crate::mapping;
 use crate::stream::StreamError;
 use crate::worker::Thread;
 
@@ -94,14 +96,10 @@ fn look(
 
 /// Of what is open, as home's kernel calls it.
 fn name(shared: &Shared, thread: &mut Thread, fd: u64) -> Result<String, StreamError> {
-    let mut bytes = format!("/proc/self/fd/{fd}\0").into_bytes();
-    let at = bytes.len();
-    bytes.resize(at + libc::PATH_MAX as usize, 0);
-    let (here, room) = (libc::AT_FDCWD as u64, libc::PATH_MAX as u64);
-    let args = [here, OWN_BASE, OWN_BASE + at as u64, room, 0, 0];
-    let length = ask(shared, thread, libc::SYS_readlinkat, args, &mut bytes)?.max(0) as usize;
-    let name = bytes.get(at..at + length).unwrap_or_default();
-    Ok(String::from_utf8_lossy(name).into_owned())
+    let begun = Instant::now();
+    let name = mapping::name(thread, fd)?;
+    shared.stats.count(libc::SYS_readlinkat as u32, name.is_empty(), begun.elapsed());
+    Ok(name)
 }
 
 /// None: for home, as is all that is odd.

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use tcmi_tests::{Launch, Pair, Root, Scratch, Victim, VictimKind, wait_until};
 
@@ -178,6 +179,39 @@ fn who_shares_an_open_file_shares_its_position() -> Result<()> {
     ensure!(victim.ask("next", "NEXT")? == [1040]);
     victim.end(7)?;
     pair.stop()
+}
+
+#[test]
+fn a_full_disk_is_told_of_before_the_file_is_closed() -> Result<()> {
+    const ROOM: &str = "size=400k";
+    let at = Scratch::new("full")?;
+    mount(Some("small"), at.path(), Some("tmpfs"), MsFlags::empty(), Some(ROOM))?;
+    let full = Full(at);
+    fs::write(full.0.path().join("data"), [7; 2000])?;
+    let elsewhere = Scratch::new("elsewhere")?;
+    let pair = pair_with(&rules(elsewhere.path(), full.0.path()))?;
+    let mut victim = victim_in(&full.0)?;
+    pair.migrate(victim.pid())?;
+    for ask in ["fill 0", "fill 1"] {
+        let seen = victim.ask(ask, "FULL")?;
+        ensure!(seen == [i64::from(libc::ENOSPC)], "{ask}: {seen:?}");
+        let name = full.0.path().join("full");
+        ensure!(fs::metadata(&name)?.len() <= 400 << 10, "more than there is room for");
+        fs::remove_file(name)?;
+    }
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// Unmounted when dropped.
+struct Full(Scratch);
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        if let Err(e) = umount2(self.0.path(), MntFlags::MNT_DETACH) {
+            eprintln!("{}: {e}", self.0.path().display());
+        }
+    }
 }
 
 #[test]

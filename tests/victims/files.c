@@ -4,7 +4,8 @@
  * file what each gave; so two runs can be compared. "show" and "linger" write, and tell of it, or
  * compute on until SIGUSR1; "count N" reads and seeks so often, "scribble N" writes; "next" reads on
  * by the descriptor that was open before, which a child of "share" has as well, and reads by at
- * "theirs"; "together" reads in threads. getppid is called behind what is counted.
+ * "theirs"; "together" reads in threads; "fill 0" and "fill 1" write more than there is room for, and
+ * the second syncs it. getppid is called behind what is counted.
  */
 #define VICTIM_COMMAND
 #define VICTIM_INPUT_TIMEOUT_MS -1
@@ -405,6 +406,21 @@ static void theirs(void)
 	say("THEIRS\n");
 }
 
+/* Writes more than there is room for, until it is told so. */
+static void fill(int syncs)
+{
+	char name[200];
+	snprintf(name, sizeof name, "%s/full", dir);
+	int fd = open(name, O_WRONLY | O_CREAT | O_EXCL, 0600), error = 0;
+	must(fd >= 0, "open");
+	for (int i = 0; i < 600 && !error; i++)
+		error = write(fd, room, 1000) == 1000 ? 0 : errno;
+	if (!error && syncs)
+		error = fsync(fd) ? errno : 0;
+	int last = close(fd) ? errno : 0;
+	say("FULL %d\n", error ? error : last);
+}
+
 static volatile sig_atomic_t told;
 
 static void heard(int signal)
@@ -442,6 +458,8 @@ static void command(const char *line)
 		scribble(n);
 	else if (!strcmp(line, "share"))
 		share();
+	else if (sscanf(line, "fill %d", &n) == 1)
+		fill(n);
 	else if (!strcmp(line, "together"))
 		together();
 	else if (!strcmp(line, "theirs"))

@@ -109,7 +109,8 @@ pub fn keep(
     task.bell.ring();
     done(Ok(()));
     let party = party.filter(|p| p.shares_memory()).cloned();
-    let mut keeper = Keeper { task, link, node, wire, shadow: Some(shadow), party };
+    let mut keeper =
+        Keeper { task, link, node, wire, shadow: Some(shadow), party, waited: Vec::new() };
     let end = keeper.serve();
     keeper.close(end)
 }
@@ -219,6 +220,8 @@ struct Keeper<'a> {
     shadow: Option<Kept>,
     /// Those with which it shares memory, and comes home.
     party: Option<Arc<Party>>,
+    /// Children that it asked of when it was to come home, and had no answer.
+    waited: Vec<Pid>,
 }
 
 impl Keeper<'_> {
@@ -321,9 +324,8 @@ impl Keeper<'_> {
             }
             msg::AskUsed::KIND => {
                 let msg::AskUsed { pid } = msg::decode(&frame)?;
-                let pid = Pid::new(pid);
-                let used = pid.map(|pid| self.task.elsewhere.take(pid, self.task.pid));
-                msg::send(&mut self.wire.w, &msg::ChildUsed { used: used.unwrap_or_default() })?;
+                let used = Pid::new(pid).map(|pid| self.task.left_by(pid)).unwrap_or_default();
+                msg::send(&mut self.wire.w, &msg::ChildUsed { used })?;
                 Ok(None)
             }
             msg::Poke::KIND => {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
 use parking_lot::Mutex;
-use tcmi_ckpt::usage::Used;
+use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
@@ -180,6 +180,10 @@ impl Task {
     /// It has come home, having used so much elsewhere.
     pub fn set_used(&self, used: Used) {
         self.inner.lock().used = used;
+    }
+    /// What a child that it waited for has used elsewhere; once.
+    pub fn left_by(&self, child: Pid) -> Usage {
+        self.elsewhere.take(child, self.pid)
     }
     pub fn set_calls(&self, calls: Vec<CallCount>) {
         self.inner.lock().calls.told(calls);

@@ -36,7 +36,7 @@ fn directory(name: &str) -> Result<Scratch> {
 }
 
 fn victim_in(dir: &Scratch) -> Result<Victim> {
-    Victim::spawn(&VictimKind::with_args("files", &[&dir.path().display().to_string()]))
+    Victim::spawn(&VictimKind::with_args("rules", &[&dir.path().display().to_string()]))
 }
 
 /// Its counters, when they tell of so many calls of getppid, which it makes behind its work.

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 
 use tcmi_call::record::DirectionKeys;
+use tcmi_ckpt::copies::OpenCopy;
 use tcmi_ckpt::devices::{Device, OpenDevice};
 use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, ThreadImage, Vma};
 use tcmi_ckpt::layout::{gap, reconcile};
@@ -115,12 +116,18 @@ fn begin() -> msg::Begin {
 
 fn rebinds() -> msg::Rebinds {
     let open = OpenDevice { fd: 3, device: Device::Zero, reads: true, writes: false };
-    msg::Rebinds { processors: true, devices: Some(vec![open]) }
+    msg::Rebinds {
+        processors: true,
+        devices: Some(vec![open]),
+        copied: vec!["/usr/share".to_owned()],
+        open: vec![OpenCopy { fd: 4, position: 5 }],
+        moved: vec!["/tmp/scratch".to_owned()],
+    }
 }
 
 fn used() -> Used {
     let usage = Usage { user: 5, system: 6, ..Usage::default() };
-    Used { process: usage, threads: vec![(4242, usage)] }
+    Used { process: usage, threads: vec![(4242, usage)], children: usage }
 }
 
 pub fn messages() -> Vec<Vec<u8>> {
@@ -143,8 +150,10 @@ pub fn messages() -> Vec<Vec<u8>> {
         bytes(msg::Capture { signals: 1, skip: vec![(4096, 8192)] }),
         bytes(msg::Image { image: image(), used: used() }),
         bytes(msg::Signal { signal: 9 }),
-        bytes(msg::Ended { status: 9, why: "by the limit".into() }),
-        bytes(msg::Stats { calls: vec![msg::CallCount { nr: 0, calls: 1, errors: 0, us: 9 }] }),
+        bytes(msg::Ended { status: 9, why: "by the limit".into(), used: Usage::default() }),
+        bytes(msg::Stats {
+            calls: vec![msg::CallCount { nr: 0, calls: 1, errors: 0, us: 9, here: 2 }],
+        }),
         bytes(msg::Poke { tid: 4242, seq: 1 }),
         bytes(msg::BeginThread { by: 4242 }),
         bytes(msg::Live { index: 0, size: 5000, dev: 8, ino: 9 }),

@@ -132,6 +132,32 @@ fn a_process_that_has_more_than_a_guest_may_stays() -> Result<()> {
     pair.stop()
 }
 
+#[test]
+fn no_more_guests_come_than_may_be_there_at_once() -> Result<()> {
+    let pair = pair("[guests]\nat-once = 2\n")?;
+    let mut first = Victim::spawn(&VictimKind::plain("usage"))?;
+    let second = Victim::spawn(&VictimKind::plain("memory"))?;
+    let mut third = Victim::spawn(&VictimKind::plain("memory"))?;
+    pair.migrate(first.pid())?;
+    pair.migrate(second.pid())?;
+    pair.try_migrate(third.pid()).expect_err("it has gone");
+    let said = pair.home.read(&format!("ccn/mig/migproc/{}/last-error", third.pid()))?;
+    ensure!(said.contains("2 guests are here") && said.contains("desk"), "{said}");
+    third.check()?;
+    // It goes home for a fork, and comes again: its place is its own.
+    first.say("errors")?;
+    first.expect("TRIED", SOON)?;
+    ensure!(pair.is_guest(first.pid()), "it lost its place\n{}", pair.logs());
+    pair.bring_home(second.pid())?;
+    // Its monitor may be there yet.
+    wait_until("room for another", SOON, || Ok(pair.try_migrate(third.pid()).ok()))?;
+    third.check()?;
+    for victim in [first, second, third] {
+        victim.end(7)?;
+    }
+    pair.stop()
+}
+
 /// By whatever the desk has to limit them.
 fn begins_threads(pair: &Pair, user: u32, programs: &Scratch) -> Result<()> {
     let mut victim = Victim::spawn_as(&VictimKind::plain("eater"), user, programs.path())?;

@@ -66,6 +66,34 @@ fn what_was_used_on_every_node_adds_up() -> Result<()> {
     pair.stop()
 }
 
+#[test]
+fn what_children_used_on_a_node_is_their_parents() -> Result<()> {
+    const EACH_MS: i64 = 500;
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("usage"))?;
+    let pid = victim.pid();
+    let expect = |what: &str, all: [i64; 4], seen: &[i64]| -> Result<()> {
+        for (seen, ms) in seen.iter().zip(all) {
+            let (least, most) = (ms * MS - ROUNDING, ms * MS + 2 * EACH_MS * MS);
+            ensure!((least..most).contains(seen), "{what}: {seen} of {ms} ms\n{}", pair.logs());
+        }
+        Ok(())
+    };
+    let ms = EACH_MS;
+    let ask = format!("children {EACH_MS}");
+    pair.migrate(pid)?;
+    expect("away", [ms, ms, 2 * ms, 2 * ms], &victim.ask(&ask, "CHILDREN")?)?;
+    // Behind visits at home.
+    expect("more", [ms, ms, 4 * ms, 4 * ms], &victim.ask(&ask, "CHILDREN")?)?;
+    pair.bring_home(pid)?;
+    let at_home = victim.ask("theirs", "CHILDREN")?;
+    ensure!(at_home[2] < 4 * ms * MS, "home's kernel counts for itself: {at_home:?}");
+    pair.migrate(pid)?;
+    expect("again", [ms, ms, 4 * ms, 4 * ms], &victim.ask("theirs", "CHILDREN")?)?;
+    victim.end(7)?;
+    pair.stop()
+}
+
 /// Bytes that home's kernel has read and written for it.
 fn moved_at_home(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/io"))?;

@@ -1,7 +1,9 @@
 /*
  * What it has used, by every call that tells. "burn MS" uses the processor; "tell" answers
  * nanoseconds: clock of the process, of the thread, both again by number, rusage of process and
- * thread, times; then the largest resident set in KiB. "errors" makes calls that fail.
+ * thread, times; then the largest resident set in KiB. "errors" makes calls that fail. "children MS"
+ * waits for two that use the processor; then, and at "theirs", nanoseconds of each by its wait, of
+ * all by rusage, by times.
  */
 #define VICTIM_COMMAND
 #define VICTIM_INPUT_TIMEOUT_MS -1
@@ -86,6 +88,46 @@ static void errors(void)
 	say("TRIED\n");
 }
 
+static long long in_all(const struct rusage *usage)
+{
+	return (usage->ru_utime.tv_sec + usage->ru_stime.tv_sec) * 1000000000LL
+		+ (usage->ru_utime.tv_usec + usage->ru_stime.tv_usec) * 1000LL;
+}
+
+static pid_t child_that_burns(int ms)
+{
+	pid_t child = fork();
+	must(child >= 0, "fork");
+	if (child == 0) {
+		burn(ms);
+		_exit(0);
+	}
+	return child;
+}
+
+static struct rusage one, other;
+
+static void theirs(void)
+{
+	struct tms tms;
+	long none;
+	must(times(&tms) != -1, "times");
+	say("CHILDREN %lld %lld %lld %lld\n", in_all(&one), in_all(&other), of(RUSAGE_CHILDREN, &none),
+	    (tms.tms_cutime + tms.tms_cstime) * TICK_NS);
+}
+
+static void children(int ms)
+{
+	siginfo_t info;
+	pid_t child = child_that_burns(ms);
+	must(wait4(child, 0, 0, &one) == child, "wait4");
+	child = child_that_burns(ms);
+	must(syscall(SYS_waitid, P_PID, child, &info, WEXITED | WNOWAIT, &other) == 0, "look");
+	must(syscall(SYS_waitid, P_PID, child, &info, WEXITED, &other) == 0, "waitid");
+	must(wait4(-1, 0, 0, &one) == -1 && errno == ECHILD, "no more");
+	theirs();
+}
+
 static void command(const char *line)
 {
 	int ms;
@@ -94,6 +136,10 @@ static void command(const char *line)
 		say("BURNT\n");
 	} else if (!strcmp(line, "tell")) {
 		tell();
+	} else if (sscanf(line, "children %d", &ms) == 1) {
+		children(ms);
+	} else if (!strcmp(line, "theirs")) {
+		theirs();
 	} else if (!strcmp(line, "errors")) {
 		errors();
 	}

@@ -7,6 +7,7 @@
 pub mod birth;
 pub mod blob;
 pub mod capture;
+pub mod copies;
 pub mod descriptors;
 pub mod devices;
 pub mod error;

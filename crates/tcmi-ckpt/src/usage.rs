@@ -33,6 +33,8 @@ pub struct Used {
     pub process: Usage,
     /// By their ids at home.
     pub threads: Vec<(i32, Usage)>,
+    /// By children that it waited for while it was away, and theirs.
+    pub children: Usage,
 }
 
 impl Used {

@@ -9,9 +9,10 @@
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tcmi_ckpt::copies::OpenCopy;
 use tcmi_ckpt::devices::OpenDevice;
 use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, SEGMENTS_MAX, Segment, check_range};
-use tcmi_ckpt::usage::Used;
+use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
 
@@ -24,6 +25,11 @@ pub struct Rebinds {
     pub processors: bool,
     /// Those that are open. None: none are the node's.
     pub devices: Option<Vec<OpenDevice>>,
+    /// Where files lie that it reads there, and those of them that are open.
+    pub copied: Vec<String>,
+    pub open: Vec<OpenCopy>,
+    /// Where files lie that it makes and writes there.
+    pub moved: Vec<String>,
 }
 
 /// A message with its number on the wire.
@@ -32,13 +38,15 @@ pub trait Message: Serialize + DeserializeOwned {
     const NAME: &'static str;
 }
 
-/// How often a guest forwarded one call, how often it failed, and for how many microseconds.
+/// How often a guest forwarded one call, how often that failed, and for how many microseconds; and
+/// how often its node answered it alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallCount {
     pub nr: u32,
     pub calls: u64,
     pub errors: u64,
     pub us: u64,
+    pub here: u64,
 }
 
 macro_rules! message {
@@ -117,8 +125,9 @@ message! {
     25 Thawed {}
     /// H: job control or death, which no agent can see.
     32 Signal { signal: i32 }
-    /// N: the guest ended; the raw wait status, and why if its node knows more.
-    33 Ended { status: i32, why: String }
+    /// N: the guest ended; the raw wait status, why if its node knows more, and what it used on this
+    /// and other nodes, with the children that it waited for.
+    33 Ended { status: i32, why: String, used: Usage }
     /// N: counters for `stats`, since the guest began.
     34 Stats { calls: Vec<CallCount> }
     /// H asks for them.
@@ -134,6 +143,9 @@ message! {
     /// H, behind State and its files: of `files[index]`, which is live, the size in bytes and what
     /// `fstat` says of it. Runs of its bytes follow, as pages do, by file offset.
     48 Live { index: u32, size: u64, dev: u64, ino: u64 }
+    /// N: the guest has waited for a child, of which home is to tell what it used elsewhere.
+    41 AskUsed { pid: i32 }
+    42 ChildUsed { used: Usage }
     /// N: thread `by` makes a call that only home's kernel can. ComeHome is the answer.
     40 VisitHome { by: i32 }
 }

@@ -9,6 +9,7 @@ use crate::pages::{self, Outgoing};
 use std::ops::Range;
 use std::time::Instant;
 use tcmi_ckpt::capture::{self, Space};
+use tcmi_ckpt::copies;
 use tcmi_ckpt::devices;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::freezer::Freezer;
@@ -29,11 +30,16 @@ pub trait Watch {
     fn rules(&self) -> Rules;
 }
 
-/// Of what kinds a guest has its node's own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What of its resources is not home's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
+    /// Kinds of which a guest has its node's own.
     pub devices: bool,
     pub processors: bool,
+    /// Where files lie that are read on the node, as the process names them.
+    pub copied: Vec<String>,
+    /// Where files lie that are made and written on the node.
+    pub moved: Vec<String>,
 }
 
 /// For how many threads more than there are a stream is taken.
@@ -412,9 +418,17 @@ fn transfer(
     runs.retain(|r| c.segments.iter().all(|s| s.is_sent || !s.covers(r.start, r.end)));
     let total: u64 = runs.iter().map(|r: &Range<u64>| r.end - r.start).sum();
     let calls = f.threads.iter().zip(&streams[1..]).map(|(t, s)| (t.tid, s.id)).collect();
-    let rules = watch.rules();
+    let mut rules = watch.rules();
+    let here = !rules.copied.is_empty() || !rules.moved.is_empty();
+    if here && !copies::has_own_table(f.pid)? {
+        (rules.copied, rules.moved) = Default::default();
+    }
     let devices = rules.devices.then(|| devices::open_in(f.pid)).transpose()?;
-    let rebinds = msg::Rebinds { processors: rules.processors, devices };
+    let open = copies::open_in(f.pid, &rules.copied)?;
+    // Whoever shares memory with it can learn there of a file that home has not got yet.
+    let moved = if c.segments.is_empty() { rules.moved } else { Vec::new() };
+    let (processors, copied) = (rules.processors, rules.copied);
+    let rebinds = msg::Rebinds { processors, devices, copied, open, moved };
     let state = msg::State { image: image.clone(), calls, used: watch.used(), rebinds };
     msg::send(c.w, &state)?;
     fault::pass(Point::HomeStateSent)?;

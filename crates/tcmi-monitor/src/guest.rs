@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
-use tcmi_ckpt::usage::Used;
+use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
 use tcmi_migr::destination::GuestFiles;
@@ -25,11 +25,13 @@ use crate::limits::Limits;
 
 mod begin;
 mod births;
+mod children;
 mod daemon;
 mod home;
 
 use begin::build;
 use births::{Births, Question};
+use children::Children;
 use daemon::{claim, tell};
 
 /// From a signal's arrival until calls that it left waiting are looked for: the usual one has
@@ -94,6 +96,7 @@ fn oversee(daemon: &OwnedFd) -> Result<String> {
     let ended = life.serve(daemon);
     tell(daemon, &ToDaemon::Stats { calls: life.stats() });
     life.shadow.births.close();
+    life.shadow.children.close();
     life.kill();
     ended
 }
@@ -101,6 +104,7 @@ fn oversee(daemon: &OwnedFd) -> Result<String> {
 /// What others learn of the shadow, and the bell that wakes the main loop for it.
 struct Tidings {
     births: Births,
+    children: Children,
     bell: OwnedFd,
     /// It serves. Until then the process may go on at home.
     serving: AtomicBool,
@@ -111,7 +115,7 @@ struct Tidings {
 impl Tidings {
     fn new(births: Births) -> Result<Self> {
         let (serving, lost) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { births, bell: eventfd()?, serving, lost })
+        Ok(Self { births, children: Children::default(), bell: eventfd()?, serving, lost })
     }
     fn set(&self, what: &AtomicBool) {
         what.store(true, Ordering::Release);
@@ -125,6 +129,9 @@ impl Hooks for Tidings {
     }
     fn visit_home(&self, by: i32) -> Denied {
         self.births.ask_visit(by, || ring(&self.bell))
+    }
+    fn child_used(&self, pid: i32) -> Usage {
+        self.children.ask(pid, || ring(&self.bell))
     }
     fn thread_begun(&self, here: i32, tid: i32) {
         self.births.begun(here, tid);
@@ -213,6 +220,9 @@ impl Life {
                     if let Some(question) = self.shadow.births.asked() {
                         self.put(question);
                     }
+                    if let Some(pid) = self.shadow.children.asked() {
+                        self.ask_used(pid);
+                    }
                     self.ask_home(daemon);
                 }
                 Next::LookDue => {
@@ -285,6 +295,13 @@ impl Life {
         }
     }
 
+    fn ask_used(&mut self, pid: i32) {
+        self.tell_keeper(&msg::AskUsed { pid });
+        if !self.keeper {
+            self.shadow.children.answer(Usage::default());
+        }
+    }
+
     /// Tells home's keeper, if there is one.
     fn tell_keeper<M: Message>(&mut self, what: &M) {
         if self.keeper
@@ -302,6 +319,7 @@ impl Life {
         tracing::info!(error = %why, "home's keeper is gone; the guest goes on");
         self.keeper = false;
         self.shadow.births.answer(None);
+        self.shadow.children.answer(Usage::default());
         if self.calls.stopped(false) {
             self.obey_signal(libc::SIGCONT);
         }
@@ -423,6 +441,10 @@ impl Life {
                 self.shadow.births.answer(claimed.ok().map(|s| (tid, s)));
                 self.ask_home(daemon);
             }
+            msg::ChildUsed::KIND => {
+                let msg::ChildUsed { used } = msg::decode(frame)?;
+                self.shadow.children.answer(used);
+            }
             msg::ThreadRefused::KIND => {
                 msg::decode::<msg::ThreadRefused>(frame)?;
                 self.shadow.births.answer(None);
@@ -430,8 +452,10 @@ impl Life {
             msg::ComeHome::KIND => {
                 tell(daemon, &ToDaemon::Returning {});
                 self.shadow.births.close();
+                self.shadow.children.close();
                 let went = self.go_home();
                 self.shadow.births.open();
+                self.shadow.children.open();
                 match went {
                     Ok(true) => return Ok(Some("went home".to_owned())),
                     Ok(false) => tell(daemon, &ToDaemon::Stays { text: "home gave up".to_owned() }),
@@ -450,12 +474,16 @@ impl Life {
     fn stats(&self) -> Vec<msg::CallCount> {
         let count = |c: CallStats| {
             let us = c.time.as_micros() as u64;
-            msg::CallCount { nr: c.nr, calls: c.calls, errors: c.errors, us }
+            let CallStats { nr, calls, errors, here, .. } = c;
+            msg::CallCount { nr, calls, errors, us, here }
         };
         self.calls.stats().snapshot().into_iter().map(count).collect()
     }
 
     fn ended(&mut self) -> Result<String> {
+        // Nothing tells of it when it has been waited for.
+        let here = Usage::of_process(self.guest.host_pid).unwrap_or_default();
+        let used = here.and(&self.used.process).and(&self.calls.children_used());
         let status = ptrace::wait_for_end(self.guest.host_pid)?;
         // A shadow that has exited took all of it before; one that was killed takes nothing.
         if let Err(error) = self.calls.write_back(LAST_WORDS) {
@@ -464,7 +492,7 @@ impl Life {
         self.tell_keeper(&msg::Stats { calls: self.stats() });
         let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
         let why = self.limits.broken().filter(|_| killed).unwrap_or_default();
-        self.tell_keeper(&msg::Ended { status, why: why.clone() });
+        self.tell_keeper(&msg::Ended { status, why: why.clone(), used });
         Ok(format!("ended with wait status {status:#x} {why}").trim_end().to_owned())
     }
 

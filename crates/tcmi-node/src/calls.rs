@@ -19,6 +19,7 @@ fn add(all: &mut BTreeMap<u32, CallCount>, more: &[CallCount]) {
         sum.calls = sum.calls.saturating_add(one.calls);
         sum.errors = sum.errors.saturating_add(one.errors);
         sum.us = sum.us.saturating_add(one.us);
+        sum.here = sum.here.saturating_add(one.here);
     }
 }
 
@@ -44,11 +45,12 @@ impl Calls {
         let mut all = self.sums();
         all.sort_by_key(|c| std::cmp::Reverse(c.us));
         let name = |nr| table::row(nr).map_or("unknown", |row| row.name);
-        all.iter()
-            .map(|c| {
-                format!("call-{} calls={} errors={} us={}\n", name(c.nr), c.calls, c.errors, c.us)
-            })
-            .collect()
+        let line = |c: &CallCount| {
+            let here = if c.here > 0 { format!(" here={}", c.here) } else { String::new() };
+            let CallCount { calls, errors, us, .. } = c;
+            format!("call-{} calls={calls} errors={errors} us={us}{here}\n", name(c.nr))
+        };
+        all.iter().map(line).collect()
     }
 }
 
@@ -57,7 +59,7 @@ mod tests {
     use super::*;
 
     fn count(nr: u32, calls: u64) -> CallCount {
-        CallCount { nr, calls, errors: 1, us: calls.saturating_mul(10) }
+        CallCount { nr, calls, errors: 1, us: calls.saturating_mul(10), here: u64::from(nr) }
     }
 
     #[test]
@@ -70,7 +72,7 @@ mod tests {
         let text = calls.text();
         assert!(text.starts_with("call-unknown calls=18446744073709551615"), "{text}");
         assert!(text.contains("call-read calls=8 errors=2 us=80\n"), "{text}");
-        assert!(text.contains("call-write calls=9 errors=1 us=90\n"), "{text}");
+        assert!(text.contains("call-write calls=9 errors=1 us=90 here=1\n"), "{text}");
         assert_eq!(calls.total(), u64::MAX);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use clap::{CommandFactory, Parser};
 use serde::Deserialize;
@@ -61,6 +61,9 @@ struct File {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct FileResources {
     files: Option<String>,
+    copy: Vec<String>,
+    #[serde(rename = "move")]
+    moves: Vec<String>,
     mapped_files: Option<String>,
     devices: Option<String>,
     processors: Option<String>,
@@ -69,6 +72,7 @@ struct FileResources {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct FileGuests {
+    at_once: Option<u64>,
     memory_mib: Option<u64>,
     threads: Option<u64>,
     cpu_weight: Option<u64>,
@@ -115,9 +119,15 @@ impl Rule {
 }
 
 /// By kind of resource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
+    /// Those in no place that is named below.
     pub files: Rule,
+    /// Where files lie that are read on the node, and that do not change: also as this machine's
+    /// links lead there.
+    pub copied: Vec<String>,
+    /// The same of files that are made and written on the node.
+    pub moved: Vec<String>,
     pub mapped_files: Rule,
     /// Null, zero and random.
     pub devices: Rule,
@@ -131,6 +141,8 @@ impl Rules {
         tcmi_migr::source::Rules {
             devices: is_nodes(self.devices),
             processors: is_nodes(self.processors),
+            copied: self.copied.clone(),
+            moved: self.moved.clone(),
         }
     }
 }
@@ -138,6 +150,8 @@ impl Rules {
 /// What a guest here may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
+    /// Guests that may be here. None: as many as come.
+    pub at_once: Option<usize>,
     /// In bytes. None: what there is.
     pub memory: Option<u64>,
     /// Its program's threads.
@@ -175,6 +189,10 @@ pub enum ConfigError {
     Range { what: &'static str, value: u64, min: u64, max: u64 },
     #[error("resources: {what} is {value:?}: {possible} is possible")]
     Rule { what: &'static str, value: String, possible: String },
+    #[error(
+        "resources: {what} is {value:?}: the name of a directory with files on a disk is possible"
+    )]
+    Place { what: &'static str, value: String },
     #[error("no --name, and the host's name {0:?} cannot be one")]
     NoName(String),
 }
@@ -228,7 +246,9 @@ fn grant(file: &FileGuests) -> Result<Grant, ConfigError> {
     let mib = |mib| within("memory-mib", mib, (MEMORY_MIB_MIN, MEMORY_MIB_MAX));
     let threads = file.threads.unwrap_or(THREADS_DEFAULT);
     let weight = file.cpu_weight.unwrap_or(CPU_WEIGHT_DEFAULT);
+    let at_once = file.at_once.map(|most| within("at-once", most, (1, THREADS_MAX)));
     Ok(Grant {
+        at_once: at_once.transpose()?.map(|most| most as usize),
         memory: file.memory_mib.map(mib).transpose()?.map(|mib| mib * MIB),
         threads: within("threads", threads, (1, THREADS_MAX))? as u32,
         cpu_weight: within("cpu-weight", weight, (1, CPU_WEIGHT_MAX))?,
@@ -239,6 +259,8 @@ fn rules(file: &FileResources) -> Result<Rules, ConfigError> {
     use Rule::{Cp, Gr, Rb};
     Ok(Rules {
         files: rule("files", &file.files, &[Gr])?,
+        copied: places("copy", &file.copy)?,
+        moved: places("move", &file.moves)?,
         mapped_files: rule("mapped-files", &file.mapped_files, &[Cp])?,
         devices: rule("devices", &file.devices, &[Gr, Rb])?,
         processors: rule("processors", &file.processors, &[Rb, Gr])?,
@@ -255,6 +277,31 @@ fn rule(what: &'static str, value: &Option<String>, done: &[Rule]) -> Result<Rul
         let possible = names(done) + if is_known { " so far" } else { "" };
         ConfigError::Rule { what, value: value.clone(), possible }
     })
+}
+
+/// What is below these is no file of a disk, whatever its kind.
+const NO_DISKS: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+/// Names as they were given, and where they lead.
+fn places(what: &'static str, names: &[String]) -> Result<Vec<String>, ConfigError> {
+    let mut all = Vec::new();
+    for name in names {
+        let tidy: PathBuf = Path::new(name).components().collect();
+        // One that is not there yet leads nowhere else.
+        let real = fs::canonicalize(&tidy).unwrap_or_else(|_| tidy.clone());
+        for path in [tidy, real] {
+            let is_odd = path.components().any(|part| part == Component::ParentDir);
+            let is_root = path.parent().is_none();
+            let has_no_disk = NO_DISKS.iter().any(|dir| path.starts_with(dir));
+            if !path.is_absolute() || is_odd || is_root || has_no_disk {
+                return Err(ConfigError::Place { what, value: name.clone() });
+            }
+            all.push(path.display().to_string());
+        }
+    }
+    all.sort();
+    all.dedup();
+    Ok(all)
 }
 
 fn within(what: &'static str, value: u64, (min, max): (u64, u64)) -> Result<u64, ConfigError> {
@@ -326,8 +373,8 @@ mod tests {
     fn the_example_is_valid() {
         let config = load(include_str!("../tcmid.toml"), &["--name", "x"]).unwrap();
         assert_eq!((config.listen.len(), config.connect.len()), (0, 0));
-        let Grant { memory, threads, cpu_weight } = config.guests;
-        assert_eq!((memory, threads, cpu_weight), (None, 1024, 20));
+        let Grant { at_once, memory, threads, cpu_weight } = config.guests;
+        assert_eq!((at_once, memory, threads, cpu_weight), (None, None, 1024, 20));
         assert_eq!(config.family_processes, 128);
         let rules = |text: &str| load(text, &[]).unwrap().resources;
         assert_eq!(config.resources.devices, Rule::Gr);
@@ -339,6 +386,16 @@ mod tests {
         assert_eq!((other.devices, other.processors), (Rule::Rb, Rule::Gr));
         let error = load("[resources]\nfiles = 'CP'", &[]).unwrap_err().to_string();
         assert_eq!(error, "resources: files is \"CP\": GR so far is possible");
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let text = |path: &Path| path.display().to_string();
+        let places =
+            rules(&format!("[resources]\ncopy = ['{}/']\nmove = ['/no/such']", text(&link)));
+        let real = fs::canonicalize(&real).unwrap();
+        assert_eq!(places.copied, [text(&link), text(&real)]);
+        assert_eq!(places.moved, ["/no/such"]);
         let all_on: String = include_str!("../tcmid.toml")
             .lines()
             .map(|line| line.strip_prefix('#').filter(|l| !l.starts_with(' ')).unwrap_or(line))
@@ -347,8 +404,9 @@ mod tests {
         let config = load(&all_on, &[]).unwrap();
         assert!(config.no_module);
         assert_eq!((config.listen.len(), config.trust.len(), config.connect.len()), (1, 1, 1));
-        let Grant { memory, threads, cpu_weight } = config.guests;
-        assert_eq!((memory, threads, cpu_weight), (Some(2 << 30), 256, 100));
+        let Grant { at_once, memory, threads, cpu_weight } = config.guests;
+        assert_eq!((at_once, memory, threads, cpu_weight), (Some(64), Some(2 << 30), 256, 100));
+        assert_eq!(config.resources.moved, ["/var/tmp/scratch"]);
         assert_eq!(config.family_processes, 16);
     }
 
@@ -364,10 +422,16 @@ mod tests {
             "[guests]\nmemory = 1",
             "[resources]\nfiles = 'MV'",
             "[resources]\ndevices = 'rb'",
+            "[resources]\ncopy = ['/']",
+            "[resources]\ncopy = ['usr/share']",
+            "[resources]\ncopy = ['/usr/../etc']",
+            "[resources]\nmove = ['/dev/shm']",
+            "[resources]\nmove = ''",
             "[resources]\nsockets = 'GR'",
             "[guests]\nmemory-mib = 3",
             "[guests]\nmemory-mib = 9223372036854775807",
             "[guests]\nthreads = 0",
+            "[guests]\nat-once = 0",
             "[guests]\ncpu-weight = 10001",
         ] {
             assert!(load(toml, &[]).is_err(), "{toml}");

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use tcmi_ckpt::capture;
+use tcmi_ckpt::copies;
 use tcmi_ckpt::devices::Device;
 use tcmi_ckpt::{signalfds, sysv};
 use tcmi_core::command::Pid;
@@ -18,6 +19,7 @@ use tcmi_sys::{Errno, maps};
 use crate::config::{Rule, Rules};
 
 const SAME: &str = "null, zero and random devices";
+const READ: &str = "files that it reads";
 
 /// A process that exists and that a caller may look at.
 pub struct Examined {
@@ -228,10 +230,22 @@ impl Examined {
         text += &format!("memory to send: at most {} KiB\n", self.status.rss / 1024);
         text +=
             "stays home: its pid, parent, children, session, terminal, credentials, cwd, umask\n";
-        for (kind, numbers) in self.descriptors() {
+        for (kind, numbers) in self.descriptors(&rules.copied) {
             let list: Vec<String> = numbers.iter().map(i32::to_string).collect();
-            let rule = if kind == SAME { rules.devices } else { rules.files };
+            let rule = match kind {
+                SAME => rules.devices,
+                READ => Rule::Cp,
+                _ => rules.files,
+            };
             text += &under(rule, &format!("{kind}, descriptors {}", list.join(" ")));
+        }
+        for (rule, what, places) in [
+            (Rule::Cp, "files that it opens to read", &rules.copied),
+            (Rule::Mv, "files that it makes or empties to write", &rules.moved),
+        ] {
+            if !places.is_empty() {
+                text += &under(rule, &format!("{what} in {}", places.join(" ")));
+            }
         }
         text += &under(rules.mapped_files, "mapped files");
         text += &under(rules.processors, "numbers of processors");
@@ -253,7 +267,9 @@ impl Examined {
         file.is_ok_and(|file| Device::of(file.mode(), file.rdev()).is_some())
     }
 
-    fn descriptors(&self) -> BTreeMap<&'static str, Vec<i32>> {
+    fn descriptors(&self, copied: &[String]) -> BTreeMap<&'static str, Vec<i32>> {
+        let read = copies::open_in(self.pid.raw(), copied).unwrap_or_default();
+        let is_read = |fd| read.iter().any(|copy| copy.fd == fd);
         let mut kinds: BTreeMap<&'static str, Vec<i32>> = BTreeMap::new();
         // A process that ended meanwhile has none.
         for (fd, target) in proc::descriptors(self.pid.raw()).unwrap_or_else(|_| Vec::new()) {
@@ -262,6 +278,7 @@ impl Examined {
                 Some(("pipe", _)) => "pipes",
                 Some(("anon_inode", _)) => "kernel objects",
                 _ if self.is_same_everywhere(fd) => SAME,
+                _ if is_read(fd) => READ,
                 _ if target.starts_with("/dev/pts/") || target == "/dev/tty" => "terminals",
                 _ if target.starts_with("/dev/") => "devices",
                 _ => "files",

@@ -71,6 +71,8 @@ pub struct Guests {
     hosting: Hosting,
     module: Option<ByModule>,
     all: Mutex<HashMap<Key, Arc<Guest>>>,
+    /// By guest, how many of its monitors there are: one that comes again may find its former one.
+    places: Mutex<HashMap<Key, usize>>,
     /// Memory that guests of one home share, by home's number, while one of them is here.
     segments: Mutex<HashMap<(LinkId, u64), Weak<OwnedFd>>>,
     tree: Arc<Tree>,
@@ -80,8 +82,8 @@ impl Guests {
     pub fn new(hosting: Hosting, module: Option<ByModule>, tree: Arc<Tree>) -> io::Result<Self> {
         std::fs::create_dir_all(hosting.state.join("cache"))?;
         std::fs::create_dir_all(&hosting.root)?;
-        let (all, segments) = Default::default();
-        Ok(Self { hosting, module, all, segments, tree })
+        let (all, places, segments) = Default::default();
+        Ok(Self { hosting, module, all, places, segments, tree })
     }
 
     /// Starts a monitor for what is offered, and answers.
@@ -90,16 +92,34 @@ impl Guests {
         let name = format!("guest-{}", offer.pid);
         let started = thread::Builder::new().name(name).spawn(move || {
             let migration = offer.migration;
-            if let Err((errno, text)) = guests.hosting.may_come(&offer) {
-                return answer(&link, migration, errno, &text);
-            }
+            let place = guests.hosting.may_come(&offer).and_then(|()| guests.place(&link, &offer));
+            let place = match place {
+                Ok(place) => place,
+                Err((errno, text)) => return answer(&link, migration, errno, &text),
+            };
             if let Err(e) = guests.host(&link, offer) {
                 let errno = e.raw_os_error().unwrap_or(libc::EIO);
                 answer(&link, migration, errno, &e.to_string());
             }
+            drop(place);
         });
         if let Err(error) = started {
             tracing::error!(%error, "no thread for a guest");
+        }
+    }
+
+    /// Of those that the node's owner grants. Err: errno and why not.
+    fn place(&self, link: &Link, offer: &Offer) -> Result<Place<'_>, (i32, String)> {
+        let key = (link.id(), offer.pid);
+        let mut places = self.places.lock();
+        match self.hosting.grant.at_once {
+            Some(most) if places.len() >= most && !places.contains_key(&key) => {
+                Err((libc::EAGAIN, format!("{most} guests are here, and no more may be at once")))
+            }
+            _ => {
+                *places.entry(key).or_default() += 1;
+                Ok(Place { guests: self, key })
+            }
         }
     }
 
@@ -244,6 +264,22 @@ impl Guests {
         let segment = Arc::new(OwnedFd::from(file));
         all.insert(key, Arc::downgrade(&segment));
         Ok(segment)
+    }
+}
+
+/// Given up when dropped.
+struct Place<'a> {
+    guests: &'a Guests,
+    key: Key,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut places = self.guests.places.lock();
+        if let Some(count) = places.get_mut(&self.key) {
+            *count -= 1;
+        }
+        places.retain(|_, count| *count > 0);
     }
 }
 

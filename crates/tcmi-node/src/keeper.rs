@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tcmi_ckpt::freeze::Frozen;
+use tcmi_ckpt::usage::Used;
+use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_core::limits::PHASE_TIMEOUT_MS;
@@ -30,6 +32,8 @@ mod home;
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same, for a thread that a guest begins: meanwhile its keeper does nothing else.
 const THREAD_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for what a guest used whose shadow has ended.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 /// A move in the words of the control filesystem.
 pub fn explain_error(task: &Task, node: &str, e: Error) -> MigrateError {
     let pid = task.pid;
@@ -105,7 +109,8 @@ pub fn keep(
     task.bell.ring();
     done(Ok(()));
     let party = party.filter(|p| p.shares_memory()).cloned();
-    let mut keeper = Keeper { task, link, node, wire, shadow: Some(shadow), party };
+    let mut keeper =
+        Keeper { task, link, node, wire, shadow: Some(shadow), party, waited: Vec::new() };
     let end = keeper.serve();
     keeper.close(end)
 }
@@ -215,6 +220,8 @@ struct Keeper<'a> {
     shadow: Option<Kept>,
     /// Those with which it shares memory, and comes home.
     party: Option<Arc<Party>>,
+    /// Children that it asked of when it was to come home, and had no answer.
+    waited: Vec<Pid>,
 }
 
 impl Keeper<'_> {
@@ -264,6 +271,7 @@ impl Keeper<'_> {
                 Fate::Ended => {
                     // The guest may have ended first and be the reason.
                     msg::send(&mut self.wire.w, &msg::Signal { signal: libc::SIGKILL })?;
+                    self.last_words();
                     return Ok(Some(End::Gone));
                 }
             };
@@ -314,6 +322,12 @@ impl Keeper<'_> {
                 self.begin_thread(by)?;
                 Ok(None)
             }
+            msg::AskUsed::KIND => {
+                let msg::AskUsed { pid } = msg::decode(&frame)?;
+                let used = Pid::new(pid).map(|pid| self.task.left_by(pid)).unwrap_or_default();
+                msg::send(&mut self.wire.w, &msg::ChildUsed { used })?;
+                Ok(None)
+            }
             msg::Poke::KIND => {
                 let msg::Poke { tid, seq } = msg::decode(&frame)?;
                 self.kept()?.shadow.poke(tid, seq).or_else(gone_is_fine)?;
@@ -322,10 +336,32 @@ impl Keeper<'_> {
             msg::Ended::KIND => {
                 let ended: msg::Ended = frame.decode().map_err(Error::from)?;
                 self.task.ended(&self.node, &ended.why);
+                self.task.set_used(Used { process: ended.used, ..Used::default() });
                 self.kept()?.shadow.end_as(ended.status).or_else(gone_is_fine)?;
                 Ok(Some(End::Gone))
             }
             other => Err(Error::Protocol { want: "news of the guest", got: other }),
+        }
+    }
+
+    /// What the node says of a guest whose shadow has ended, which its guest does with it.
+    fn last_words(&mut self) {
+        self.wire.r.set_idle_timeout(LAST_WORDS_TIMEOUT);
+        while let Ok(frame) = self.wire.r.recv_message() {
+            match frame.kind {
+                msg::Stats::KIND => {
+                    if let Ok(msg::Stats { calls }) = frame.decode() {
+                        self.task.set_calls(calls);
+                    }
+                }
+                msg::Ended::KIND => {
+                    if let Ok(msg::Ended { used, .. }) = frame.decode() {
+                        self.task.set_used(Used { process: used, ..Used::default() });
+                    }
+                    return;
+                }
+                _ => {}
+            }
         }
     }
 

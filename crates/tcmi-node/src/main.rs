@@ -126,7 +126,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         grant: config.guests.clone(),
         groups: Arc::clone(&groups),
     };
-    let (of_home, first) = ((config.family_processes, config.resources), first_migration()?);
+    let (of_home, first) =
+        ((config.family_processes, config.resources.clone()), first_migration()?);
     let engine =
         Engine::new(hosting, of_home, features.clone(), by_module, first, Arc::clone(&tree));
     let tasks: Arc<dyn Tasks> = Arc::new(engine.context("cannot start")?);

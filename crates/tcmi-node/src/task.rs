@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
 use parking_lot::Mutex;
-use tcmi_ckpt::usage::Used;
+use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
@@ -21,6 +21,7 @@ use tcmi_migr::source::{Rules, Times, Watch};
 use crate::calls::Calls;
 use crate::control::{Done, TaskView};
 use crate::doorbell::Bell;
+use crate::tasks::used::Elsewhere;
 
 /// What a task's thread is asked to do.
 pub enum Order {
@@ -39,6 +40,9 @@ pub struct Task {
     /// it.
     pub family: Arc<()>,
     pub rules: Rules,
+    /// When its process began, and as whose child.
+    pub origin: (u64, i32),
+    pub elsewhere: Arc<Elsewhere>,
     migration: AtomicU64,
     inner: Mutex<Inner>,
     /// The socket of a move out that has not ended.
@@ -79,6 +83,8 @@ impl Task {
             bell: Arc::new(Bell::new()?),
             family: Arc::default(),
             rules: Rules::default(),
+            origin: (0, 0),
+            elsewhere: Arc::default(),
             migration: AtomicU64::new(migration),
             way_out: Mutex::default(),
             inner: Mutex::new(Inner {
@@ -175,6 +181,10 @@ impl Task {
     pub fn set_used(&self, used: Used) {
         self.inner.lock().used = used;
     }
+    /// What a child that it waited for has used elsewhere; once.
+    pub fn left_by(&self, child: Pid) -> Usage {
+        self.elsewhere.take(child, self.pid)
+    }
     pub fn set_calls(&self, calls: Vec<CallCount>) {
         self.inner.lock().calls.told(calls);
     }
@@ -267,7 +277,7 @@ impl Watch for Task {
         (inner.sent, inner.total) = (sent, total);
     }
     fn rules(&self) -> Rules {
-        self.rules
+        self.rules.clone()
     }
     fn used(&self) -> Used {
         self.inner.lock().used.clone()

@@ -16,6 +16,7 @@ use tcmi_ctlfs::Caller;
 use tcmi_kkc::{Control, GuestControl, Link, LinkId, StreamKind};
 use tcmi_migr::module::ByModule;
 use tcmi_migr::source::{Original, Watch};
+use tcmi_sys::proc;
 
 use crate::config::Rules;
 use crate::control::{Done, Side, TaskView, Tasks};
@@ -25,10 +26,11 @@ use crate::guests::{EVACUATION, Guests, Hosting, Offer};
 use crate::keeper::{self, Visit};
 use crate::task::{Order, Task};
 use crate::tree::Tree;
+use used::Elsewhere;
 
 mod armed;
 mod party;
-mod used;
+pub(crate) mod used;
 mod visits;
 
 pub use party::{Homeward, Party, Step};
@@ -53,7 +55,7 @@ struct Shared {
     /// Processes of one family that may be away at once.
     family_processes: usize,
     rules: Rules,
-    elsewhere: used::Elsewhere,
+    elsewhere: Arc<Elsewhere>,
 }
 
 /// The engine of a node, in both roles.
@@ -86,7 +88,7 @@ impl Engine {
             tree,
             family_processes,
             rules,
-            elsewhere: used::Elsewhere::default(),
+            elsewhere: Arc::default(),
         };
         Ok(Self { shared: Arc::new(shared), guests, features })
     }
@@ -108,6 +110,8 @@ impl Shared {
     ) -> Result<Arc<Task>, MigrateError> {
         let examined = examine(pid, uid, self.is_away(pid), sharers)?;
         let ids = (examined.status.uid[0], examined.status.gid[0]);
+        let began = proc::start_time(pid.raw()).map_err(|_| MigrateError::NoSuchProcess(pid))?;
+        let origin = (began, examined.status.ppid);
         let mut home = self.home.lock();
         let former = home.get(&pid).cloned();
         if let Some(task) = &former {
@@ -125,7 +129,10 @@ impl Shared {
         task.family = family;
         task.rules = self.rules.migration();
         // Its last thread may not have ended its books.
+        task.origin = origin;
+        task.elsewhere = Arc::clone(&self.elsewhere);
         task.set_used(former.map_or_else(|| self.elsewhere.of(pid), |former| former.used()));
+        self.elsewhere.leaves(pid);
         let task = Arc::new(task);
         self.doorbell.add(&task.bell);
         home.insert(pid, Arc::clone(&task));
@@ -164,7 +171,8 @@ impl Shared {
     /// Its keeper ends.
     fn forget(&self, task: &Arc<Task>) {
         // Before it may be moved again.
-        self.elsewhere.keep(task.pid, task.used());
+        let (began, parent) = task.origin;
+        self.elsewhere.keep(task.pid, began, parent, task.used());
         task.release();
         task.visits(false);
         let at_home = task.state() == State::Running;

@@ -19,6 +19,7 @@ use crate::births::Bearing;
 use crate::callers::Callers;
 use crate::devices::Devices;
 use crate::events::Events;
+use crate::files::{self, Files, Opened};
 use crate::interrupt::{self, Pending};
 use crate::live::{self, Live};
 use crate::mapping::MappedFiles;
@@ -53,6 +54,8 @@ pub struct Guest {
     pub watch: Option<(i32, OwnedFd)>,
     /// On other nodes than home, before it came.
     pub used: Usage,
+    /// The same by children that it waited for.
+    pub children: Usage,
     /// Files at home that it has mapped since it came.
     pub names: Names,
     /// Of this node. None: home's are shown.
@@ -61,6 +64,8 @@ pub struct Guest {
     pub signals: u64,
     /// That it reads and writes here. None: at home.
     pub devices: Option<Vec<OpenDevice>>,
+    /// That it reads and writes here. Taken when serving begins.
+    pub files: Files,
 }
 
 pub struct GuestThread {
@@ -92,6 +97,8 @@ pub trait Hooks: Send + Sync {
     fn begin_thread(&self, by: i32) -> Result<Begun, Denied>;
     /// Thread `by` makes a call that only home can: the guest is to leave for it.
     fn visit_home(&self, by: i32) -> Denied;
+    /// On other nodes than home, by a child that was waited for.
+    fn child_used(&self, pid: i32) -> Usage;
     /// It has been begun here as `here`, and does not run yet.
     fn thread_begun(&self, here: i32, tid: i32);
     /// `left`: guest threads that remain.
@@ -150,7 +157,10 @@ pub(crate) struct Shared {
     pub(crate) writable: Writable,
     pub(crate) live: Live,
     pub(crate) told: Told,
+    /// On other nodes than home, by children that were waited for.
+    pub(crate) children: Mutex<Usage>,
     pub(crate) devices: Devices,
+    pub(crate) files: Opened,
     /// Held while home is asked for a thread, whose ids are given out one after the other, or for
     /// a visit.
     pub(crate) births: Mutex<()>,
@@ -233,6 +243,8 @@ impl Calls {
     ) -> io::Result<Calls> {
         let live = Live::of(std::mem::take(&mut guest.live), guest.watch.take())?;
         let devices = Devices::new(guest.devices.take());
+        let children = Mutex::new(guest.children);
+        let files = Opened::new(std::mem::take(&mut guest.files));
         install_wake_signal();
         let listener = Listener::from(listener);
         if let Err(error) = listener.wake_on_same_core() {
@@ -248,7 +260,9 @@ impl Calls {
             writable: Writable::default(),
             live,
             told: Told::default(),
+            children,
             devices,
+            files,
             births: Mutex::default(),
             bearing: Bearing::default(),
             led: Led::default(),
@@ -262,7 +276,7 @@ impl Calls {
             calls.add_thread(thread)?;
         }
         spawn_worker(&calls.0, &mut calls.0.gate.lock())?;
-        if !calls.0.live.is_empty() {
+        if !calls.0.live.is_empty() || calls.0.files.writes() {
             let ours = Arc::clone(&calls.0);
             let flusher = thread::Builder::new().name("guest-files".into());
             calls.0.gate.lock().workers.push(flusher.spawn(move || keep_written(&ours))?);
@@ -368,23 +382,43 @@ impl Calls {
         self.0.gate.lock().in_flight
     }
 
+    /// By children that it waited for, here and before.
+    pub fn children_used(&self) -> Usage {
+        *self.0.children.lock()
+    }
+
     pub fn stats(&self) -> &Stats {
         &self.0.stats
     }
 
-    /// Sends home what the guest has written to live files, by a thread that has no call in
-    /// flight. Of a guest that is held, or has ended, that is all of it.
+    /// Sends home what the guest has written to live files and others, by a thread that has no call
+    /// in flight. Of a guest that is held, or has ended, that is all of it.
     ///
     /// Ok(false): every thread has one, before which all was written back that it wrote. Err
     /// (TimedOut): home has not taken it by then, as while its process is stopped.
     pub fn write_back(&self, timeout: Duration) -> io::Result<bool> {
-        if self.0.live.is_empty() {
+        if self.0.live.is_empty() && !self.0.files.writes() {
             return Ok(true);
         }
+        self.with_a_thread(timeout, write_back)
+    }
+
+    /// As [`Calls::write_back`]; the positions of its files are home's, too.
+    pub fn settle(&self, timeout: Duration) -> io::Result<bool> {
+        if self.0.live.is_empty() && self.0.files.is_off() {
+            return Ok(true);
+        }
+        self.with_a_thread(timeout, |shared, thread| {
+            write_back(shared, thread)?;
+            files::settle(shared, thread)
+        })
+    }
+
+    fn with_a_thread(&self, timeout: Duration, what: Work) -> io::Result<bool> {
         let (to, done) = std::sync::mpsc::channel();
         let ours = Arc::clone(&self.0);
         let writer = thread::Builder::new().name("guest-files-last".into());
-        writer.spawn(move || to.send(write_back(&ours, timeout)))?;
+        writer.spawn(move || to.send(by_a_thread(&ours, timeout, what)))?;
         match done.recv_timeout(timeout) {
             Ok(written) => written.map_err(io::Error::other),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
@@ -483,12 +517,19 @@ fn staff(shared: &Arc<Shared>, gate: &mut Gate) {
     }
 }
 
-/// As [`Calls::write_back`]; waits for a free thread, for each so long.
-fn write_back(shared: &Shared, patience: Duration) -> Result<bool, StreamError> {
+type Work = fn(&Shared, &mut Thread) -> Result<(), StreamError>;
+
+fn write_back(shared: &Shared, thread: &mut Thread) -> Result<(), StreamError> {
+    live::write_back(shared, thread)?;
+    files::write_back(shared, thread)
+}
+
+/// Waits for a free thread, for each so long. Ok(false): there is none.
+fn by_a_thread(shared: &Shared, patience: Duration, what: Work) -> Result<bool, StreamError> {
     let all: Vec<_> = shared.threads.lock().values().map(|e| Arc::clone(&e.thread)).collect();
     let free = all.iter().find_map(|thread| thread.try_lock());
     match free.or_else(|| all.iter().find_map(|thread| thread.try_lock_for(patience))) {
-        Some(mut thread) => live::write_back(shared, &mut thread).map(|()| true),
+        Some(mut thread) => what(shared, &mut thread).map(|()| true),
         None => Ok(false),
     }
 }
@@ -514,7 +555,7 @@ fn keep_written(shared: &Shared) {
             }
         }
         let begun = Instant::now();
-        if let Err(error) = write_back(shared, Duration::ZERO) {
+        if let Err(error) = by_a_thread(shared, Duration::ZERO, write_back) {
             tracing::debug!(%error, "nothing is written back any more");
             return;
         }

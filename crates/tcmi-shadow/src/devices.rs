@@ -14,7 +14,7 @@ use crate::calls::Shared;
 use crate::mapping;
 use crate::memory::ProcessMemory;
 use crate::stream::StreamError;
-use crate::worker::{Outcome, Thread, failed};
+use crate::worker::{Outcome, Thread};
 
 /// More at once is for home, which knows what is too much.
 const COUNT_MAX: u64 = 16 << 20;
@@ -90,7 +90,7 @@ pub(crate) fn serve(shared: &Shared, notif: &Notification) -> Option<Outcome> {
 fn write(device: Device, count: u64) -> Option<Outcome> {
     match device {
         // The kernel does not look at it either.
-        Device::Null | Device::Zero => Some(Outcome::Answer(Answer::Value(count as i64))),
+        Device::Null | Device::Zero => Some(Outcome::Here(Answer::Value(count as i64))),
         Device::Random => None,
     }
 }
@@ -103,7 +103,7 @@ fn read(
     count: u64,
 ) -> Option<Outcome> {
     if device == Device::Null {
-        return Some(Outcome::Answer(Answer::Value(0)));
+        return Some(Outcome::Here(Answer::Value(0)));
     }
     let mut mem = ProcessMemory { pid: notif.tid, writable: &shared.writable };
     let mut bytes = vec![0; CHUNK_BYTES.min(count as usize)];
@@ -123,8 +123,8 @@ fn read(
         }
     }
     Some(match done {
-        0 if count > 0 => failed(EFAULT),
-        done => Outcome::Answer(Answer::Value(done as i64)),
+        0 if count > 0 => Outcome::Here(Answer::Error(EFAULT.0)),
+        done => Outcome::Here(Answer::Value(done as i64)),
     })
 }
 

@@ -8,8 +8,10 @@
 mod births;
 mod callers;
 mod calls;
+mod children;
 mod devices;
 mod events;
+mod files;
 mod interrupt;
 mod live;
 mod mapping;
@@ -30,6 +32,7 @@ mod worker;
 pub use callers::Callers;
 pub use calls::{Begun, Calls, Denied, Guest, GuestThread, Hooks, QuiesceError};
 pub use events::{Events, News, SignalStream};
+pub use files::Files;
 pub use mapping::{MappedFile, MappedFiles};
 pub use memory::ProcessMemory;
 pub use selves::{Names, Processors};

@@ -284,7 +284,7 @@ fn mirror(thread: &mut Thread, request: &Request, addr: u64) -> Result<String, S
     }
 }
 
-fn name(thread: &mut Thread, fd: u64) -> Result<String, StreamError> {
+pub(crate) fn name(thread: &mut Thread, fd: u64) -> Result<String, StreamError> {
     let mut bytes = format!("/proc/self/fd/{fd}\0").into_bytes();
     let at = bytes.len();
     bytes.resize(at + libc::PATH_MAX as usize, 0);

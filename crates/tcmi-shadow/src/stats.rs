@@ -10,6 +10,7 @@ struct Counter {
     calls: AtomicU64,
     errors: AtomicU64,
     ns: AtomicU64,
+    here: AtomicU64,
 }
 
 /// Counters of all calls that reached the monitor.
@@ -25,6 +26,8 @@ pub struct CallStats {
     pub errors: u64,
     /// From taking the call to its answer, all calls together.
     pub time: Duration,
+    /// Those that were answered without home, and do not count above.
+    pub here: u64,
 }
 
 impl Default for Stats {
@@ -42,6 +45,10 @@ impl Stats {
         counter.ns.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
+    pub(crate) fn count_here(&self, nr: u32) {
+        self.0[(nr as usize).min(table::ROWS)].here.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Calls that were made at least once, by number.
     pub fn snapshot(&self) -> Vec<CallStats> {
         let line = |(nr, c): (usize, &Counter)| CallStats {
@@ -50,7 +57,8 @@ impl Stats {
             calls: c.calls.load(Ordering::Relaxed),
             errors: c.errors.load(Ordering::Relaxed),
             time: Duration::from_nanos(c.ns.load(Ordering::Relaxed)),
+            here: c.here.load(Ordering::Relaxed),
         };
-        self.0.iter().enumerate().map(line).filter(|s| s.calls > 0).collect()
+        self.0.iter().enumerate().map(line).filter(|s| s.calls + s.here > 0).collect()
     }
 }

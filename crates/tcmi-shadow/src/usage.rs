@@ -14,7 +14,7 @@ use crate::worker::{OWN_BASE, Outcome, Thread, failed};
 
 const NS_PER_S: u64 = 1_000_000_000;
 const NS_PER_US: u64 = 1_000;
-const RUSAGE_BYTES: usize = 144;
+pub(crate) const RUSAGE_BYTES: usize = 144;
 /// In `struct rusage`.
 const MAXRSS: usize = 32;
 const MINFLT: usize = 64;
@@ -43,6 +43,8 @@ pub(crate) enum Who {
     Process,
     /// As it is called here.
     Thread(i32),
+    /// Those that it waited for.
+    Children,
     /// Home's kernel knows all there is.
     Other,
 }
@@ -52,6 +54,7 @@ pub(crate) fn used(shared: &Shared, thread: &Thread, caller: i32, who: Who) -> U
     // One that ends while it asks does not see the answer.
     match who {
         Who::Other => Usage::default(),
+        Who::Children => *shared.children.lock(),
         Who::Process => {
             let here = Usage::of_process(pid).unwrap_or_default();
             shared.told.at_least(here.and(&shared.guest.used))
@@ -122,19 +125,24 @@ fn rusage(
     }
     let who = match notif.args[0] as i32 {
         libc::RUSAGE_SELF => Who::Process,
+        libc::RUSAGE_CHILDREN => Who::Children,
         libc::RUSAGE_THREAD => Who::Thread(notif.tid),
         _ => Who::Other,
     };
-    let used = used(shared, thread, notif.tid, who);
-    add_time(&mut bytes, 0, NS_PER_US, used.user);
-    add_time(&mut bytes, 16, NS_PER_US, used.system);
-    let peak = word(&bytes, MAXRSS).max(used.peak / 1024);
-    put(&mut bytes, MAXRSS, peak);
-    for (at, faults) in [(MINFLT, used.minor_faults), (MAJFLT, used.major_faults)] {
-        let sum = word(&bytes, at) + faults;
-        put(&mut bytes, at, sum);
-    }
+    add_to(&mut bytes, &used(shared, thread, notif.tid, who));
     Ok(deliver(shared, notif, notif.args[1], &bytes, ret))
+}
+
+/// To a `struct rusage`.
+pub(crate) fn add_to(bytes: &mut [u8; RUSAGE_BYTES], used: &Usage) {
+    add_time(bytes, 0, NS_PER_US, used.user);
+    add_time(bytes, 16, NS_PER_US, used.system);
+    let peak = word(bytes, MAXRSS).max(used.peak / 1024);
+    put(bytes, MAXRSS, peak);
+    for (at, faults) in [(MINFLT, used.minor_faults), (MAJFLT, used.major_faults)] {
+        let sum = word(bytes, at) + faults;
+        put(bytes, at, sum);
+    }
 }
 
 fn times(
@@ -145,7 +153,9 @@ fn times(
     let mut bytes = [0; 32];
     let ret = ask(thread, notif, 0, &mut bytes)?;
     let used = used(shared, thread, notif.tid, Who::Process);
-    for (at, ns) in [(0, used.user), (8, used.system)] {
+    let children = *shared.children.lock();
+    let times = [used.user, used.system, children.user, children.system];
+    for (at, ns) in [0, 8, 16, 24].into_iter().zip(times) {
         let ticks = word(&bytes, at) + ns / TICK_NS;
         put(&mut bytes, at, ticks);
     }

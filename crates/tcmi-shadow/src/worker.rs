@@ -14,7 +14,9 @@ use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::births;
 use crate::calls::{Flight, Shared};
+use crate::children;
 use crate::devices;
+use crate::files;
 use crate::interrupt::{self, Pending};
 use crate::live;
 use crate::mapping::{self, Refusal};
@@ -131,6 +133,8 @@ impl Thread {
 /// How a call is to be answered.
 pub(crate) enum Outcome {
     Answer(Answer),
+    /// Home was not asked.
+    Here(Answer),
     /// With an answer that is right only if the thread looks for signals.
     Told(Answer),
     /// It has been.
@@ -167,21 +171,30 @@ pub(crate) fn serve(shared: &Shared, notif: &Notification) {
         Ok(outcome) => outcome,
         Err(error) => return shared.hooks.stream_failed(notif.tid, &error),
     };
+    let is_here = matches!(outcome, Outcome::Here(_));
     let answer = match outcome {
-        Outcome::Answered(answer) | Outcome::Answer(answer) | Outcome::Told(answer) => answer,
+        Outcome::Answered(answer)
+        | Outcome::Answer(answer)
+        | Outcome::Here(answer)
+        | Outcome::Told(answer) => answer,
         Outcome::Suspended(_) => Answer::Error(EINTR.0),
     };
     let told = || shared.freezer_told();
     let listener = &shared.listener;
     let answered = callers.answer(notif, answer.restarts(), || match outcome {
         Outcome::Answered(_) => Ok(()),
-        Outcome::Answer(answer) => listener.answer(notif.id, answer),
+        Outcome::Answer(answer) | Outcome::Here(answer) => listener.answer(notif.id, answer),
         Outcome::Told(answer) => interrupt::answer_told(listener, notif, answer, told),
         Outcome::Suspended(mask) => signalfds::led(shared, notif.tid, || {
             interrupt::answer_under_mask(listener, notif, mask, told)
         }),
     });
-    shared.stats.count(notif.nr, matches!(answer, Answer::Error(_)), begun.elapsed());
+    match is_here {
+        true => shared.stats.count_here(notif.nr),
+        false => {
+            shared.stats.count(notif.nr, matches!(answer, Answer::Error(_)), begun.elapsed());
+        }
+    }
     if let Err(error) = answered
         && !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
     {
@@ -200,8 +213,14 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
     };
     let Some(thread) = shared.thread(notif.tid) else { return Ok(failed(ESRCH)) };
     let mut thread = thread.lock();
+    if both.is_none()
+        && let Some(outcome) = files::serve(shared, &mut thread, notif)?
+    {
+        return Ok(outcome);
+    }
     if !row.private {
         live::write_back(shared, &mut thread)?;
+        files::write_back(shared, &mut thread)?;
     }
     signalfds::settle(shared, &mut thread, notif.tid)?;
     match both {
@@ -216,10 +235,11 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
                 return selves::open(shared, &mut thread, notif, &shown);
             }
             let opening = devices::opening(shared, notif);
-            let outcome = forward(shared, &mut thread, notif, row)?;
+            let outcome = with_files(shared, &mut thread, notif, row)?;
             if let (Some(opening), Outcome::Answer(Answer::Value(fd))) = (opening, &outcome) {
                 devices::opened(shared, &mut thread, &opening, *fd)?;
             }
+            children::waited(shared, notif, &outcome);
             Ok(outcome)
         }
         Some(Both::Disposition) => mirror_disposition(shared, &mut thread, notif),
@@ -279,6 +299,24 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             },
         },
     }
+}
+
+/// Forwards a call that may open or close a file which is read or written here.
+fn with_files(
+    shared: &Shared,
+    thread: &mut Thread,
+    notif: &Notification,
+    row: &Row,
+) -> Result<Outcome, StreamError> {
+    if shared.files.is_off() {
+        return forward(shared, thread, notif, row);
+    }
+    let closing = files::before(shared, thread, notif, row)?;
+    let held = files::hold(shared, thread, &closing)?;
+    let opening = files::opening(shared, notif);
+    let outcome = forward(shared, thread, notif, row)?;
+    let closing = closing.iter().zip(held).collect();
+    Ok(files::done(shared, notif, opening, closing, outcome))
 }
 
 fn sleeps(nr: u32) -> bool {

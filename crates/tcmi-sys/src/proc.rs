@@ -365,6 +365,30 @@ pub fn descriptors(pid: i32) -> Result<Vec<(i32, String)>> {
     Ok(all)
 }
 
+/// Whether two descriptors, each (process, number), are one open file: by dup, fork or a message.
+/// True where the kernel does not tell.
+pub fn is_same_open(one: (i32, i32), other: (i32, i32)) -> bool {
+    const KCMP_FILE: i32 = 0;
+    is_same(KCMP_FILE, one, other)
+}
+
+/// Whether two processes have one table of descriptors. True where the kernel does not tell.
+pub fn is_same_table(one: i32, other: i32) -> bool {
+    const KCMP_FILES: i32 = 2;
+    is_same(KCMP_FILES, (one, 0), (other, 0))
+}
+
+fn is_same(kind: i32, one: (i32, i32), other: (i32, i32)) -> bool {
+    // SAFETY: plain call, of numbers only.
+    let ret = unsafe { libc::syscall(libc::SYS_kcmp, one.0, other.0, kind, one.1, other.1) };
+    match ret {
+        0.. => ret == 0,
+        // One of them is gone, or has none, and so shares it with nobody; nor does one with more
+        // rights than we have, which it got by executing a program.
+        _ => !matches!(Errno::last("kcmp").code, libc::ESRCH | libc::EBADF | libc::EPERM),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

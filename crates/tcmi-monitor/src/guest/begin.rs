@@ -15,7 +15,7 @@ use tcmi_migr::files::Cache;
 use tcmi_migr::messages as msg;
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::{
-    CallStream, Callers, Calls, Events, GuestThread, News, Processors, SignalStream, Steward,
+    CallStream, Callers, Calls, Events, Files, GuestThread, News, Processors, SignalStream, Steward,
 };
 use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
@@ -184,10 +184,16 @@ impl Life {
             events: events.clone(),
             callers: callers.clone(),
             used: built.used.process,
+            children: built.used.children,
             names: built.files.names(),
             processors: processors.filter(|_| built.rebinds.processors),
             signals: built.image.descriptor_signals,
             devices: built.rebinds.devices.take(),
+            files: Files {
+                copied: std::mem::take(&mut built.rebinds.copied),
+                open: std::mem::take(&mut built.rebinds.open),
+                moved: std::mem::take(&mut built.rebinds.moved),
+            },
             live: built.files.take_live(),
             watch: built.userfault.take().map(|fd| (built.host_pid(), fd)),
         };

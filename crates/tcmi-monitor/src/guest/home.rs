@@ -90,11 +90,11 @@ impl Life {
             self.callers.set_back_held(t);
         }
         let written = |()| {
-            let written = self.calls.write_back(QUIESCE_TIMEOUT).and_then(|all| match all {
+            let written = self.calls.settle(QUIESCE_TIMEOUT).and_then(|all| match all {
                 true => Ok(()),
                 false => Err(io::ErrorKind::TimedOut.into()),
             });
-            written.map_err(Error::io("write shared mappings back"))
+            written.map_err(Error::io("write files back"))
         };
         match quiet.and_then(written).and_then(|()| fault::pass(Point::NodeGuestFrozen)) {
             Ok(()) => Ok(frozen),
@@ -126,7 +126,8 @@ impl Life {
             let here = Usage::of_thread(pid, *here).ok()?;
             Some((t.tid, here.and(&self.used.thread(t.tid))))
         });
-        Ok(Used { process, threads: threads.collect() })
+        let children = self.calls.children_used();
+        Ok(Used { process, threads: threads.collect(), children })
     }
 
     /// Sends the guest to home; returns what home says to that.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::image::{ProcessImage, Segment};
+use tcmi_ckpt::usage::Used;
+use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_migr::fault::{self, Point};
@@ -173,6 +175,10 @@ impl Keeper<'_> {
                     let stats: msg::Stats = msg::decode(&frame).map_err(Return::lost)?;
                     self.task.set_calls(stats.calls);
                 }
+                msg::AskUsed::KIND => {
+                    let msg::AskUsed { pid } = msg::decode(&frame).map_err(Return::lost)?;
+                    self.waited.extend(Pid::new(pid));
+                }
                 msg::WantHome::KIND
                 | msg::Poke::KIND
                 | msg::BeginThread::KIND
@@ -180,6 +186,7 @@ impl Keeper<'_> {
                 msg::Ended::KIND => {
                     let ended: msg::Ended = frame.decode().map_err(|e| Return::lost(e.into()))?;
                     self.task.ended(&self.node, &ended.why);
+                    self.task.set_used(Used { process: ended.used, ..Used::default() });
                     let kept = self.kept().map_err(Return::lost)?;
                     kept.shadow
                         .end_as(ended.status)
@@ -199,7 +206,10 @@ impl Keeper<'_> {
     fn take_image(&mut self, signals: u32, skip: Vec<(u64, u64)>) -> Result<ProcessImage> {
         fault::pass(Point::HomeReturnFrozen)?;
         msg::send(&mut self.wire.w, &msg::Capture { signals, skip })?;
-        let msg::Image { image, used } = msg::expect(&mut self.wire.r)?;
+        let msg::Image { image, mut used } = msg::expect(&mut self.wire.r)?;
+        for child in self.waited.drain(..) {
+            used.children = used.children.and(&self.task.left_by(child));
+        }
         self.task.set_used(used);
         Ok(image)
     }

@@ -12,7 +12,7 @@ use tcmi_call::record::DirectionKeys;
 use tcmi_call::table::errno::Errno;
 use tcmi_ckpt::usage::Usage;
 use tcmi_shadow::{
-    Begun, CallStream, Callers, Calls, Denied, Events, Guest, GuestThread, Hooks, Names,
+    Begun, CallStream, Callers, Calls, Denied, Events, Files, Guest, GuestThread, Hooks, Names,
     SignalStream, Steward, StreamError,
 };
 use tcmi_sys::seccomp;
@@ -197,6 +197,9 @@ pub fn wait_until(what: &str, mut test: impl FnMut() -> bool) {
 
 struct Quiet;
 impl Hooks for Quiet {
+    fn child_used(&self, _: i32) -> Usage {
+        Usage::default()
+    }
     fn begin_thread(&self, _: i32) -> Result<Begun, Denied> {
         Err(Denied::Failed(Errno(libc::EAGAIN)))
     }
@@ -302,6 +305,8 @@ impl Rig {
             used: Usage::default(),
             names: Names::default(),
             processors: None,
+            children: Usage::default(),
+            files: Files::default(),
             devices: None,
             signals: 0,
             live: Vec::new(),

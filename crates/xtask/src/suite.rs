@@ -29,6 +29,9 @@ const END_TO_END: &[&str] = &[
     "shared",
     "mapped",
     "selves",
+    "files",
+    "huge",
+    "signalfds",
     "limits",
     "escapes",
     "differ",
@@ -213,6 +216,16 @@ pub fn run(fuzz_seconds: u32, only: Option<&str>) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_end_to_end_test_is_run() {
+        let directory = tool::repository().join("tests/tests");
+        for entry in std::fs::read_dir(&directory).expect("the tests' directory") {
+            let path = entry.expect("a readable directory").path();
+            let name = path.file_stem().and_then(|n| n.to_str()).expect("an ASCII name");
+            assert!(END_TO_END.contains(&name), "{name} is not run");
+        }
+    }
 
     #[test]
     fn results_of_a_test_binary_are_counted() {

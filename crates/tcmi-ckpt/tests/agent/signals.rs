@@ -270,6 +270,13 @@ fn a_poke_ends_its_call_and_no_other() {
     shadow.wait_asleep();
     let late = shadow.calls.call(&Call::new(libc::SYS_getpid, &[]).seq(73));
     assert_eq!((late.header.flags, late.header.signals), (0, 0));
+
+    // Of a call before: this one is to be made again, as no signal came for it.
+    shadow.calls.send(&pause().seq(74));
+    shadow.wait_in_call();
+    shadow.wait_asleep();
+    poke(&shadow, 73);
+    assert_interrupted(&shadow.calls.receive(), 0);
 }
 
 #[test]

@@ -288,8 +288,8 @@ fn explain_says_why_a_process_cannot_move() -> Result<()> {
 #[test]
 fn a_process_with_what_cannot_be_served_from_a_shadow_stays() -> Result<()> {
     let pair = Pair::new()?;
-    // signalfd4(-1, {SIGTERM}, 8, 0)
-    let script = r#"$m = pack("Q", 1 << 14); syscall(289, -1, $m, 8, 0) >= 0 or die; <STDIN>"#;
+    // signalfd4(-1, {SIGSTKFLT}, 8, 0)
+    let script = r#"$m = pack("Q", 1 << 15); syscall(289, -1, $m, 8, 0) >= 0 or die; <STDIN>"#;
     let mut command = Command::new("perl");
     let process = Started::by(command.args(["-e", script]).stdin(Stdio::piped()))?;
     let pid = process.pid();
@@ -299,7 +299,7 @@ fn a_process_with_what_cannot_be_served_from_a_shadow_stays() -> Result<()> {
         Ok({ has }.any(|target| target.ends_with("anon_inode:[signalfd]")).then_some(()))
     })?;
     let explained = pair.explain(pid)?;
-    ensure!(explained.contains("stopped by: a signalfd (descriptor"), "{explained}");
+    ensure!(explained.contains("stopped by: a signalfd that takes SIGSTKFLT"), "{explained}");
     expect_errno(&pair.home, EMIGRATE, format!("{pid} desk\n"), libc::EOPNOTSUPP)?;
     pair.stop()
 }

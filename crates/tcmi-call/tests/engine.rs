@@ -145,7 +145,7 @@ fn timeouts_are_shortened_by_what_has_passed() {
 fn refusals_need_no_frame() {
     let mut mem = SliceMemory { base: BASE, bytes: &mut [] };
     let mut call = Call::new();
-    assert_eq!(call.marshal(nr("shmget"), &[0; 6], 1, 0, &mut mem), Err(ENOSYS));
+    assert_eq!(call.marshal(nr("io_uring_setup"), &[0; 6], 1, 0, &mut mem), Err(ENOSYS));
     assert_eq!(call.marshal(5000, &[0; 6], 1, 0, &mut mem), Err(ENOSYS));
     assert_eq!(call.marshal(nr("ioctl"), &[0, 0x1234, BASE, 0, 0, 0], 1, 0, &mut mem), Err(ENOTTY));
 }

@@ -109,7 +109,8 @@ fn keep_failure(target: &Target, input: &[u8], what: &str) -> Result<String> {
 
 fn main() -> Result<ExitCode> {
     let mut arguments = std::env::args().skip(1);
-    let seconds: u64 = arguments.next().context("usage: fuzz SECONDS [TARGET...]")?.parse()?;
+    let seconds = arguments.next().map_or(Ok(1), |s| s.parse());
+    let seconds: u64 = seconds.context("usage: fuzz [SECONDS [TARGET...]]")?;
     let only: Vec<String> = arguments.collect();
     setrlimit(Resource::RLIMIT_AS, ADDRESS_SPACE_BYTES_MAX, ADDRESS_SPACE_BYTES_MAX)?;
     let chosen: Vec<&Target> =

@@ -145,6 +145,12 @@ impl Suite {
     }
 }
 
+fn cargo_test() -> Command {
+    let mut cargo = tool::cargo();
+    cargo.args(["test", "--workspace"]);
+    cargo
+}
+
 pub fn run(fuzz_seconds: u32, only: Option<&str>) -> Result<ExitCode> {
     packages::install_missing(&catalogue::packages(true))?;
     let mut suite = Suite { totals: Totals::default(), flaky: Vec::new(), started: Instant::now() };
@@ -157,42 +163,27 @@ pub fn run(fuzz_seconds: u32, only: Option<&str>) -> Result<ExitCode> {
             tool::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
             CHECK_TIMEOUT,
         );
-        suite.tests(
-            "unit tests",
-            tool::cargo().args([
-                "test",
-                "--workspace",
-                "--exclude",
-                "tcmi-tests",
-                "--no-fail-fast",
-            ]),
-            UNIT_TIMEOUT,
-        );
-        // All at once: one by one each is linked on one core.
-        suite.check(
-            "end-to-end tests build",
-            tool::cargo().args(["test", "--package", "tcmi-tests", "--no-run"]),
-            UNIT_TIMEOUT,
-        );
-        suite.tests(
-            "the harness itself",
-            tool::cargo().args(["test", "--package", "tcmi-tests", "--lib"]),
-            UNIT_TIMEOUT,
-        );
+        // The whole workspace each time: of fewer packages cargo would build dependencies anew, with
+        // fewer features. All at once: one by one each is linked on one core.
+        suite.check("tests build", cargo_test().arg("--no-run"), UNIT_TIMEOUT);
+        for (what, which) in [
+            ("unit tests", &["--lib", "--bins"][..]),
+            ("tests of one crate", &["--exclude", "tcmi-tests", "--test", "*"]),
+            ("examples in documents", &["--doc"]),
+        ] {
+            suite.tests(what, cargo_test().args(which).arg("--no-fail-fast"), UNIT_TIMEOUT);
+        }
         let bound = Duration::from_secs(u64::from(fuzz_seconds) * 30 + 600);
         suite.tests(
             "decoders under fuzz",
-            tool::cargo()
-                .args(["run", "--package", "tcmi-tests", "--bin", "fuzz", "--"])
-                .arg(fuzz_seconds.to_string()),
+            cargo_test().args(["--test", "fuzz", "--"]).arg(fuzz_seconds.to_string()),
             bound,
         );
     }
     for binary in END_TO_END {
         suite.end_to_end(&format!("end to end: {binary}"), || {
-            let mut command = tool::cargo();
-            command.args(["test", "--package", "tcmi-tests", "--test", binary, "--"]);
-            command.args(only);
+            let mut command = cargo_test();
+            command.args(["--test", binary, "--"]).args(only);
             command
         });
     }

@@ -1,7 +1,9 @@
 //! Signals that a process reads from descriptors.
 
+use std::io;
+
 use tcmi_call::abi::POKE_SIGNAL;
-use tcmi_sys::{proc, signal};
+use tcmi_sys::{Errno, proc, signal};
 
 use crate::image::ProcessImage;
 use crate::{Error, Result};
@@ -13,7 +15,7 @@ pub fn of(pid: i32) -> Result<u64> {
     let mut all = 0;
     for (fd, target) in proc::descriptors(pid)? {
         if target == SIGNALFD {
-            all |= taken_by(pid, fd);
+            all |= taken_by(pid, fd)?;
         }
     }
     done_signal(all)?;
@@ -34,10 +36,15 @@ pub fn done_signal(read: u64) -> Result<i32> {
 }
 
 /// None, if it was closed meanwhile.
-fn taken_by(pid: i32, fd: i32) -> u64 {
-    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
+fn taken_by(pid: i32, fd: i32) -> Result<u64> {
+    let info = match std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        info => info.map_err(|e| Errno::from_io("read fdinfo", &e))?,
+    };
     let mask = info.lines().find_map(|line| line.strip_prefix("sigmask:"));
-    mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+    let mask = mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    // Its number may be another file's by now.
+    Ok(mask.unwrap_or(0))
 }
 
 /// What is pending for a read stays where it is read: it moves only with a thread that does not

@@ -34,13 +34,8 @@ pub fn is_for_reading(flags: i32) -> bool {
 
 /// Whether nobody but a process and its threads gives its descriptors their numbers.
 pub fn has_own_table(pid: i32) -> Result<bool> {
-    let all = processes()?;
+    let all = proc::pids()?;
     Ok(!all.into_iter().any(|other| other != pid && proc::is_same_table(pid, other)))
-}
-
-fn processes() -> Result<Vec<i32>> {
-    let all = fs::read_dir("/proc").map_err(|e| Errno::from_io("read /proc", &e))?;
-    Ok(all.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
 /// Those of a process that does not run, lowest number first. One that is in a message which
@@ -86,7 +81,7 @@ fn position_of_reader(info: &str) -> Option<u64> {
 /// Descriptors of all processes by the names of `found`: process, number, name.
 fn like(pid: i32, found: &[(OpenCopy, &str)]) -> Result<Vec<(i32, i32, String)>> {
     let mut like = Vec::new();
-    for who in processes()? {
+    for who in proc::pids()? {
         // One that has ended meanwhile has none. Nor is one looked at that has more rights than we.
         for (fd, target) in proc::descriptors(who).unwrap_or_default() {
             if found.iter().any(|(copy, name)| *name == target && (who, fd) != (pid, copy.fd)) {

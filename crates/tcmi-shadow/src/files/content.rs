@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::{OWN_BASE, ask};
 use crate::calls::Shared;
+use crate::memory::word;
 use crate::stream::StreamError;
 use crate::worker::Thread;
 
@@ -51,10 +52,6 @@ struct Kept {
     /// With those that only their open has.
     all: Vec<Weak<Content>>,
     bytes: u64,
-}
-
-fn word(stat: &[u8; STAT_BYTES], at: usize) -> u64 {
-    stat[at..].first_chunk().map_or(0, |w| u64::from_le_bytes(*w))
 }
 
 /// None: no regular file, or one whose size does not say what is in it.

@@ -7,9 +7,9 @@ use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::errno::{EFAULT, EIO, Errno};
 use tcmi_sys::seccomp::{Answer, Notification};
 
-use super::content::STAT_BYTES;
 use super::{Entry, Kind, OWN_BASE, ask, is_odd, memory};
 use crate::calls::Shared;
+use crate::mapping;
 use crate::stream::StreamError;
 use crate::worker::Thread;
 
@@ -110,12 +110,11 @@ fn is_regular(
     let fd = entry.fd;
     let Kind::Scratch(scratch) = &mut entry.kind else { return Ok(false) };
     if !scratch.is_known {
-        let mut stat = [0; STAT_BYTES];
-        let ret = ask(shared, thread, libc::SYS_fstat, [fd, OWN_BASE, 0, 0, 0, 0], &mut stat)?;
-        let word = |at: usize| stat[at..].first_chunk().map_or(0, |w| u64::from_le_bytes(*w));
-        let is_file = word(24) as u32 & libc::S_IFMT == libc::S_IFREG;
+        let stat = mapping::granted(mapping::stat(thread, fd))?;
         // Of one that it has mapped shared, home's calls are looked at.
-        scratch.is_known = ret == 0 && is_file && !shared.live.has(word(0), word(8));
+        scratch.is_known = stat.is_some_and(|stat| {
+            stat.mode & libc::S_IFMT == libc::S_IFREG && !shared.live.has(stat.dev, stat.ino)
+        });
     }
     Ok(scratch.is_known)
 }

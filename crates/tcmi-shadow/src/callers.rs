@@ -60,8 +60,13 @@ impl Callers {
         Callers { pid, last, stopped: AtomicBool::new(false), answers }
     }
 
-    pub(crate) fn stopped(&self, is: bool) {
-        self.stopped.store(is, Ordering::Release);
+    /// Returns what was told before.
+    pub(crate) fn stopped(&self, is: bool) -> bool {
+        self.stopped.swap(is, Ordering::AcqRel)
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
     }
 
     pub(crate) fn taken(&self, notif: &Notification) {
@@ -111,8 +116,7 @@ impl Callers {
 
     /// Of a thread whose registers are to be those of an image.
     pub fn set_back_held(&self, held: &mut Thread) {
-        let signalled = interrupt::pending(held.tid, None).is_ok_and(|p| p != Pending::Nothing);
-        held.regs = self.set_back(held.tid, &held.regs, signalled);
+        held.regs = self.set_back(held.tid, &held.regs, is_signalled(held.tid));
     }
 
     /// Has `queue` bring a signal to thread `to`, as the guest calls it (None: to the process).
@@ -123,7 +127,7 @@ impl Callers {
         queue: impl Fn() -> R + Sync,
     ) -> R {
         // Who queues it is one of a stopped guest's threads: that may take long.
-        if self.stopped.load(Ordering::Acquire) || !self.is_handled(signo) {
+        if self.is_stopped() || !self.is_handled(signo) {
             return queue();
         }
         let _alone = self.answers.write();
@@ -216,10 +220,14 @@ impl Callers {
 
     fn put_back(&self, thread: &Stopped, signal: i32) -> tcmi_sys::Result<()> {
         let regs = thread.regs()?;
-        let pending = || interrupt::pending(thread.tid(), None).map(|p| p != Pending::Nothing);
-        let signalled = signal != 0 || pending().unwrap_or(false);
+        let signalled = signal != 0 || is_signalled(thread.tid());
         thread.set_regs(&self.set_back(thread.tid(), &regs, signalled))
     }
+}
+
+/// One that has ended is not.
+fn is_signalled(tid: i32) -> bool {
+    interrupt::pending(tid, None).is_ok_and(|pending| pending != Pending::Nothing)
 }
 
 /// In a call of this kernel's, as a futex.

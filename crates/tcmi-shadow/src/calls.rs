@@ -139,8 +139,6 @@ struct Gate {
     ended: bool,
     /// The freezer has interrupted every thread of the guest.
     told: bool,
-    /// Job control has stopped the guest.
-    stopped: bool,
     /// Workers in the wait for a call, or about to be.
     taking: usize,
     in_flight: usize,
@@ -204,7 +202,7 @@ impl Shared {
     /// What stopped the guest by its own call has it continued when the call returns.
     pub(crate) fn until_continued(&self) {
         let mut gate = self.gate.lock();
-        while gate.stopped && !gate.closed && !gate.ended {
+        while self.guest.callers.is_stopped() && !gate.closed && !gate.ended {
             self.changed.wait(&mut gate);
         }
     }
@@ -328,8 +326,10 @@ impl Calls {
     /// Whether job control has stopped the guest. To be told before it is stopped, and after it is
     /// continued. Returns what was told last.
     pub fn stopped(&self, is: bool) -> bool {
-        self.0.guest.callers.stopped(is);
-        let was = std::mem::replace(&mut self.0.gate.lock().stopped, is);
+        // Who looks at it, and then waits, does so with the gate's lock held.
+        let gate = self.0.gate.lock();
+        let was = self.0.guest.callers.stopped(is);
+        drop(gate);
         self.0.changed.notify_all();
         was
     }

@@ -41,6 +41,13 @@ fn works(victim: &mut Victim, when: &str) -> Result<()> {
     Ok(())
 }
 
+/// All of them, and they work there.
+fn go_out(pair: &Pair, victim: &mut Victim, all: &[u32]) -> Result<()> {
+    pair.try_migrate_tree(victim.pid()).with_context(|| pair.logs())?;
+    ensure!(guests(pair, all) == all.len(), "not all away");
+    works(victim, "away").with_context(|| pair.logs())
+}
+
 #[test]
 fn those_who_share_memory_go_and_come_together() -> Result<()> {
     let pair = Pair::new()?;
@@ -48,10 +55,7 @@ fn those_who_share_memory_go_and_come_together() -> Result<()> {
     let (mut victim, all) = sharers()?;
     for round in 0..4 {
         works(&mut victim, "at home")?;
-        let moved = pair.try_migrate_tree(victim.pid());
-        moved.with_context(|| format!("round {round}\n{}", pair.logs()))?;
-        ensure!(guests(&pair, &all) == ALL, "not all away in round {round}");
-        works(&mut victim, "away").with_context(|| pair.logs())?;
+        go_out(&pair, &mut victim, &all).with_context(|| format!("round {round}"))?;
         // Any of them, by home's wish or by the desk's.
         let one = all[round];
         match round % 2 {
@@ -179,10 +183,7 @@ fn system_v_memory_of_a_tree_goes_and_comes_with_it() -> Result<()> {
         let alone = pair.explain(victim.pid())?;
         ensure!(alone.contains("it moves with --tree"), "explain says {alone}");
         for round in 0..3 {
-            let moved = pair.try_migrate_tree(victim.pid());
-            moved.with_context(|| format!("{kind}, {round}\n{}", pair.logs()))?;
-            ensure!(guests(&pair, &all) == ALL, "not all away in round {round}");
-            works(&mut victim, "away").with_context(|| pair.logs())?;
+            go_out(&pair, &mut victim, &all).with_context(|| format!("{kind}, {round}"))?;
             pair.home.write("ccn/mig/migrate-home", format!("{}\n", all[round]))?;
             wait_home(&pair, &all)?;
             works(&mut victim, "at home")?;
@@ -200,9 +201,7 @@ fn system_v_memory_that_lasts_has_what_was_stored_away() -> Result<()> {
     let (mut victim, all) = sharers_of(&["3", "lasting"])?;
     let segment = victim.ready_word()? as i32;
     let _removed = Removed(segment);
-    pair.try_migrate_tree(victim.pid()).with_context(|| pair.logs())?;
-    works(&mut victim, "away")?;
-    ensure!(guests(&pair, &all) == ALL, "not all away");
+    go_out(&pair, &mut victim, &all)?;
     let told = victim.ask("sum", "SUM")?[0] as u64;
     victim.end(7)?;
     wait_until("the end of all", SOON, || {

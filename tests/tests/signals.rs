@@ -159,6 +159,33 @@ fn a_signal_ends_no_call_of_one_of_three_threads() -> Result<()> {
     ends_no_call(&VictimKind::with_args("caller", &["threads"]))
 }
 
+/// Signals of which home knows nothing.
+fn its_own_end_no_call(how: &str) -> Result<()> {
+    const MANY: i64 = 500;
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::with_args("caller", &[how]))?;
+    for _ in 0..3 {
+        pair.migrate(victim.pid())?;
+        let before = victim.ask("report", "SEEN")?[0];
+        wait_until("signals of its own", SOON, || {
+            Ok((victim.ask("report", "SEEN")?[0] >= before + MANY).then_some(()))
+        })?;
+        pair.bring_home(victim.pid())?;
+    }
+    victim.check()?;
+    victim.end(7)
+}
+
+#[test]
+fn a_timer_ends_no_call_that_does_not_wait() -> Result<()> {
+    its_own_end_no_call("timer")
+}
+
+#[test]
+fn another_thread_of_a_guest_ends_no_call_that_does_not_wait() -> Result<()> {
+    its_own_end_no_call("tgkill")
+}
+
 /// What a shell sees of its job.
 fn wait_for_job(pid: u32, flag: WaitPidFlag, is: impl Fn(&WaitStatus) -> bool) -> Result<()> {
     wait_until("a change of the job", SOON, || {

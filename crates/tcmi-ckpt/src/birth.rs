@@ -3,7 +3,7 @@
 
 use crate::blob::Blob;
 use crate::error::{Error, Result};
-use crate::freeze::{Frozen, Thread, freeze, settle};
+use crate::freeze::{Frozen, GUEST_OPTIONS, Thread, freeze, settle};
 use crate::image::*;
 use crate::layout::{gap, reconcile};
 use crate::rebuild::{self, Batcher};
@@ -272,8 +272,7 @@ impl Newborn {
         let taken = |tid: &i32| *tid == pid || tids.contains(tid);
         let free = (2..tcmi_sys::proc::pid_max()?).rev().find(|tid| !taken(tid));
         let steward_tid = free.ok_or_else(|| Error::unsupported("as many threads as ids"))?;
-        let opts = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
-        self.frozen.leader().stopped()?.set_options(opts)?;
+        self.frozen.leader().stopped()?.set_options(GUEST_OPTIONS)?;
         for t in self.create(&[tids, &[steward_tid]].concat())? {
             match inner_tid(host, t.tid).ok_or(Error::Ended)? {
                 tid if tid == steward_tid => self.steward = Some((t, tid)),
@@ -398,7 +397,8 @@ impl Newborn {
     /// Gives the other threads their registers and lets them run. The steward does, and does
     /// nothing: of a stopped process it stops, too.
     ///
-    /// Ok: the guest runs and is not traced.
+    /// Ok: the guest runs. All its threads but the steward are traced by the calling OS thread, and
+    /// so will be those that they begin.
     pub fn run(mut self, image: &ProcessImage, steward: i32) -> Result<Guest> {
         let tids = std::mem::take(&mut self.tids);
         for (t, tid) in self.frozen.threads.iter_mut().zip(&tids) {
@@ -415,7 +415,7 @@ impl Newborn {
             // SAFETY: plain call.
             unsafe { libc::kill(guest.host_pid, libc::SIGSTOP) };
         }
-        rebuild::release(self.frozen)?;
+        rebuild::set_going(self.frozen)?;
         Ok(guest)
     }
 

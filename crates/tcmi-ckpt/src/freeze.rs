@@ -75,6 +75,8 @@ pub struct Frozen {
 
 /// Of a thread that is held.
 pub const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
+/// Of a guest's thread, which is traced for as long as it is there.
+pub const GUEST_OPTIONS: i32 = OPTIONS | libc::PTRACE_O_TRACECLONE;
 /// Longest that another OS thread of ours is let trace a thread that is to be held.
 const TRACED_MAX: Duration = Duration::from_millis(200);
 const TRACED_STEP: Duration = Duration::from_millis(1);
@@ -187,11 +189,15 @@ fn hold(
     let why = match all {
         Ok(()) if led => return Ok(frozen),
         Ok(()) if alone => Error::Ended,
-        Ok(()) => Error::unsupported("its main thread has ended while others run"),
+        Ok(()) => leaderless(),
         Err(e) => e,
     };
     frozen.thaw()?;
     Err(why)
+}
+
+fn leaderless() -> Error {
+    Error::unsupported("its main thread has ended while others run")
 }
 
 /// Until no thread appears any more. Also on Err, what was stopped is in `stopped`, and in `held`
@@ -231,7 +237,11 @@ fn stop_all(
 
 /// Waits for the stop of a thread that was interrupted, letting signals that come first be
 /// delivered: their handler's frame is then part of the state, and no instruction of it has run.
-pub fn settle(mut t: Running) -> Result<Option<(Thread, Option<i32>)>> {
+pub fn settle(t: Running) -> Result<Option<(Thread, Option<i32>)>> {
+    settle_after(t, &|_, _| Ok(()))
+}
+
+fn settle_after(mut t: Running, before: BeforeSignal<'_>) -> Result<Option<(Thread, Option<i32>)>> {
     loop {
         let (s, stop) = match t.wait() {
             Ok(Waited::Stopped(s, stop)) => (s, stop),
@@ -243,6 +253,7 @@ pub fn settle(mut t: Running) -> Result<Option<(Thread, Option<i32>)>> {
             Stop::Interrupt => None,
             Stop::Group(sig) => Some(sig),
             Stop::Signal(sig) => {
+                before(&s, sig)?;
                 t = s.cont(sig)?;
                 continue;
             }
@@ -254,6 +265,42 @@ pub fn settle(mut t: Running) -> Result<Option<(Thread, Option<i32>)>> {
         };
         return Ok(Some((held(s)?, group)));
     }
+}
+
+/// What is done with a thread that is about to take a signal.
+pub type BeforeSignal<'a> = &'a dyn Fn(&Stopped, i32) -> tcmi_sys::Result<()>;
+
+/// Waits for all threads of `pid`, which are traced and begin no others. They were interrupted.
+///
+/// Err: those that are there run on, traced with `options`.
+pub fn settle_all(
+    pid: i32,
+    told: Vec<Running>,
+    options: i32,
+    before: BeforeSignal<'_>,
+) -> Result<Frozen> {
+    let (mut threads, mut group_stop, mut failed) = (Vec::new(), None, None);
+    for t in told {
+        match settle_after(t, before) {
+            Ok(Some((t, group))) => {
+                group_stop = group_stop.or(group);
+                threads.push(t);
+            }
+            Ok(None) => {}
+            Err(e) => failed = failed.or(Some(e)),
+        }
+    }
+    threads.sort_by_key(|t| (t.tid != pid, t.tid));
+    let led = threads.first().is_some_and(|t| t.tid == pid);
+    let frozen = Frozen { pid, threads, group_stop };
+    let why = match failed {
+        None if led => return Ok(frozen),
+        None if frozen.threads.is_empty() => Error::Ended,
+        None => leaderless(),
+        Some(e) => e,
+    };
+    frozen.resume(options)?;
+    Err(why)
 }
 
 /// A thread in a stop as an interruption makes it.
@@ -308,9 +355,23 @@ impl Frozen {
     /// A wait is made again as [`interrupted`] says: a later freeze would else find
     /// `restart_syscall`, which does not tell what waits.
     pub fn thaw(self) -> Result<()> {
+        self.let_go(|s| s.detach(0))
+    }
+
+    /// As [`Frozen::thaw`], but its threads stay traced, with `options`.
+    pub fn resume(self, options: i32) -> Result<()> {
+        let stopped = self.is_in_group_stop();
+        self.let_go(|s| match s.tid() {
+            // Whoever continues a thread ends its stop by job control; whoever lets go does not.
+            tid if stopped => s.detach(0).and_then(|()| Running::seize(tid, options).map(drop)),
+            _ => s.cont(0).map(drop),
+        })
+    }
+
+    fn let_go(self, how: impl Fn(Stopped) -> tcmi_sys::Result<()>) -> Result<()> {
         let mut first_error = None;
         for mut t in self.threads {
-            let gone_on = t.own_again().and_then(|()| Ok(t.take()?.detach(0)?));
+            let gone_on = t.own_again().and_then(|()| Ok(how(t.take()?)?));
             if let Err(e) = gone_on
                 && !e.is_gone()
             {

@@ -408,10 +408,10 @@ pub fn thread_of(image: &ProcessImage, tid: i32) -> Result<&ThreadImage> {
     image.threads.iter().find(|t| t.tid == tid).ok_or(Error::Image("a thread is missing"))
 }
 
-/// Lets every thread go on with the registers it has now.
-pub fn release(f: Frozen) -> Result<()> {
+/// Lets every thread go on with the registers it has now, traced as before.
+pub fn set_going(f: Frozen) -> Result<()> {
     for mut t in f.threads {
-        t.take()?.detach(0)?;
+        t.take()?.cont(0).map(drop)?;
     }
     Ok(())
 }

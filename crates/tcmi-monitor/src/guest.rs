@@ -15,7 +15,7 @@ use tcmi_migr::destination::GuestFiles;
 use tcmi_migr::files::Cache;
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::{Error, Result};
-use tcmi_shadow::{Begun, CallStats, Callers, Calls, Denied, Events, Hooks, StreamError};
+use tcmi_shadow::{Begun, CallStats, Calls, Denied, Events, Hooks, StreamError, Tracer};
 use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
 use tcmi_sys::ptrace;
@@ -97,6 +97,7 @@ fn oversee(daemon: &OwnedFd) -> Result<String> {
     tell(daemon, &ToDaemon::Stats { calls: life.stats() });
     life.shadow.births.close();
     life.shadow.children.close();
+    life.tracer.end();
     life.kill();
     ended
 }
@@ -161,7 +162,7 @@ struct Life {
     used: Used,
     files: GuestFiles,
     calls: Calls,
-    callers: Arc<Callers>,
+    tracer: Tracer,
     events: Arc<Events>,
     shadow: Arc<Tidings>,
     pidfd: OwnedFd,
@@ -174,8 +175,6 @@ struct Life {
     keeper: bool,
     /// The owner of this node wants the guest to leave, and home is not told yet.
     unwanted: bool,
-    /// A return was tried.
-    was_held: bool,
     /// What home was told last.
     told: Vec<msg::CallCount>,
     /// Rung for each signal that the guest got.
@@ -189,6 +188,8 @@ struct Life {
 
 enum Next {
     Signalled,
+    /// A thread of the guest stops, or a worker asks for it.
+    Traced,
     Shadow,
     LookDue,
     Message,
@@ -225,8 +226,8 @@ impl Life {
                     }
                     self.ask_home(daemon);
                 }
+                Next::Traced => self.tracer.turn()?,
                 Next::LookDue => {
-                    self.take_ends()?;
                     self.poke();
                     self.report(daemon);
                 }
@@ -244,18 +245,6 @@ impl Life {
                     }
                 }
             }
-        }
-    }
-
-    /// A guest killed while it was held: its end shows after those of its threads, which are ours.
-    fn take_ends(&self) -> Result<()> {
-        if !self.was_held {
-            return Ok(());
-        }
-        match tcmi_sys::proc::tids(self.guest.host_pid) {
-            Ok(tids) => Ok(ptrace::take_ends(&tids)?),
-            // It is gone, as its pidfd says.
-            Err(_) => Ok(()),
         }
     }
 
@@ -349,7 +338,8 @@ impl Life {
         let bulk = if self.keeper { self.r.as_fd().as_raw_fd() } else { -1 };
         let daemon = if daemon_lives { daemon.as_raw_fd() } else { -1 };
         let bells = [&self.shadow.bell, &*self.signalled].map(AsRawFd::as_raw_fd);
-        let mut fds = [self.pidfd.as_raw_fd(), bells[0], bulk, daemon, bells[1]]
+        let tracer = self.tracer.as_fd().as_raw_fd();
+        let mut fds = [self.pidfd.as_raw_fd(), tracer, bells[0], bulk, daemon, bells[1]]
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
         loop {
             let left = self.look_at.saturating_duration_since(Instant::now());
@@ -370,9 +360,10 @@ impl Life {
         // An end is told before what it caused: a shadow that ended because the guest did.
         Ok(match fds.map(|f| f.revents != 0) {
             [true, ..] => Next::Ended,
-            [_, true, ..] => Next::Shadow,
-            [_, _, true, ..] => Next::Message,
-            [_, _, _, true, _] => Next::Daemon,
+            [_, true, ..] => Next::Traced,
+            [_, _, true, ..] => Next::Shadow,
+            [_, _, _, true, ..] => Next::Message,
+            [_, _, _, _, true, _] => Next::Daemon,
             _ => Next::Signalled,
         })
     }

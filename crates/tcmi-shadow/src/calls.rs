@@ -15,7 +15,6 @@ use tcmi_ckpt::live::LiveFile;
 use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::Listener;
 
-use crate::births::Bearing;
 use crate::callers::Callers;
 use crate::devices::Devices;
 use crate::events::Events;
@@ -26,10 +25,11 @@ use crate::mapping::MappedFiles;
 use crate::memory::Writable;
 use crate::placement::Placement;
 use crate::selves::{Names, Processors};
-use crate::signalfds::{self, Led};
+use crate::signalfds;
 use crate::stats::Stats;
 use crate::steward::Steward;
 use crate::stream::{CallStream, StreamError};
+use crate::tracer::Orders;
 use crate::usage::Told;
 use crate::worker::{self, Thread};
 
@@ -48,6 +48,7 @@ pub struct Guest {
     pub steward: Arc<Steward>,
     pub events: Arc<Events>,
     pub callers: Arc<Callers>,
+    pub orders: Arc<Orders>,
     /// Taken when serving begins, as `watch`.
     pub live: Vec<LiveFile>,
     /// Its process here and a userfaultfd of it, to learn by which pages it writes.
@@ -162,8 +163,6 @@ pub(crate) struct Shared {
     /// Held while home is asked for a thread, whose ids are given out one after the other, or for
     /// a visit.
     pub(crate) births: Mutex<()>,
-    pub(crate) bearing: Bearing,
-    pub(crate) led: Led,
     /// Home is on this machine.
     near: bool,
     threads: Mutex<HashMap<i32, Entry>>,
@@ -227,9 +226,7 @@ impl Shared {
     }
 }
 
-/// The running workers. Workers ptrace guest threads for an instant, so no other thread of the
-/// process may `waitpid` for a guest before its pidfd says that it ended.
-/// Dropping it ends them; calls in flight stay unanswered.
+/// The running workers. Dropping it ends them; calls in flight stay unanswered.
 pub struct Calls(Arc<Shared>);
 
 impl Calls {
@@ -262,8 +259,6 @@ impl Calls {
             devices,
             files,
             births: Mutex::default(),
-            bearing: Bearing::default(),
-            led: Led::default(),
             near,
             threads: Mutex::default(),
             gate: Mutex::default(),
@@ -470,7 +465,8 @@ fn work(shared: &Arc<Shared>) {
         let taken = shared.listener.receive();
         placement.in_call();
         if let Ok(notif) = &taken {
-            shared.guest.callers.taken(notif);
+            shared.guest.callers.called(notif.tid);
+            shared.guest.orders.called(notif.tid);
         }
         let mut gate = shared.gate.lock();
         gate.taking -= 1;

@@ -10,7 +10,6 @@ use tcmi_call::abi::BatchOp;
 use tcmi_call::frame::{SignalFrame, kind};
 use tcmi_call::record::DirectionKeys;
 
-use crate::callers::Callers;
 use crate::messenger::Message;
 use crate::steward::{GuestGone, Steward};
 use crate::stream::{Records, StreamError};
@@ -72,7 +71,6 @@ impl Events {
     pub fn start(
         mut stream: SignalStream,
         steward: Arc<Steward>,
-        callers: Arc<Callers>,
         tgid: i32,
         first: u32,
         tell: impl Fn(News) + Send + 'static,
@@ -88,7 +86,7 @@ impl Events {
                 match stream.next() {
                     Ok(frame) if frame.kind == kind::SERVING => tell(News::Serving),
                     Ok(frame) => {
-                        if inject(&steward, &callers, tgid, &frame).is_err() {
+                        if inject(&steward, tgid, &frame).is_err() {
                             break None;
                         }
                         ours.progress.lock().injected = frame.seq;
@@ -177,17 +175,7 @@ fn call_tgkill(steward: &Steward, tgid: i32, frame: &SignalFrame) -> bool {
     }
 }
 
-fn inject(
-    steward: &Steward,
-    callers: &Callers,
-    tgid: i32,
-    frame: &SignalFrame,
-) -> Result<(), GuestGone> {
-    let to = (frame.tid != 0).then_some(frame.tid as i32);
-    callers.signal(frame.signo as i32, to, || queue(steward, tgid, frame))
-}
-
-fn queue(steward: &Steward, tgid: i32, frame: &SignalFrame) -> Result<(), GuestGone> {
+fn inject(steward: &Steward, tgid: i32, frame: &SignalFrame) -> Result<(), GuestGone> {
     if call_tgkill(steward, tgid, frame) {
         return Ok(());
     }

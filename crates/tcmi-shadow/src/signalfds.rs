@@ -5,7 +5,6 @@
 use std::fs;
 use std::io;
 
-use parking_lot::Mutex;
 use tcmi_call::abi::BatchOp;
 use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::errno::EFAULT;
@@ -246,20 +245,9 @@ fn pending(
     })
 }
 
-/// Threads that are led through an `rt_sigsuspend` which they do not make themselves.
-#[derive(Debug, Default)]
-pub(crate) struct Led(Mutex<Vec<i32>>);
-
-/// Leads thread `tid` by `through`: what it calls on the way is the guest's kernel's.
-pub(crate) fn led<R>(shared: &Shared, tid: i32, through: impl FnOnce() -> R) -> R {
-    shared.led.0.lock().push(tid);
-    let done = through();
-    shared.led.0.lock().retain(|led| *led != tid);
-    done
-}
-
+/// Whether the thread is led through an `rt_sigsuspend` which it does not make itself.
 pub(crate) fn is_led(shared: &Shared, notif: &Notification) -> bool {
-    i64::from(notif.nr) == libc::SYS_rt_sigsuspend && shared.led.0.lock().contains(&notif.tid)
+    i64::from(notif.nr) == libc::SYS_rt_sigsuspend && shared.guest.orders.is_led(notif.tid)
 }
 
 pub(crate) fn let_go_on(shared: &Shared, notif: &Notification) {

@@ -24,6 +24,7 @@ use crate::memory::{ProcessMemory, word};
 use crate::selves;
 use crate::signalfds::{self, Mirror};
 use crate::stream::{CallStream, StreamError};
+use crate::tracer::{Closed, Suspension};
 use crate::usage::{self, Told};
 use crate::visit;
 
@@ -157,13 +158,7 @@ pub(crate) fn failed(errno: Errno) -> Outcome {
 /// Serves one call. A stream that broke leaves it unanswered: what becomes of a guest whose
 /// home is lost is for the hooks' owner to say.
 pub(crate) fn serve(shared: &Shared, notif: &Notification) {
-    let callers = &shared.guest.callers;
-    if shared.bearing.takes(notif) {
-        return callers.answer(notif, false, || ());
-    }
     if signalfds::is_led(shared, notif) {
-        // Who leads the thread keeps others from answering: no call of its own is taken.
-        callers.forget(notif.tid);
         return signalfds::let_go_on(shared, notif);
     }
     let begun = Instant::now();
@@ -179,16 +174,10 @@ pub(crate) fn serve(shared: &Shared, notif: &Notification) {
         | Outcome::Told(answer) => answer,
         Outcome::Suspended(_) => Answer::Error(EINTR.0),
     };
-    let told = || shared.freezer_told();
-    let listener = &shared.listener;
-    let answered = callers.answer(notif, answer.restarts(), || match outcome {
+    let answered = match outcome {
         Outcome::Answered(_) => Ok(()),
-        Outcome::Answer(answer) | Outcome::Here(answer) => listener.answer(notif.id, answer),
-        Outcome::Told(answer) => interrupt::answer_told(listener, notif, answer, told),
-        Outcome::Suspended(mask) => signalfds::led(shared, notif.tid, || {
-            interrupt::answer_under_mask(listener, notif, mask, told)
-        }),
-    });
+        outcome => give(shared, notif, &outcome, answer),
+    };
     match is_here {
         true => shared.stats.count_here(notif.nr),
         false => {
@@ -200,6 +189,33 @@ pub(crate) fn serve(shared: &Shared, notif: &Notification) {
     {
         tracing::error!(%error, tid = notif.tid, nr = notif.nr, "call not answered");
     }
+}
+
+fn give(
+    shared: &Shared,
+    notif: &Notification,
+    outcome: &Outcome,
+    answer: Answer,
+) -> std::io::Result<()> {
+    let tid = notif.tid;
+    let answer = match *outcome {
+        Outcome::Told(_) => {
+            // Whoever has told it.
+            interrupt::look_out(shared, notif, |orders| orders.interrupt(tid)).ok();
+            answer
+        }
+        Outcome::Suspended(mask) => {
+            let by = Suspension { nr: notif.nr, mask };
+            match interrupt::look_out(shared, notif, |orders| orders.lead(tid, by)) {
+                Ok(()) => answer,
+                // It is made again, wherever the guest is then.
+                Err(Closed) => Answer::Error(Restart::NoHandler.code()),
+            }
+        }
+        _ => answer,
+    };
+    shared.guest.callers.answered(tid, answer);
+    shared.listener.answer(notif.id, answer)
 }
 
 fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError> {

@@ -276,7 +276,12 @@ pub fn try_wait_any() -> Result<Option<(pid_t, Waited)>> {
     Ok(news::try_wait_any()?.map(|(tid, status)| (tid, decode(tid, status))))
 }
 
-/// The same, but waits for it. None: there is no such thread.
+/// The same, but leaves the end of `pid` to be waited for.
+pub fn try_wait_any_but_end_of(pid: pid_t) -> Result<Option<(pid_t, Waited)>> {
+    Ok(news::try_wait_any_but_end_of(pid)?.map(|(tid, status)| (tid, decode(tid, status))))
+}
+
+/// The same as [`try_wait_any`], but waits for it. None: there is no such thread.
 pub fn wait_any() -> Result<Option<(pid_t, Waited)>> {
     Ok(news::wait_any()?.map(|(tid, status)| (tid, decode(tid, status))))
 }
@@ -290,12 +295,6 @@ pub fn wait_for_end(tid: pid_t) -> Result<c_int> {
             return Ok(status);
         }
     }
-}
-
-/// Takes what ends these threads have to tell, as far as the calling OS thread traces them, for
-/// whoever waits for one: until then the end of their group's leader shows nowhere.
-pub fn take_ends(tids: &[pid_t]) -> Result<()> {
-    news::take_ends(tids)
 }
 
 /// get_robust_list(2) of a thread, from outside: (head, length).

@@ -15,7 +15,8 @@ use tcmi_migr::files::Cache;
 use tcmi_migr::messages as msg;
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::{
-    CallStream, Callers, Calls, Events, Files, GuestThread, News, Processors, SignalStream, Steward,
+    CallStream, Callers, Calls, Events, Files, GuestThread, News, Processors, SignalStream,
+    Steward, Tracer,
 };
 use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
@@ -67,7 +68,7 @@ pub(super) fn build(
 /// What serves a guest that does not run yet.
 struct Parts {
     calls: Calls,
-    callers: Arc<Callers>,
+    tracer: Tracer,
     steward: Arc<Steward>,
     events: Arc<Events>,
     shadow: Arc<Tidings>,
@@ -93,7 +94,8 @@ impl Life {
             fault::pass(Point::NodeCommitReceived)?;
             Ok(p)
         });
-        let Parts { calls, callers, steward, events, shadow, pidfd, signalled } = match prepared {
+        let Parts { calls, mut tracer, steward, events, shadow, pidfd, signalled } = match prepared
+        {
             Ok(p) => p,
             Err(e) => {
                 kill(host);
@@ -110,6 +112,7 @@ impl Life {
         }
         let used = std::mem::take(&mut built.used);
         let (guest, image, files) = built.run(helper)?;
+        tracer.adopt(guest.threads.iter().map(|(here, _)| *here));
         // Who asked for the move may look at this node as soon as home has the answer.
         let unwanted = until_listed(daemon) || unwanted;
         if let Err(e) = msg::send(&mut w, &msg::Running { remote_pid: guest.host_pid }) {
@@ -122,7 +125,7 @@ impl Life {
             used,
             files,
             calls,
-            callers,
+            tracer,
             events,
             shadow,
             pidfd,
@@ -132,7 +135,6 @@ impl Life {
             r,
             keeper: true,
             unwanted,
-            was_held: false,
             told: Vec::new(),
             signalled,
             look_at: Instant::now() + LOOK_INTERVAL,
@@ -148,6 +150,9 @@ impl Life {
     ) -> Result<Parts> {
         let io = || Error::io("start serving the guest");
         let names = built.threads();
+        let callers = Arc::new(Callers::new(built.host_pid()));
+        // Before there are other threads.
+        let tracer = Tracer::new(built.host_pid(), callers.clone())?;
         let area = map_area(built.area.as_raw_fd())?;
         let pidfd = open_pidfd(built.host_pid())?;
         let watched = pidfd.try_clone().map_err(io())?;
@@ -166,8 +171,7 @@ impl Life {
             News::Serving => told.set(&told.serving),
             News::Ended => told.set(&told.lost),
         };
-        let callers = Arc::new(Callers::new(built.host_pid()));
-        let events = Events::start(signals, steward.clone(), callers.clone(), pid, 0, tell);
+        let events = Events::start(signals, steward.clone(), pid, 0, tell);
         let events = Arc::new(events.map_err(io())?);
         let mut threads = Vec::new();
         for (tid, stream) in built.calls.drain(..) {
@@ -182,7 +186,8 @@ impl Life {
             pid: built.host_pid(),
             steward: steward.clone(),
             events: events.clone(),
-            callers: callers.clone(),
+            callers,
+            orders: tracer.orders(),
             used: built.used.process,
             children: built.used.children,
             names: built.files.names(),
@@ -198,7 +203,7 @@ impl Life {
             watch: built.userfault.take().map(|fd| (built.host_pid(), fd)),
         };
         let calls = Calls::start(listener, threads, parts, shadow.clone()).map_err(io())?;
-        Ok(Parts { calls, callers, steward, events, shadow, pidfd, signalled })
+        Ok(Parts { calls, tracer, steward, events, shadow, pidfd, signalled })
     }
 }
 

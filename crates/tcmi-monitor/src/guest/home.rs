@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tcmi_ckpt::capture::{self, Files};
-use tcmi_ckpt::freeze::{self, Frozen, freeze_held, seize_new};
+use tcmi_ckpt::freeze::{Frozen, GUEST_OPTIONS};
 use tcmi_ckpt::image::{FileRef, ProcessImage, Segment};
 use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_core::limits::{COMMIT_TIMEOUT_MS, PHASE_TIMEOUT_MS};
@@ -35,15 +35,15 @@ impl Life {
         let frozen = match self.freeze() {
             Ok(f) => f,
             Err(e) => {
-                self.calls.resume();
+                self.go_on();
                 return Err(e);
             }
         };
         let mut held = match Held::new(frozen, &self.image) {
             Ok(h) => h,
             Err((f, e)) => {
-                f.thaw()?;
-                self.calls.resume();
+                f.resume(GUEST_OPTIONS)?;
+                self.go_on();
                 return Err(e);
             }
         };
@@ -62,7 +62,7 @@ impl Life {
             }
             other => {
                 held.thaw()?;
-                self.calls.resume();
+                self.go_on();
                 let frame = other?;
                 // A return that home gave up.
                 msg::decode::<msg::Thaw>(&frame)?;
@@ -72,23 +72,21 @@ impl Life {
         }
     }
 
+    /// It runs on here.
+    fn go_on(&self) {
+        self.tracer.open();
+        self.calls.resume();
+    }
+
     /// Holds the guest's threads, with no call in flight.
     fn freeze(&mut self) -> Result<Frozen> {
-        let host = self.guest.host_pid;
-        let steward = self.guest.steward;
-        self.was_held = true;
-        let held = seize_new(host, freeze::OPTIONS, |t| t == steward)?;
+        self.tracer.close()?;
         // Told before home takes calls back: a cancelled call's restart code is acted upon only
         // by a thread that is on its way to a stop.
-        for t in &held {
-            t.interrupt()?;
-        }
+        let told = self.tracer.interrupt_all()?;
         self.calls.told();
         let quiet = self.until_quiet();
-        let mut frozen = freeze_held(host, held, &[steward])?;
-        for t in &mut frozen.threads {
-            self.callers.set_back_held(t);
-        }
+        let frozen = self.tracer.freeze(told)?;
         let written = |()| {
             let written = self.calls.settle(QUIESCE_TIMEOUT).and_then(|all| match all {
                 true => Ok(()),
@@ -99,7 +97,7 @@ impl Life {
         match quiet.and_then(written).and_then(|()| fault::pass(Point::NodeGuestFrozen)) {
             Ok(()) => Ok(frozen),
             Err(e) => {
-                frozen.thaw()?;
+                frozen.resume(GUEST_OPTIONS)?;
                 Err(e)
             }
         }

@@ -15,6 +15,7 @@ fn same(name: &str, body: rig::Body) {
 }
 
 fn main() {
+    rig::mask_sigchld(libc::SIG_BLOCK);
     let only = std::env::args().nth(1).filter(|a| !a.starts_with('-'));
     let chosen = |name: &str| only.as_deref().is_none_or(|o| name.contains(o));
     let mut ran = 0;

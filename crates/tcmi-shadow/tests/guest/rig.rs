@@ -1,20 +1,24 @@
 //! A guest, its home and its monitor on one machine, without daemons.
 
 use std::arch::{asm, global_asm};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 
 use tcmi_call::abi::{BatchOp, StewardArea};
 use tcmi_call::record::DirectionKeys;
 use tcmi_call::table::errno::Errno;
+use tcmi_ckpt::freeze::{GUEST_OPTIONS, seize_new};
 use tcmi_ckpt::usage::Usage;
 use tcmi_shadow::{
     Begun, CallStream, Callers, Calls, Denied, Events, Files, Guest, GuestThread, Hooks, Names,
-    SignalStream, Steward, StreamError,
+    Orders, SignalStream, Steward, StreamError, Tracer,
 };
+use tcmi_sys::ptrace::{self, Running};
 use tcmi_sys::seccomp;
 
 use crate::home;
@@ -171,17 +175,14 @@ fn fork() -> i32 {
     // SAFETY: this program has one thread whenever it forks.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0);
+    if pid == 0 {
+        mask_sigchld(libc::SIG_UNBLOCK);
+    }
     pid
 }
 
-/// Looks at the end only: a plain `waitpid` would also take the ptrace stops that a call worker
-/// of this process waits for.
 fn wait(pid: i32) -> i32 {
     let mut status = 0;
-    let pidfd = sys(libc::SYS_pidfd_open, &[pid as u64, 0]);
-    let poll = pidfd as u64 | 1 << 32;
-    assert_eq!(sys(libc::SYS_poll, &[&raw const poll as u64, 1, u64::MAX]), 1);
-    sys(libc::SYS_close, &[pidfd as u64]);
     // SAFETY: a child of ours.
     assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
     status
@@ -246,9 +247,55 @@ pub fn run_native(body: Body) -> Vec<u8> {
     board.take_log()
 }
 
+type Work = Box<dyn FnOnce(&mut Tracer) + Send>;
+
+/// A thread that traces the guest until it ends, and what it is given to do.
+struct Tracing {
+    /// Returns the guest's wait status.
+    thread: JoinHandle<i32>,
+    work: Sender<Work>,
+}
+
+fn trace(guest: i32, steward: i32, callers: Arc<Callers>) -> (Arc<Orders>, Tracing) {
+    const LOOK_MS: u64 = 1;
+    let (to, orders) = channel();
+    let (work, given) = channel::<Work>();
+    let thread = std::thread::spawn(move || {
+        let mut tracer = Tracer::new(guest, callers).expect("tracer");
+        let threads = seize_new(guest, GUEST_OPTIONS, |tid| tid == steward).expect("threads");
+        tracer.adopt(threads.iter().map(Running::tid));
+        to.send(tracer.orders()).expect("who waits");
+        while !has_ended(guest) {
+            let poll = tracer.as_fd().as_raw_fd() as u64 | 1 << 32;
+            assert!(sys(libc::SYS_poll, &[&raw const poll as u64, 1, LOOK_MS]) >= 0);
+            tracer.turn().expect("a turn");
+            given.try_iter().for_each(|work| work(&mut tracer));
+        }
+        tracer.end();
+        ptrace::wait_for_end(guest).expect("its end is the tracer's")
+    });
+    (orders.recv().expect("the tracer"), Tracing { thread, work })
+}
+
+fn has_ended(pid: i32) -> bool {
+    tcmi_sys::proc::status(pid).is_ok_and(|s| s.state == 'Z')
+}
+
+/// Of the test: its tracer's news come to the whole process.
+pub fn mask_sigchld(how: i32) {
+    // SAFETY: a set that sigemptyset fills in.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        libc::pthread_sigmask(how, &set, std::ptr::null_mut());
+    }
+}
+
 /// A running guest.
 pub struct Rig {
     pub calls: Calls,
+    tracer: Tracing,
     pub guest: i32,
     pub home: i32,
     pub board: &'static Board,
@@ -286,8 +333,9 @@ impl Rig {
         let steward = Arc::new(unsafe { Steward::new(area, area.as_ptr() as u64, tid, pidfd) });
         let signals = SignalStream::new(events.0, &keys(200));
         let callers = Arc::new(Callers::new(guest));
-        let (by, from) = (Arc::clone(&steward), Arc::clone(&callers));
-        let events = Events::start(signals, by, from, guest, 0, |_| {}).expect("event thread");
+        let by = Arc::clone(&steward);
+        let events = Events::start(signals, by, guest, 0, |_| {}).expect("event thread");
+        let (orders, tracer) = trace(guest, tid, Arc::clone(&callers));
         let threads = streams
             .into_iter()
             .enumerate()
@@ -299,6 +347,7 @@ impl Rig {
             .collect();
         let guest_parts = Guest {
             callers,
+            orders,
             pid: guest,
             steward,
             events: Arc::new(events),
@@ -315,7 +364,7 @@ impl Rig {
         let calls = Calls::start(listener, threads, guest_parts, Arc::new(Quiet)).expect("workers");
         board.go.store(1, Ordering::Release);
         futex(&board.go, libc::FUTEX_WAKE, i32::MAX as u32);
-        Rig { calls, guest, home, board }
+        Rig { calls, tracer, guest, home, board }
     }
 
     /// Waits until home's thread `index` waits in call `nr`.
@@ -327,9 +376,14 @@ impl Rig {
         });
     }
 
+    /// For the tracer to do, and nothing else meanwhile.
+    pub fn trace(&self, work: impl FnOnce(&mut Tracer) + Send + 'static) {
+        self.tracer.work.send(Box::new(work)).expect("the tracer");
+    }
+
     /// The guest's log, after its end.
     pub fn finish(self) -> Vec<u8> {
-        let status = wait(self.guest);
+        let status = self.tracer.thread.join().expect("the tracer");
         drop(self.calls);
         // SAFETY: our child.
         unsafe { libc::kill(self.home, libc::SIGKILL) };

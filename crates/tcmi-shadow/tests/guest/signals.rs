@@ -1,6 +1,9 @@
 //! Signals that arrive at home, and calls that wait.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+
+use tcmi_ckpt::freeze::GUEST_OPTIONS;
 
 use crate::rig::{Rig, THREADS_MAX, board, sys, wait_until};
 
@@ -305,29 +308,29 @@ fn cancel_for_a_move() {
         read_and_note(i);
     });
     rig.wait_for_home_in(0, libc::SYS_read);
-    let null = std::ptr::null_mut::<libc::c_void>();
-    // SAFETY: our child; these requests write nothing here.
-    unsafe {
-        assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, rig.guest, null, null), 0);
-        assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, rig.guest, null, null), 0);
-    }
     rig.calls.stop_taking();
+    let ((to_us, told), (quiet, is_quiet), (held, is_held)) = (channel(), channel(), channel());
+    rig.trace(move |tracer| {
+        tracer.close().expect("nothing is under way");
+        let all = tracer.interrupt_all().expect("told");
+        to_us.send(()).expect("who waits");
+        is_quiet.recv().expect("the test");
+        let frozen = tracer.freeze(all).expect("held");
+        let regs = frozen.leader().regs;
+        frozen.resume(GUEST_OPTIONS).expect("it runs on");
+        tracer.open();
+        held.send(regs).expect("who waits");
+    });
+    told.recv().expect("the tracer");
     rig.calls.told();
     assert!(rig.calls.quiesce(std::time::Duration::ZERO).is_err(), "the read still waits");
     rig.board.cancel.store(1, Ordering::Release);
     signal_home(&rig, libc::SIGUSR1);
     rig.calls.quiesce(std::time::Duration::from_secs(5)).expect("cancelled");
-    let mut status = 0;
-    // SAFETY: our tracee, whose registers fit the structure.
-    unsafe {
-        assert_eq!(libc::waitpid(rig.guest, &mut status, libc::__WALL), rig.guest);
-        assert!(libc::WIFSTOPPED(status));
-        let mut regs: libc::user_regs_struct = std::mem::zeroed();
-        assert_eq!(libc::ptrace(libc::PTRACE_GETREGS, rig.guest, null, &raw mut regs), 0);
-        // As the kernel leaves a read that nothing but the freeze interrupted.
-        assert_eq!((regs.orig_rax, regs.rax as i64), (libc::SYS_read as u64, -512));
-        assert_eq!(libc::ptrace(libc::PTRACE_DETACH, rig.guest, null, null), 0);
-    }
+    quiet.send(()).expect("the tracer");
+    let regs = is_held.recv().expect("the tracer");
+    // At its beginning, as nothing but the freeze interrupted it.
+    assert_eq!((regs.orig_rax as i64, regs.rax), (-1, libc::SYS_read as u64));
     rig.calls.resume();
     rig.wait_for_home_in(0, libc::SYS_read);
     feed(&rig);

@@ -83,29 +83,27 @@ pub(super) fn wait_any() -> Result<Option<(pid_t, c_int)>> {
     }
 }
 
-/// Takes the ends of `tids` that the kernel tells this OS thread, and leaves stops alone: they may
-/// be for another OS thread of ours that traces a child of this one. To be asked for each by
-/// itself: who asks for any is shown the stops of such children, too, whatever it asks for.
-pub(super) fn take_ends(tids: &[pid_t]) -> Result<()> {
+/// Of a process that has ended nothing else is told any more.
+pub(super) fn try_wait_any_but_end_of(pid: pid_t) -> Result<Option<(pid_t, c_int)>> {
+    let ends = |kept: &VecDeque<(pid_t, c_int)>| {
+        kept.front().is_some_and(|(tid, status)| *tid == pid && !libc::WIFSTOPPED(*status))
+    };
+    if KEPT.with_borrow(ends) || has_ended(pid)? { Ok(None) } else { try_wait_any() }
+}
+
+/// Or it was waited for.
+fn has_ended(pid: pid_t) -> Result<bool> {
+    // The kernel tells of stops, too, whatever it is asked for.
     const ENDS: [c_int; 3] = [libc::CLD_EXITED, libc::CLD_KILLED, libc::CLD_DUMPED];
+    // SAFETY: plain integers.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL | libc::__WNOTHREAD;
-    for &tid in tids {
-        // SAFETY: plain integers.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        // SAFETY: `info` is a live siginfo_t.
-        if unsafe { libc::waitid(libc::P_PID, tid as libc::id_t, &mut info, flags) } < 0 {
-            let e = Errno::last("waitid");
-            // Not this OS thread's.
-            if e.code == libc::ECHILD {
-                continue;
-            }
-            return Err(e);
-        }
-        if ENDS.contains(&info.si_code)
-            && let Some(one) = ask(tid, libc::WNOHANG | libc::__WNOTHREAD)?
-        {
-            KEPT.with_borrow_mut(|kept| kept.push_back(one));
-        }
+    // SAFETY: `info` is a live siginfo_t.
+    match unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) } {
+        0 => Ok(ENDS.contains(&info.si_code)),
+        _ => match Errno::last("waitid") {
+            e if e.code == libc::ECHILD => Ok(true),
+            e => Err(e),
+        },
     }
-    Ok(())
 }

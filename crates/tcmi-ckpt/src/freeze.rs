@@ -77,7 +77,8 @@ pub struct Frozen {
 pub const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
 /// Of a guest's thread, which is traced for as long as it is there.
 pub const GUEST_OPTIONS: i32 = OPTIONS | libc::PTRACE_O_TRACECLONE;
-/// Longest that another OS thread of ours is let trace a thread that is to be held.
+/// Longest that another OS thread of ours is let trace a thread that is to be held, as the one that
+/// saw its process begin.
 const TRACED_MAX: Duration = Duration::from_millis(200);
 const TRACED_STEP: Duration = Duration::from_millis(1);
 
@@ -136,7 +137,6 @@ fn seize(pid: i32, tid: i32, options: i32) -> Result<Option<Running>> {
             Ok(t) => return Ok(Some(t)),
             // The kernel also says EPERM for a zombie.
             Err(e) if e.is_gone() || has_ended(pid, tid) => return Ok(None),
-            // A call worker traces a guest's thread for the moment of an answer.
             Err(e) if e.code == libc::EPERM && Instant::now() < until => {
                 std::thread::sleep(TRACED_STEP);
             }

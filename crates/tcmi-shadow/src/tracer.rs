@@ -250,7 +250,8 @@ impl Tracer {
             {
                 let mut state = self.orders.state.lock();
                 if state.closed || (state.birth.is_none() && self.led.is_empty()) {
-                    return Ok(self.orders.shut(&mut state));
+                    self.orders.shut(&mut state);
+                    return Ok(());
                 }
             }
             self.wait(CLOSE_STEP);

@@ -1,10 +1,10 @@
 //! One process that is away, on its way, or a guest: what its thread and the control files
 //! share.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
@@ -21,7 +21,11 @@ use tcmi_migr::source::{Rules, Times, Watch};
 use crate::calls::Calls;
 use crate::control::{Done, TaskView};
 use crate::doorbell::Bell;
+use crate::keeper::Reaching;
 use crate::tasks::used::Elsewhere;
+
+/// Processes that are away, and those whose move has failed.
+pub type Away = HashMap<Pid, Arc<Task>>;
 
 /// What a task's thread is asked to do.
 pub enum Order {
@@ -43,6 +47,8 @@ pub struct Task {
     /// When its process began, and as whose child.
     pub origin: (u64, i32),
     pub elsewhere: Arc<Elsewhere>,
+    /// All that are away, this one among them.
+    pub all: Weak<Mutex<Away>>,
     migration: AtomicU64,
     inner: Mutex<Inner>,
     /// The socket of a move out that has not ended.
@@ -61,6 +67,8 @@ struct Inner {
     out: Times,
     calls: Calls,
     orders: VecDeque<Order>,
+    /// What others want of its guest's memory.
+    reachings: VecDeque<Reaching>,
     /// Its thread is at work.
     held: bool,
     /// It is at home for one call only.
@@ -85,6 +93,7 @@ impl Task {
             rules: Rules::default(),
             origin: (0, 0),
             elsewhere: Arc::default(),
+            all: Weak::new(),
             migration: AtomicU64::new(migration),
             way_out: Mutex::default(),
             inner: Mutex::new(Inner {
@@ -98,6 +107,7 @@ impl Task {
                 out: Times::default(),
                 calls: Calls::default(),
                 orders: VecDeque::new(),
+                reachings: VecDeque::new(),
                 held: true,
                 visits: false,
                 calls_asked: None,
@@ -185,6 +195,29 @@ impl Task {
     pub fn left_by(&self, child: Pid) -> Usage {
         self.elsewhere.take(child, self.pid)
     }
+    pub fn other(&self, pid: Pid) -> Option<Arc<Task>> {
+        self.all.upgrade()?.lock().get(&pid).cloned()
+    }
+
+    /// Another process reaches for its guest's memory. Dropped if it is not away.
+    pub fn reached_for(&self, what: Reaching) {
+        let mut inner = self.inner.lock();
+        if inner.state == State::Emigrated {
+            inner.reachings.push_back(what);
+            drop(inner);
+            self.bell.ring();
+        }
+    }
+    pub fn next_reaching(&self) -> Option<Reaching> {
+        self.inner.lock().reachings.pop_front()
+    }
+    /// It is not away any more.
+    pub fn drop_reachings(&self) {
+        while let Some(dropped) = self.next_reaching() {
+            drop(dropped);
+        }
+    }
+
     pub fn set_calls(&self, calls: Vec<CallCount>) {
         self.inner.lock().calls.told(calls);
     }

@@ -24,7 +24,7 @@ use crate::doorbell::Doorbell;
 use crate::explain::{self, Sharers, examine};
 use crate::guests::{EVACUATION, Guests, Hosting, Offer};
 use crate::keeper::{self, Visit};
-use crate::task::{Order, Task};
+use crate::task::{Away, Order, Task};
 use crate::tree::Tree;
 use used::Elsewhere;
 
@@ -42,7 +42,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(PHASE_TIMEOUT_MS);
 type Answer = (i32, String);
 
 struct Shared {
-    home: Mutex<HashMap<Pid, Arc<Task>>>,
+    home: Arc<Mutex<Away>>,
     armed: Mutex<HashMap<Pid, Arc<armed::Armed>>>,
     links: Mutex<HashMap<LinkId, Link>>,
     /// Offers that wait for their answer, by migration.
@@ -77,7 +77,7 @@ impl Engine {
     ) -> std::io::Result<Self> {
         let guests = Arc::new(Guests::new(hosting, module, Arc::clone(&tree))?);
         let shared = Shared {
-            home: Mutex::default(),
+            home: Arc::default(),
             armed: Mutex::default(),
             links: Mutex::default(),
             offers: Mutex::default(),
@@ -131,6 +131,7 @@ impl Shared {
         // Its last thread may not have ended its books.
         task.origin = origin;
         task.elsewhere = Arc::clone(&self.elsewhere);
+        task.all = Arc::downgrade(&self.home);
         task.set_used(former.map_or_else(|| self.elsewhere.of(pid), |former| former.used()));
         self.elsewhere.leaves(pid);
         let task = Arc::new(task);

@@ -17,6 +17,7 @@ mod live;
 mod mapping;
 mod memory;
 mod messenger;
+mod others;
 mod placement;
 mod selves;
 pub mod shadow;

@@ -471,7 +471,7 @@ impl Thread {
         self.own(|call, seq| call.plain(nr as u16, args, seq), &mut [])
     }
 
-    fn poke<'a>(
+    pub(crate) fn poke<'a>(
         &mut self,
         pid: i32,
         pieces: impl ExactSizeIterator<Item = (u64, &'a [u8])> + Clone,

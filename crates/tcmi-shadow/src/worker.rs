@@ -7,7 +7,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tcmi_call::engine::{Call, GuestMemory, SliceMemory};
 use tcmi_call::frame::{ReplyHeader, disposition, kind, reply_flags};
-use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, EPERM, ESRCH, Errno};
+use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, ESRCH, Errno};
 use tcmi_call::table::{self, Arg, Both, Class, Restart, Row, prctl};
 use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::{Answer, Notification};
@@ -21,6 +21,7 @@ use crate::interrupt::{self, Pending};
 use crate::live;
 use crate::mapping::{self, Refusal};
 use crate::memory::{ProcessMemory, word};
+use crate::others;
 use crate::selves;
 use crate::signalfds::{self, Mirror};
 use crate::stream::{CallStream, StreamError};
@@ -143,7 +144,7 @@ pub(crate) enum Outcome {
     Suspended(u64),
 }
 
-fn returned(ret: i64) -> Outcome {
+pub(crate) fn returned(ret: i64) -> Outcome {
     Outcome::Answer(match ret {
         0.. => Answer::Value(ret),
         _ => Answer::Error(-ret as i32),
@@ -288,7 +289,7 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             false => Ok(Outcome::Answer(Answer::Continue)),
         },
         Some(Both::Usage) => usage::serve(shared, &mut thread, notif),
-        Some(Both::OtherMemory) => other_memory(shared, &mut thread, notif),
+        Some(Both::OtherMemory) => others::serve(shared, &mut thread, notif),
         Some(Both::Prctl) => match prctl::option(notif.args[0]) {
             prctl::Side::Local => Ok(Outcome::Answer(Answer::Continue)),
             prctl::Side::Refused(errno) => Ok(failed(errno)),
@@ -495,26 +496,6 @@ fn bad_timeout(row: &Row, args: &[u64; 6], mem: &mut ProcessMemory<'_>) -> Optio
     let (seconds, ns) = (time as i64, (time >> 64) as i64);
     let sound = seconds >= 0 && (0..NS_PER_S).contains(&ns);
     (!sound).then_some(EINVAL)
-}
-
-/// Memory of a process by its id. What home has of one that is away is nobody's any more.
-fn other_memory(
-    shared: &Shared,
-    thread: &mut Thread,
-    notif: &Notification,
-) -> Result<Outcome, StreamError> {
-    const NOWHERE: u64 = 16;
-    let [pid, .., flags] = notif.args;
-    let pid = pid as i32;
-    if flags != 0 {
-        return Ok(failed(EINVAL));
-    }
-    if shared.called_at_home(pid).is_some() {
-        return Ok(Outcome::Answer(Answer::Continue));
-    }
-    // It fails by the address if the process is there and may be looked at.
-    let asked = thread.peek(pid, NOWHERE, &mut [0])?;
-    Ok(failed(if asked == ESRCH.ret() { ESRCH } else { EPERM }))
 }
 
 /// Home learns what becomes of a signal before the guest's kernel does: a signal in between

@@ -64,7 +64,7 @@ pub enum Both {
     /// What home counts, and what was used on other nodes.
     Usage,
     /// `process_vm_readv` and its like: of the guest's own threads its kernel's. Home says whether
-    /// another process is there and may be reached; its memory is not.
+    /// another process may be reached, and where it is.
     OtherMemory,
 }
 

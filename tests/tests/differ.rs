@@ -18,6 +18,7 @@ const SHOWN_MAX: usize = 100;
 /// Rows without a case, and why.
 const UNTRIED: &[(&str, &str)] = &[
     ("clone", "makes a thread of the caller: tests/victims/births.c"),
+    ("clone3", "as clone: tests/victims/clone3.c"),
     ("fork", "the guest goes home for it: tests/victims/family.c"),
     ("vfork", "the guest goes home for it: tests/victims/family.c"),
     ("execve", "the guest goes home for it: tests/victims/family.c"),

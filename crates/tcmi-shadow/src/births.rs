@@ -35,7 +35,7 @@ const MAY_HAVE: u64 = (libc::CLONE_SETTLS
 const BIRTH_MAX: Duration = Duration::from_millis(100);
 const LOOK_INTERVAL: Duration = Duration::from_micros(50);
 
-fn is_thread(flags: u64) -> bool {
+pub(crate) fn is_thread(flags: u64) -> bool {
     // The low byte is a signal to a parent, which threads do not have.
     flags & SHARED == SHARED && flags & !(SHARED | MAY_HAVE | 0xff) == 0
 }
@@ -44,6 +44,16 @@ pub(crate) fn begin_thread(shared: &Shared, notif: &Notification) -> Result<Outc
     if !is_thread(notif.args[0]) {
         return Ok(visit::visit(shared, notif));
     }
+    begin(shared, notif, libc::PTRACE_O_TRACECLONE, |parent| let_it(shared, notif, parent))
+}
+
+/// Begins a thread at home, and has `bear` begin it here, of a caller that is traced with `options`.
+pub(crate) fn begin(
+    shared: &Shared,
+    notif: &Notification,
+    options: i32,
+    bear: impl FnOnce(&Traced) -> io::Result<Option<i32>>,
+) -> Result<Outcome, StreamError> {
     let again = visit::again();
     let _one = shared.births.lock();
     let Begun { tid, stream } = match shared.hooks.begin_thread(notif.tid) {
@@ -53,10 +63,10 @@ pub(crate) fn begin_thread(shared: &Shared, notif: &Notification) -> Result<Outc
     };
     // Dropped without a request, it ends its shadow thread.
     let served = Thread::new(stream, Usage::default());
-    let here = match Traced::seize(notif.tid, libc::PTRACE_O_TRACECLONE) {
+    let here = match Traced::seize(notif.tid, options) {
         // The freezer was first.
         Ok(None) => return Ok(again),
-        Ok(Some(parent)) => let_it(shared, notif, &parent),
+        Ok(Some(parent)) => bear(&parent),
         Err(error) => Err(error),
     };
     match here {

@@ -10,7 +10,7 @@ use std::ptr;
 
 use tcmi_sys::seccomp::{Answer, Listener, Notification};
 
-const SYSCALL_INSN_BYTES: u64 = 2;
+pub(crate) const SYSCALL_INSN_BYTES: u64 = 2;
 const ERESTARTNOHAND: i32 = 514;
 
 /// What waits for a guest thread that does not block it.
@@ -60,6 +60,22 @@ pub(crate) fn ptrace(request: libc::c_uint, tid: i32, data: usize) -> io::Result
     // a whole user_regs_struct.
     let ret = unsafe { libc::ptrace(request, tid, ptr::null_mut::<libc::c_void>(), data) };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Exchanges the signal mask of a stopped thread; returns what it was.
+pub(crate) fn exchange_mask(tid: i32, mask: u64) -> io::Result<u64> {
+    const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
+    const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
+    let (mut was, size) = (0u64, ptr::without_provenance_mut::<libc::c_void>(8));
+    for (request, mask) in
+        [(PTRACE_GETSIGMASK, &raw mut was), (PTRACE_SETSIGMASK, &raw const mask as _)]
+    {
+        // SAFETY: a mask of eight bytes, as `size` says, which the first request writes to.
+        if unsafe { libc::ptrace(request, tid, size, mask) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(was)
 }
 
 /// A thread that we trace, and let go whatever happens: one that stays stopped would never be
@@ -177,14 +193,14 @@ pub(crate) fn answer_under_mask(
     answered
 }
 
-fn registers(tid: i32) -> io::Result<libc::user_regs_struct> {
+pub(crate) fn registers(tid: i32) -> io::Result<libc::user_regs_struct> {
     // SAFETY: plain integers.
     let mut regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
     ptrace(libc::PTRACE_GETREGS, tid, (&raw mut regs).addr())?;
     Ok(regs)
 }
 
-fn set_registers(tid: i32, regs: &libc::user_regs_struct) -> io::Result<()> {
+pub(crate) fn set_registers(tid: i32, regs: &libc::user_regs_struct) -> io::Result<()> {
     ptrace(libc::PTRACE_SETREGS, tid, ptr::from_ref(regs).addr())
 }
 

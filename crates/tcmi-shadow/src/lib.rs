@@ -9,6 +9,7 @@ mod births;
 mod callers;
 mod calls;
 mod children;
+mod clone3;
 mod devices;
 mod events;
 mod files;

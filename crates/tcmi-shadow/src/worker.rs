@@ -15,6 +15,7 @@ use tcmi_sys::seccomp::{Answer, Notification};
 use crate::births;
 use crate::calls::{Flight, Shared};
 use crate::children;
+use crate::clone3;
 use crate::devices;
 use crate::files;
 use crate::interrupt::{self, Pending};
@@ -246,7 +247,10 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
         Some(Both::Disposition) => mirror_disposition(shared, &mut thread, notif),
         Some(Both::BeginThread) => {
             drop(thread);
-            births::begin_thread(shared, notif)
+            match i64::from(notif.nr) {
+                libc::SYS_clone3 => clone3::begin(shared, notif),
+                _ => births::begin_thread(shared, notif),
+            }
         }
         Some(Both::AtHome) => match visit::foreseen(shared, &mut thread, notif)? {
             Some(errno) => Ok(failed(errno)),

@@ -41,7 +41,7 @@ pub enum Class {
 pub enum Both {
     /// `rt_sigaction`: home learns the disposition, then the guest's kernel executes it.
     Disposition,
-    /// `clone` of a thread: home makes its shadow thread, then the guest's kernel the thread.
+    /// `clone` or `clone3` of a thread: home makes its shadow thread, then the guest's kernel the thread.
     /// Of a process: [`Both::AtHome`].
     BeginThread,
     /// The guest comes home for it and goes out again behind it.

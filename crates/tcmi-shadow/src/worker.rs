@@ -285,7 +285,7 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             Ok(()) => Ok(Outcome::Answer(Answer::Continue)),
             Err(errno) => Ok(failed(Errno(errno))),
         },
-        Some(Both::Remap) => match shared.live.is_at(notif.tid, notif.args[0]) {
+        Some(Both::Remap) => match mapping::remaps_at_home(shared, notif) {
             true => {
                 drop(thread);
                 Ok(visit::visit(shared, notif))

@@ -56,8 +56,8 @@ pub enum Both {
     /// `msync`: what the guest has written to live files goes home first. The guest's own
     /// kernel's, where it has none.
     Sync,
-    /// `mremap` and such, which may show other parts of a live file: [`Both::AtHome`] then, else
-    /// the guest's own kernel's.
+    /// `mremap` and such, which may show other parts of a live file, or memory that is shared at
+    /// another place than home's: [`Both::AtHome`] then, else the guest's own kernel's.
     Remap,
     /// `prctl`, by [`prctl::option`].
     Prctl,

@@ -1,8 +1,8 @@
 /*
  * A parent and its children (first argument: how many) take turns in memory that they share, by a
  * mutex and a condition of several processes; each counts for itself, too. With a second argument it
- * is System V memory, and READY tells its number: "destroyed" or "lasting". "unmap" and "move" are
- * of a part of it, in the parent alone.
+ * is System V memory, and READY tells its number: "destroyed" or "lasting"; or it has huge pages:
+ * "huge". "unmap" and "move" are of a part of it, in the parent alone.
  */
 #define VICTIM_COMMAND
 #include "victim.h"
@@ -32,6 +32,7 @@ static volatile unsigned char *pages;
 static int members = 1;
 static unsigned long mine;
 static const char *system_v;
+static int is_huge;
 static int segment = -1;
 
 /* What the one before has written is there, and what one writes stays. */
@@ -65,7 +66,8 @@ static void *map(size_t bytes)
 		snprintf(ready_word, sizeof ready_word, "%d", segment);
 		return attached;
 	}
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int flags = MAP_SHARED | MAP_ANONYMOUS | (is_huge ? MAP_HUGETLB : 0);
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
 	must(p != MAP_FAILED, "mmap");
 	return p;
 }
@@ -75,7 +77,8 @@ static void setup(int argc, char **argv)
 	int children = argc > 1 ? atoi(argv[1]) : 3;
 	must(children >= 0 && children <= CHILDREN_MAX, "so many children");
 	members = children + 1;
-	system_v = argc > 2 ? argv[2] : NULL;
+	is_huge = argc > 2 && !strcmp(argv[2], "huge");
+	system_v = argc > 2 && !is_huge ? argv[2] : NULL;
 	shared = map(sizeof *shared);
 	pages = map((PAGES + MORE_PAGES) * PAGE);
 	pthread_mutexattr_t lock;

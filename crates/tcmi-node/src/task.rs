@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
@@ -51,6 +51,8 @@ pub struct Task {
     pub all: Weak<Mutex<Away>>,
     migration: AtomicU64,
     inner: Mutex<Inner>,
+    /// Told when a visit has ended.
+    settled: Condvar,
     /// The socket of a move out that has not ended.
     way_out: Mutex<Option<OwnedFd>>,
 }
@@ -80,6 +82,8 @@ struct Inner {
 
 /// Counters of forwarded calls are at most this old when they are read twice.
 const CALLS_AGE: Duration = Duration::from_millis(200);
+/// Longest that an order waits for the end of a visit.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Task {
     pub fn new(pid: Pid, ids: (u32, u32), node: LinkId, migration: u64) -> std::io::Result<Self> {
@@ -96,6 +100,7 @@ impl Task {
             all: Weak::new(),
             migration: AtomicU64::new(migration),
             way_out: Mutex::default(),
+            settled: Condvar::new(),
             inner: Mutex::new(Inner {
                 state: State::Running,
                 remote_pid: 0,
@@ -135,6 +140,13 @@ impl Task {
     /// Whether it comes home for one call only: orders wait for that.
     pub fn visits(&self, visits: bool) {
         self.inner.lock().visits = visits;
+        self.settled.notify_all();
+    }
+    /// Until it is at home for no call: it is away again, or stays. Not for ever.
+    pub fn wait_settled(&self) {
+        let until = Instant::now() + SETTLE_TIMEOUT;
+        let mut inner = self.inner.lock();
+        while inner.visits && !self.settled.wait_until(&mut inner, until).timed_out() {}
     }
 
     /// None: the move has ended.

@@ -142,6 +142,15 @@ impl Shared {
         Ok(task)
     }
 
+    /// Before an order for a process that may be at home for a call: whether it stays there shows
+    /// behind that.
+    fn settle(&self, pid: Pid) {
+        let task = self.home.lock().get(&pid).cloned();
+        if let Some(task) = task {
+            task.wait_settled();
+        }
+    }
+
     fn is_away(&self, pid: Pid) -> bool {
         self.home.lock().get(&pid).is_some_and(|t| t.is_held())
     }
@@ -264,6 +273,7 @@ impl Tasks for Engine {
         if self.shared.ending.load(Ordering::Relaxed) {
             return reply(Err(MigrateError::ShuttingDown));
         }
+        self.shared.settle(pid);
         let task =
             match self.shared.admit(pid, node, caller.uid, Arc::default(), Sharers::Among(&[])) {
                 Ok(task) => task,
@@ -293,13 +303,19 @@ impl Tasks for Engine {
             Some(_) if self.shared.ending.load(Ordering::Relaxed) => {
                 reply(Err(MigrateError::ShuttingDown));
             }
-            Some(link) => self.shared.emigrate_tree(pid, link, caller, reply),
+            Some(link) => {
+                self.shared.settle(pid);
+                self.shared.emigrate_tree(pid, link, caller, reply);
+            }
         }
     }
 
     fn arm(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done) {
         match self.link(node) {
-            Some(link) => self.shared.arm(pid, link, caller.uid, reply),
+            Some(link) => {
+                self.shared.settle(pid);
+                self.shared.arm(pid, link, caller.uid, reply);
+            }
             None => reply(Err(not_connected(node))),
         }
     }

@@ -79,6 +79,7 @@ const PLAIN: &[&str] = &[
     "caller",
     "calls",
     "clock",
+    "clone3",
     "devices",
     "dispositions",
     "family",

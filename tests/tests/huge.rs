@@ -1,4 +1,5 @@
-//! Huge pages of hugetlbfs: a process that has them moves, and has ordinary ones from then on.
+//! Huge pages of hugetlbfs: a process that has them moves. What is private has ordinary ones from
+//! then on, what is shared keeps its own at home.
 
 use std::fs;
 
@@ -7,7 +8,9 @@ use tcmi_tests::{Pair, Victim, VictimKind};
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
 /// What victims/huge.c has, and one that it asks for.
-const PAGES: u64 = 7;
+const PAGES: u64 = 9;
+/// Those of it that are shared.
+const SHARED_BYTES: u64 = 2 * (2 << 20);
 
 /// So many huge pages more on this machine, for as long as the test.
 struct Pool(u64);
@@ -41,7 +44,7 @@ fn of_hugetlbfs(pid: u32) -> Result<u64> {
 }
 
 #[test]
-fn private_huge_pages_go_out_and_come_home_as_ordinary_ones() -> Result<()> {
+fn huge_pages_go_out_and_those_that_are_private_come_home_as_ordinary_ones() -> Result<()> {
     let _pool = Pool::new()?;
     let pair = Pair::new()?;
     let before = pair.settled_accounts()?;
@@ -59,10 +62,34 @@ fn private_huge_pages_go_out_and_come_home_as_ordinary_ones() -> Result<()> {
         ensure!(victim.ask("more", "MORE ")? == [i64::from(libc::ENOMEM)], "more, away");
         pair.bring_home(pid)?;
         victim.check().with_context(|| format!("at home in round {round}"))?;
-        ensure!(of_hugetlbfs(pid)? == 0, "its memory at home is of hugetlbfs");
+        let kept = of_hugetlbfs(pid)?;
+        ensure!(kept == SHARED_BYTES, "{kept} bytes of hugetlbfs at home");
     }
     ensure!(victim.ask("more", "MORE ")? == [0], "none more at home again");
     victim.end(7)?;
     pair.expect_no_leak(&before)?;
+    pair.stop()
+}
+
+#[test]
+fn huge_pages_that_a_tree_shares_stay_shared() -> Result<()> {
+    let _pool = Pool::new()?;
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::with_args("segment", &["3", "huge"]))?;
+    let pid = victim.pid();
+    let refused = pair.try_migrate(pid).err().and_then(|e| e.raw_os_error());
+    ensure!(refused == Some(libc::EOPNOTSUPP), "the answer is {refused:?}");
+    for round in 0..3 {
+        pair.try_migrate_tree(pid).with_context(|| pair.logs())?;
+        for _ in 0..20 {
+            victim.check().with_context(|| format!("away in round {round}"))?;
+        }
+        pair.bring_home(pid)?;
+        for _ in 0..20 {
+            victim.check().with_context(|| format!("at home in round {round}"))?;
+        }
+        ensure!(of_hugetlbfs(pid)? > 0, "its shared memory is not of hugetlbfs any more");
+    }
+    victim.end(7)?;
     pair.stop()
 }

@@ -134,6 +134,38 @@ fn a_fork_of_one_of_them_brings_all_home() -> Result<()> {
     pair.stop()
 }
 
+/// What is left of its mapping is where it was.
+#[test]
+fn a_part_that_one_of_them_unmaps_away_is_gone_at_home_for_it_alone() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    go_out(&pair, &mut victim, &all)?;
+    ensure!(victim.ask("unmap", "UNMAPPED")? == [0], "munmap");
+    pair.bring_home(victim.pid())?;
+    wait_home(&pair, &all)?;
+    works(&mut victim, "at home")?;
+    go_out(&pair, &mut victim, &all)?;
+    pair.bring_home(all[1])?;
+    wait_home(&pair, &all)?;
+    works(&mut victim, "home again")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+#[test]
+fn one_that_moves_shared_memory_brings_all_home() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    for _ in 0..2 {
+        go_out(&pair, &mut victim, &all)?;
+        victim.ask("move", "MOVED")?;
+        wait_home(&pair, &all)?;
+        works(&mut victim, "at home")?;
+    }
+    victim.end(7)?;
+    pair.stop()
+}
+
 #[test]
 fn one_that_ends_away_leaves_the_others() -> Result<()> {
     let pair = Pair::new()?;

@@ -195,6 +195,35 @@ fn a_set_uid_program_brings_the_process_home() -> Result<()> {
     pair.stop()
 }
 
+/// Its visit is over for who sees the new program, and for its keeper a little later.
+#[test]
+fn who_stays_at_home_after_a_visit_can_be_sent_away_at_once() -> Result<()> {
+    const ROUNDS: u32 = 8;
+    let pair = Pair::new()?;
+    let scratch = Scratch::new("set-uid")?;
+    let cat = scratch.join("cat");
+    fs::copy("/bin/cat", &cat)?;
+    fs::set_permissions(scratch.path(), Permissions::from_mode(0o755))?;
+    fs::set_permissions(&cat, Permissions::from_mode(0o4755))?;
+    let script = format!("read x; exec {}", cat.display());
+    for round in 0..ROUNDS {
+        let mut command = Command::new("bash");
+        command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut shell = Started::by(command.uid(NOBODY).gid(NOBODY))?;
+        let pid = shell.pid();
+        pair.migrate(pid)?;
+        shell.0.stdin.as_ref().context("stdin")?.write_all(b"\n")?;
+        wait_until("another program", SOON, || {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm"))?;
+            Ok((name == "cat\n" && !pair.is_guest(pid)).then_some(()))
+        })?;
+        pair.migrate(pid).with_context(|| format!("round {round}"))?;
+        drop(shell.0.stdin.take());
+        ensure!(status_of(shell)? == 0, "another status");
+    }
+    pair.stop()
+}
+
 /// A shell at a terminal: jobs are stopped, brought forward and interrupted from there.
 #[test]
 fn job_control_from_the_terminal_reaches_jobs_of_a_shell_that_is_away() -> Result<()> {

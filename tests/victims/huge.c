@@ -1,6 +1,6 @@
 /*
  * Private memory of huge pages (hugetlbfs), of which a part is given back, a part is protected and
- * a part was never touched.
+ * a part was never touched; and a shared page, one of a memfd and one of none.
  */
 #define VICTIM_COMMAND
 #include "victim.h"
@@ -9,10 +9,18 @@
 #define HUGE_PAGES 6
 #define GONE 4
 #define UNTOUCHED 5
+#define SHARED 6
+#define FILED 7
+#define ALL_PAGES 8
 #define WORDS (HUGE / sizeof(uint64_t))
 
-static uint64_t *memory;
-static uint64_t generation[HUGE_PAGES];
+static uint64_t *memory, *shared, *filed;
+static uint64_t generation[ALL_PAGES];
+
+static uint64_t *words(int page)
+{
+	return page == SHARED ? shared : page == FILED ? filed : memory + page * WORDS;
+}
 
 static uint64_t seed(int page)
 {
@@ -24,14 +32,14 @@ static void fill(int page)
 	generation[page]++;
 	uint64_t state = seed(page);
 	for (size_t i = 0; i < WORDS; i++)
-		memory[page * WORDS + i] = next_random(&state);
+		words(page)[i] = next_random(&state);
 }
 
 static void verify(int page)
 {
 	uint64_t state = seed(page);
 	for (size_t i = 0; i < WORDS; i++)
-		expect_equal("memory", next_random(&state), memory[page * WORDS + i]);
+		expect_equal("memory", next_random(&state), words(page)[i]);
 }
 
 static void *map_huge(int pages)
@@ -47,6 +55,14 @@ static void setup(int argc, char **argv)
 	must(memory != MAP_FAILED, "huge pages");
 	for (int page = 0; page < GONE; page++)
 		fill(page);
+	int rw = PROT_READ | PROT_WRITE;
+	shared = mmap(NULL, HUGE, rw, MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+	int fd = memfd_create("huge", MFD_HUGETLB);
+	must(fd >= 0 && ftruncate(fd, HUGE) == 0, "memfd");
+	filed = mmap(NULL, HUGE, rw, MAP_SHARED, fd, 0);
+	must(shared != MAP_FAILED && filed != MAP_FAILED, "shared huge pages");
+	fill(SHARED);
+	fill(FILED);
 	must(mprotect(&memory[3 * WORDS], HUGE, PROT_READ) == 0, "mprotect");
 	must(munmap(&memory[GONE * WORDS], HUGE) == 0, "munmap");
 }
@@ -54,15 +70,18 @@ static void setup(int argc, char **argv)
 static void step(void)
 {
 	static int next;
-	next = (next + 1) % 3;
-	verify(next);
-	fill(next);
+	static const int pages[] = { 0, 1, 2, SHARED, FILED };
+	next = (next + 1) % 5;
+	verify(pages[next]);
+	fill(pages[next]);
 }
 
 static void check(void)
 {
 	for (int page = 0; page < GONE; page++)
 		verify(page);
+	verify(SHARED);
+	verify(FILED);
 	expect_equal("never touched", 0, memory[UNTOUCHED * WORDS]);
 	expect_equal("aligned", 0, (uintptr_t)memory % HUGE);
 }

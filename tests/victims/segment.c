@@ -1,7 +1,8 @@
 /*
  * A parent and its children (first argument: how many) take turns in memory that they share, by a
  * mutex and a condition of several processes; each counts for itself, too. With a second argument it
- * is System V memory, and READY tells its number: "destroyed" or "lasting".
+ * is System V memory, and READY tells its number: "destroyed" or "lasting"; or it has huge pages:
+ * "huge". "unmap" and "move" are of a part of it, in the parent alone.
  */
 #define VICTIM_COMMAND
 #include "victim.h"
@@ -13,6 +14,8 @@
 #define CHILDREN_MAX 16
 #define PAGES 64
 #define PAGE 4096
+/* Behind what they take turns in. */
+#define MORE_PAGES 4
 
 struct shared {
 	pthread_mutex_t lock;
@@ -29,6 +32,7 @@ static volatile unsigned char *pages;
 static int members = 1;
 static unsigned long mine;
 static const char *system_v;
+static int is_huge;
 static int segment = -1;
 
 /* What the one before has written is there, and what one writes stays. */
@@ -62,7 +66,8 @@ static void *map(size_t bytes)
 		snprintf(ready_word, sizeof ready_word, "%d", segment);
 		return attached;
 	}
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int flags = MAP_SHARED | MAP_ANONYMOUS | (is_huge ? MAP_HUGETLB : 0);
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
 	must(p != MAP_FAILED, "mmap");
 	return p;
 }
@@ -72,9 +77,10 @@ static void setup(int argc, char **argv)
 	int children = argc > 1 ? atoi(argv[1]) : 3;
 	must(children >= 0 && children <= CHILDREN_MAX, "so many children");
 	members = children + 1;
-	system_v = argc > 2 ? argv[2] : NULL;
+	is_huge = argc > 2 && !strcmp(argv[2], "huge");
+	system_v = argc > 2 && !is_huge ? argv[2] : NULL;
 	shared = map(sizeof *shared);
-	pages = map(PAGES * PAGE);
+	pages = map((PAGES + MORE_PAGES) * PAGE);
 	pthread_mutexattr_t lock;
 	pthread_condattr_t turn;
 	pthread_mutexattr_init(&lock);
@@ -121,6 +127,15 @@ static void attach_another(void)
 	expect_equal("errno of nothing", EINVAL, errno);
 }
 
+static void move_pages_away(void)
+{
+	int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+	void *to = mmap(NULL, PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *moved = mremap((void *)pages, PAGES * PAGE, PAGES * PAGE, flags, to);
+	expect_equal("mremap", (long)to, (long)moved);
+	pages = to;
+}
+
 static void check(void)
 {
 	step();
@@ -148,6 +163,12 @@ static void command(const char *line)
 	if (!strcmp(line, "attach")) {
 		attach_another();
 		say("ATTACHED\n");
+	}
+	if (!strcmp(line, "unmap"))
+		say("UNMAPPED %d\n", munmap((void *)(pages + (PAGES + 1) * PAGE), PAGE));
+	if (!strcmp(line, "move")) {
+		move_pages_away();
+		say("MOVED\n");
 	}
 	if (!strcmp(line, "sum"))
 		say("SUM %lu\n", shared->sum);

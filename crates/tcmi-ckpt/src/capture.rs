@@ -98,12 +98,17 @@ fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
         (b"mg", vma_flags::MERGEABLE),
         (b"ht", vma_flags::HUGE_TLB),
     ];
-    let mut flags = if m.shared { vma_flags::SHARED } else { 0 };
-    flags |= known.iter().filter(|(f, _)| m.has(f)).fold(0, |all, (_, bit)| all | bit);
+    let mut flags = known.iter().filter(|(f, _)| m.has(f)).fold(0, |all, (_, bit)| all | bit);
+    if m.shared {
+        // What is shared stays where it is at home.
+        flags = flags & !vma_flags::HUGE_TLB | vma_flags::SHARED;
+    }
     Ok(Vma { start: m.start, end: m.end, prot: m.prot(), backing, flags })
 }
 
 const SHARED_MEMORY: &str = "/dev/zero (deleted)";
+/// Of hugetlbfs, without a file.
+const HUGE_MEMORY: &str = "/anon_hugepage (deleted)";
 /// The name of the memfd that is a segment on an execution node.
 pub const SEGMENT: &str = "tcmi-segment";
 
@@ -114,7 +119,7 @@ fn is_shared_memory(m: &Mapping) -> bool {
 
 /// The first of these at home, where a memfd of that name is the program's.
 pub fn is_shared_at_home(m: &Mapping) -> bool {
-    m.shared && m.name == SHARED_MEMORY && !m.has(b"ht") || sysv::is_segment(m)
+    m.shared && [SHARED_MEMORY, HUGE_MEMORY].contains(&m.name.as_str()) || sysv::is_segment(m)
 }
 
 pub fn is_segment(m: &Mapping) -> bool {
@@ -124,8 +129,8 @@ pub fn is_segment(m: &Mapping) -> bool {
 /// A shared mapping of a file through which the process writes, or may come to: its file is
 /// *live*, one memory on both nodes, whose changes go home. Needs what smaps tells.
 pub fn is_live(m: &Mapping) -> bool {
-    let by_key = m.name == SHARED_MEMORY || m.name.starts_with("/SYSV");
-    m.shared && (m.write || m.has(b"mw")) && m.inode != 0 && !by_key
+    let has_file = ![SHARED_MEMORY, HUGE_MEMORY].contains(&m.name.as_str()) && !m.is_system_v();
+    m.shared && (m.write || m.has(b"mw")) && m.inode != 0 && has_file
 }
 
 /// Why the live file behind a mapping of `pid` has to stay: another process has it mapped, too.
@@ -153,7 +158,7 @@ fn refuse_aliases(all: &[Mapping]) -> Result<()> {
 
 /// Made with MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB.
 fn is_huge(m: &Mapping) -> bool {
-    !m.shared && m.has(b"ht") && m.name == "/anon_hugepage (deleted)"
+    !m.shared && m.has(b"ht") && m.name == HUGE_MEMORY
 }
 
 /// Why a mapping cannot be moved, if it cannot.
@@ -166,8 +171,8 @@ pub fn obstacle(m: &Mapping) -> Option<String> {
         Some(format!("a mapped device ({at})"))
     } else if is_huge(m) {
         None
-    } else if m.has(b"ht") {
-        Some(format!("huge pages of hugetlbfs ({at})"))
+    } else if m.has(b"ht") && !is_live(m) && !is_shared_at_home(m) {
+        Some(format!("huge pages of a file of hugetlbfs, private or read-only ({at})"))
     } else if m.name.starts_with("anon_inode:") {
         Some(format!("a mapped kernel object ({at})"))
     } else if m.shared && (m.write || m.has(b"mw") || m.inode == 0) && !is_live(m) {

@@ -166,7 +166,8 @@ pub mod vma_flags {
     pub const MERGEABLE: u32 = 256;
     /// MAP_SHARED: of a file, or of anonymous memory.
     pub const SHARED: u32 = 512;
-    /// Of hugetlbfs where it was captured. It is made of ordinary pages wherever it comes to.
+    /// Private memory of hugetlbfs where it was captured. It is made of ordinary pages wherever it
+    /// comes to.
     pub const HUGE_TLB: u32 = 1024;
 }
 

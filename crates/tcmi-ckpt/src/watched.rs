@@ -205,12 +205,9 @@ impl Watched {
             self.running.insert(new, going);
             return Ok(());
         }
-        let regs = s.regs()?;
-        let shared =
-            regs.orig_rax as i64 == libc::SYS_clone && regs.rdi & libc::CLONE_VM as u64 != 0;
         let memory = match event {
             libc::PTRACE_EVENT_VFORK => Memory::Lent,
-            _ if shared => Memory::Shared,
+            _ if proc::share_memory(new, self.pid) => Memory::Shared,
             _ => Memory::Own,
         };
         match early {

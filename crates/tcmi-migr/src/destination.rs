@@ -277,7 +277,11 @@ fn construct(
     n.create_threads(&others, begin.uid, begin.gid)?;
     let steward_end = reserved.0 + blob.header().steward_syscall_end;
     let has_live = !files.live.is_empty();
-    let watches = Watches { live_files: has_live, signals: image.descriptor_signals };
+    let watches = Watches {
+        live_files: has_live,
+        segments: !begin.segments.is_empty(),
+        signals: image.descriptor_signals,
+    };
     n.done_by(signalfds::done_signal(image.descriptor_signals)?);
     let filter = seccomp::program(begin.pid, Some(steward_end), watches);
     let filter = filter.iter().flat_map(|i| remote::bytes_of(i).to_vec()).collect();

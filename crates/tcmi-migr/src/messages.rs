@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tcmi_ckpt::copies::OpenCopy;
 use tcmi_ckpt::devices::OpenDevice;
 use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, SEGMENTS_MAX, Segment, check_range};
+use tcmi_ckpt::reach::{Access, Found};
 use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
@@ -144,8 +145,13 @@ message! {
     /// `fstat` says of it. Runs of its bytes follow, as pages do, by file offset.
     48 Live { index: u32, size: u64, dev: u64, ino: u64 }
     /// N: the guest has waited for a child, of which home is to tell what it used elsewhere.
-    41 AskUsed { pid: i32 }
-    42 ChildUsed { used: Usage }
+    41 AskUsed { number: u64, pid: i32 }
+    42 ChildUsed { number: u64, used: Usage }
+    /// N: the guest reaches for the memory of a process at home, which `began` then, as Found::Away
+    /// told. H: for this guest's memory.
+    43 Reach { number: u64, pid: i32, began: u64, access: Access }
+    /// The answer of either. H gives them in any order, N in that of the questions.
+    44 Reached { number: u64, found: Found }
     /// N: thread `by` makes a call that only home's kernel can. ComeHome is the answer.
     40 VisitHome { by: i32 }
 }

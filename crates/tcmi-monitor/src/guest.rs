@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
+use tcmi_ckpt::reach::{Access, Found};
 use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
@@ -25,14 +26,14 @@ use crate::limits::Limits;
 
 mod begin;
 mod births;
-mod children;
 mod daemon;
 mod home;
+mod inquiry;
 
 use begin::build;
 use births::{Births, Question};
-use children::Children;
 use daemon::{claim, tell};
+use inquiry::Inquiry;
 
 /// From a signal's arrival until calls that it left waiting are looked for: the usual one has
 /// ended by then.
@@ -46,6 +47,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const LOOK_INTERVAL_A_CALL: Duration = Duration::from_millis(2);
 /// The interval grows by half to this while the same calls wait: so idle guests cost little.
 const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(80);
+/// Until home is asked again for a process that was neither here nor there.
+const REACH_AGAIN: Duration = Duration::from_millis(5);
 /// From the end of a shadow to that of a guest that ends with it.
 const END_OF_BOTH: Duration = Duration::from_millis(200);
 /// For what a guest that has ended stored last to be taken at home.
@@ -95,8 +98,7 @@ fn oversee(daemon: &OwnedFd) -> Result<String> {
     let mut life = Life::begin(daemon, born, limits, module, w, r)?;
     let ended = life.serve(daemon);
     tell(daemon, &ToDaemon::Stats { calls: life.stats() });
-    life.shadow.births.close();
-    life.shadow.children.close();
+    life.shadow.close();
     life.tracer.end();
     life.kill();
     ended
@@ -105,7 +107,10 @@ fn oversee(daemon: &OwnedFd) -> Result<String> {
 /// What others learn of the shadow, and the bell that wakes the main loop for it.
 struct Tidings {
     births: Births,
-    children: Children,
+    /// What a child used that the guest has waited for.
+    children: Inquiry<i32, Usage>,
+    /// Memory of another process: its id, when it began, and what is to be done there.
+    others: Inquiry<(i32, u64, Access), Found>,
     bell: OwnedFd,
     /// It serves. Until then the process may go on at home.
     serving: AtomicBool,
@@ -116,7 +121,26 @@ struct Tidings {
 impl Tidings {
     fn new(births: Births) -> Result<Self> {
         let (serving, lost) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { births, children: Children::default(), bell: eventfd()?, serving, lost })
+        let (children, others) = Default::default();
+        Ok(Self { births, children, others, bell: eventfd()?, serving, lost })
+    }
+    /// The guest is on its way home.
+    fn close(&self) {
+        self.births.close();
+        self.children.close();
+        self.others.close();
+    }
+    /// After a return that failed.
+    fn open(&self) {
+        self.births.open();
+        self.children.open();
+        self.others.open();
+    }
+    /// There is nobody to answer what is asked.
+    fn answer_none(&self) {
+        self.births.answer(None);
+        self.children.answer_any(Usage::default());
+        self.others.answer_any(Found::Nobody);
     }
     fn set(&self, what: &AtomicBool) {
         what.store(true, Ordering::Release);
@@ -132,7 +156,14 @@ impl Hooks for Tidings {
         self.births.ask_visit(by, || ring(&self.bell))
     }
     fn child_used(&self, pid: i32) -> Usage {
-        self.children.ask(pid, || ring(&self.bell))
+        self.children.ask(pid, || ring(&self.bell)).unwrap_or_default()
+    }
+    fn reach(&self, pid: i32, began: u64, access: Access) -> Found {
+        let found = self.others.ask((pid, began, access), || ring(&self.bell));
+        if found == Some(Found::Moves) {
+            self.others.pause(REACH_AGAIN);
+        }
+        found.unwrap_or(Found::Moves)
     }
     fn thread_begun(&self, here: i32, tid: i32) {
         self.births.begun(here, tid);
@@ -221,8 +252,11 @@ impl Life {
                     if let Some(question) = self.shadow.births.asked() {
                         self.put(question);
                     }
-                    if let Some(pid) = self.shadow.children.asked() {
-                        self.ask_used(pid);
+                    if let Some((number, pid)) = self.shadow.children.asked() {
+                        self.ask(&msg::AskUsed { number, pid });
+                    }
+                    if let Some((number, (pid, began, access))) = self.shadow.others.asked() {
+                        self.ask(&msg::Reach { number, pid, began, access });
                     }
                     self.ask_home(daemon);
                 }
@@ -276,18 +310,15 @@ impl Life {
 
     fn put(&mut self, question: Question) {
         match question {
-            Question::Thread(by) => self.tell_keeper(&msg::BeginThread { by }),
-            Question::Visit(by) => self.tell_keeper(&msg::VisitHome { by }),
-        }
-        if !self.keeper {
-            self.shadow.births.answer(None);
+            Question::Thread(by) => self.ask(&msg::BeginThread { by }),
+            Question::Visit(by) => self.ask(&msg::VisitHome { by }),
         }
     }
 
-    fn ask_used(&mut self, pid: i32) {
-        self.tell_keeper(&msg::AskUsed { pid });
+    fn ask<M: Message>(&mut self, question: &M) {
+        self.tell_keeper(question);
         if !self.keeper {
-            self.shadow.children.answer(Usage::default());
+            self.shadow.answer_none();
         }
     }
 
@@ -307,8 +338,7 @@ impl Life {
     fn lose_keeper(&mut self, why: &Error) {
         tracing::info!(error = %why, "home's keeper is gone; the guest goes on");
         self.keeper = false;
-        self.shadow.births.answer(None);
-        self.shadow.children.answer(Usage::default());
+        self.shadow.answer_none();
         if self.calls.stopped(false) {
             self.obey_signal(libc::SIGCONT);
         }
@@ -433,8 +463,18 @@ impl Life {
                 self.ask_home(daemon);
             }
             msg::ChildUsed::KIND => {
-                let msg::ChildUsed { used } = msg::decode(frame)?;
-                self.shadow.children.answer(used);
+                let msg::ChildUsed { number, used } = msg::decode(frame)?;
+                self.shadow.children.answer(number, used);
+            }
+            msg::Reached::KIND => {
+                let msg::Reached { number, found } = msg::decode(frame)?;
+                self.shadow.others.answer(number, found);
+            }
+            msg::Reach::KIND => {
+                let msg::Reach { number, access, .. } = msg::decode(frame)?;
+                access.check()?;
+                let found = access.make(self.guest.host_pid);
+                self.tell_keeper(&msg::Reached { number, found });
             }
             msg::ThreadRefused::KIND => {
                 msg::decode::<msg::ThreadRefused>(frame)?;
@@ -442,11 +482,9 @@ impl Life {
             }
             msg::ComeHome::KIND => {
                 tell(daemon, &ToDaemon::Returning {});
-                self.shadow.births.close();
-                self.shadow.children.close();
+                self.shadow.close();
                 let went = self.go_home();
-                self.shadow.births.open();
-                self.shadow.children.open();
+                self.shadow.open();
                 match went {
                     Ok(true) => return Ok(Some("went home".to_owned())),
                     Ok(false) => tell(daemon, &ToDaemon::Stays { text: "home gave up".to_owned() }),

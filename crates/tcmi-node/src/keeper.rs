@@ -3,10 +3,12 @@
 //! All of ptrace for one process happens here: the kernel ties a tracee to the thread that
 //! seized it.
 
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::usage::Used;
@@ -27,6 +29,10 @@ use crate::task::{Order, Task};
 use crate::tasks::{Party, Step};
 
 mod home;
+mod reach;
+
+use reach::Asker;
+pub use reach::Reaching;
 
 /// Longest wait for a stream that the node has to dial.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -109,8 +115,9 @@ pub fn keep(
     task.bell.ring();
     done(Ok(()));
     let party = party.filter(|p| p.shares_memory()).cloned();
+    let (waited, asked, answers) = (Vec::new(), VecDeque::new(), unbounded());
     let mut keeper =
-        Keeper { task, link, node, wire, shadow: Some(shadow), party, waited: Vec::new() };
+        Keeper { task, link, node, wire, shadow: Some(shadow), party, waited, asked, answers };
     let end = keeper.serve();
     keeper.close(end)
 }
@@ -222,6 +229,10 @@ struct Keeper<'a> {
     party: Option<Arc<Party>>,
     /// Children that it asked of when it was to come home, and had no answer.
     waited: Vec<Pid>,
+    /// Those who wait for what its guest's monitor was asked, in that order.
+    asked: VecDeque<Asker>,
+    /// What its guest is told of others.
+    answers: (Sender<msg::Reached>, Receiver<msg::Reached>),
 }
 
 impl Keeper<'_> {
@@ -282,6 +293,7 @@ impl Keeper<'_> {
         {
             return Ok(Some(end));
         }
+        self.pass_reaches()?;
         if self.task.takes_calls() {
             msg::send(&mut self.wire.w, &msg::AskStats {})?;
         }
@@ -323,11 +335,13 @@ impl Keeper<'_> {
                 Ok(None)
             }
             msg::AskUsed::KIND => {
-                let msg::AskUsed { pid } = msg::decode(&frame)?;
+                let msg::AskUsed { number, pid } = msg::decode(&frame)?;
                 let used = Pid::new(pid).map(|pid| self.task.left_by(pid)).unwrap_or_default();
-                msg::send(&mut self.wire.w, &msg::ChildUsed { used })?;
+                msg::send(&mut self.wire.w, &msg::ChildUsed { number, used })?;
                 Ok(None)
             }
+            msg::Reach::KIND => self.reach(msg::decode(&frame)?).map(|()| None),
+            msg::Reached::KIND => self.reached(msg::decode(&frame)?).map(|()| None),
             msg::Poke::KIND => {
                 let msg::Poke { tid, seq } = msg::decode(&frame)?;
                 self.kept()?.shadow.poke(tid, seq).or_else(gone_is_fine)?;
@@ -409,6 +423,7 @@ impl Keeper<'_> {
             tracing::warn!(pid = %self.task.pid, error = %e, "reaping the shadow");
         }
         let pid = self.task.pid;
+        self.task.drop_reachings();
         self.task.answer_orders(|| Err(MigrateError::NotAway(pid)));
         None
     }

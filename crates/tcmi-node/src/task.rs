@@ -1,14 +1,14 @@
 //! One process that is away, on its way, or a guest: what its thread and the control files
 //! share.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
@@ -21,7 +21,11 @@ use tcmi_migr::source::{Rules, Times, Watch};
 use crate::calls::Calls;
 use crate::control::{Done, TaskView};
 use crate::doorbell::Bell;
+use crate::keeper::Reaching;
 use crate::tasks::used::Elsewhere;
+
+/// Processes that are away, and those whose move has failed.
+pub type Away = HashMap<Pid, Arc<Task>>;
 
 /// What a task's thread is asked to do.
 pub enum Order {
@@ -43,8 +47,12 @@ pub struct Task {
     /// When its process began, and as whose child.
     pub origin: (u64, i32),
     pub elsewhere: Arc<Elsewhere>,
+    /// All that are away, this one among them.
+    pub all: Weak<Mutex<Away>>,
     migration: AtomicU64,
     inner: Mutex<Inner>,
+    /// Told when a visit has ended.
+    settled: Condvar,
     /// The socket of a move out that has not ended.
     way_out: Mutex<Option<OwnedFd>>,
 }
@@ -61,6 +69,8 @@ struct Inner {
     out: Times,
     calls: Calls,
     orders: VecDeque<Order>,
+    /// What others want of its guest's memory.
+    reachings: VecDeque<Reaching>,
     /// Its thread is at work.
     held: bool,
     /// It is at home for one call only.
@@ -72,6 +82,8 @@ struct Inner {
 
 /// Counters of forwarded calls are at most this old when they are read twice.
 const CALLS_AGE: Duration = Duration::from_millis(200);
+/// Longest that an order waits for the end of a visit.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Task {
     pub fn new(pid: Pid, ids: (u32, u32), node: LinkId, migration: u64) -> std::io::Result<Self> {
@@ -85,8 +97,10 @@ impl Task {
             rules: Rules::default(),
             origin: (0, 0),
             elsewhere: Arc::default(),
+            all: Weak::new(),
             migration: AtomicU64::new(migration),
             way_out: Mutex::default(),
+            settled: Condvar::new(),
             inner: Mutex::new(Inner {
                 state: State::Running,
                 remote_pid: 0,
@@ -98,6 +112,7 @@ impl Task {
                 out: Times::default(),
                 calls: Calls::default(),
                 orders: VecDeque::new(),
+                reachings: VecDeque::new(),
                 held: true,
                 visits: false,
                 calls_asked: None,
@@ -125,6 +140,13 @@ impl Task {
     /// Whether it comes home for one call only: orders wait for that.
     pub fn visits(&self, visits: bool) {
         self.inner.lock().visits = visits;
+        self.settled.notify_all();
+    }
+    /// Until it is at home for no call: it is away again, or stays. Not for ever.
+    pub fn wait_settled(&self) {
+        let until = Instant::now() + SETTLE_TIMEOUT;
+        let mut inner = self.inner.lock();
+        while inner.visits && !self.settled.wait_until(&mut inner, until).timed_out() {}
     }
 
     /// None: the move has ended.
@@ -185,6 +207,29 @@ impl Task {
     pub fn left_by(&self, child: Pid) -> Usage {
         self.elsewhere.take(child, self.pid)
     }
+    pub fn other(&self, pid: Pid) -> Option<Arc<Task>> {
+        self.all.upgrade()?.lock().get(&pid).cloned()
+    }
+
+    /// Another process reaches for its guest's memory. Dropped if it is not away.
+    pub fn reached_for(&self, what: Reaching) {
+        let mut inner = self.inner.lock();
+        if inner.state == State::Emigrated {
+            inner.reachings.push_back(what);
+            drop(inner);
+            self.bell.ring();
+        }
+    }
+    pub fn next_reaching(&self) -> Option<Reaching> {
+        self.inner.lock().reachings.pop_front()
+    }
+    /// It is not away any more.
+    pub fn drop_reachings(&self) {
+        while let Some(dropped) = self.next_reaching() {
+            drop(dropped);
+        }
+    }
+
     pub fn set_calls(&self, calls: Vec<CallCount>) {
         self.inner.lock().calls.told(calls);
     }

@@ -24,7 +24,7 @@ use crate::doorbell::Doorbell;
 use crate::explain::{self, Sharers, examine};
 use crate::guests::{EVACUATION, Guests, Hosting, Offer};
 use crate::keeper::{self, Visit};
-use crate::task::{Order, Task};
+use crate::task::{Away, Order, Task};
 use crate::tree::Tree;
 use used::Elsewhere;
 
@@ -42,7 +42,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(PHASE_TIMEOUT_MS);
 type Answer = (i32, String);
 
 struct Shared {
-    home: Mutex<HashMap<Pid, Arc<Task>>>,
+    home: Arc<Mutex<Away>>,
     armed: Mutex<HashMap<Pid, Arc<armed::Armed>>>,
     links: Mutex<HashMap<LinkId, Link>>,
     /// Offers that wait for their answer, by migration.
@@ -77,7 +77,7 @@ impl Engine {
     ) -> std::io::Result<Self> {
         let guests = Arc::new(Guests::new(hosting, module, Arc::clone(&tree))?);
         let shared = Shared {
-            home: Mutex::default(),
+            home: Arc::default(),
             armed: Mutex::default(),
             links: Mutex::default(),
             offers: Mutex::default(),
@@ -131,6 +131,7 @@ impl Shared {
         // Its last thread may not have ended its books.
         task.origin = origin;
         task.elsewhere = Arc::clone(&self.elsewhere);
+        task.all = Arc::downgrade(&self.home);
         task.set_used(former.map_or_else(|| self.elsewhere.of(pid), |former| former.used()));
         self.elsewhere.leaves(pid);
         let task = Arc::new(task);
@@ -139,6 +140,15 @@ impl Shared {
         drop(home);
         self.tree.changed();
         Ok(task)
+    }
+
+    /// Before an order for a process that may be at home for a call: whether it stays there shows
+    /// behind that.
+    fn settle(&self, pid: Pid) {
+        let task = self.home.lock().get(&pid).cloned();
+        if let Some(task) = task {
+            task.wait_settled();
+        }
     }
 
     fn is_away(&self, pid: Pid) -> bool {
@@ -263,6 +273,7 @@ impl Tasks for Engine {
         if self.shared.ending.load(Ordering::Relaxed) {
             return reply(Err(MigrateError::ShuttingDown));
         }
+        self.shared.settle(pid);
         let task =
             match self.shared.admit(pid, node, caller.uid, Arc::default(), Sharers::Among(&[])) {
                 Ok(task) => task,
@@ -292,13 +303,19 @@ impl Tasks for Engine {
             Some(_) if self.shared.ending.load(Ordering::Relaxed) => {
                 reply(Err(MigrateError::ShuttingDown));
             }
-            Some(link) => self.shared.emigrate_tree(pid, link, caller, reply),
+            Some(link) => {
+                self.shared.settle(pid);
+                self.shared.emigrate_tree(pid, link, caller, reply);
+            }
         }
     }
 
     fn arm(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done) {
         match self.link(node) {
-            Some(link) => self.shared.arm(pid, link, caller.uid, reply),
+            Some(link) => {
+                self.shared.settle(pid);
+                self.shared.arm(pid, link, caller.uid, reply);
+            }
             None => reply(Err(not_connected(node))),
         }
     }

@@ -1,13 +1,15 @@
 //! A guest begins a thread: home first, then the guest's own kernel, by the call as the guest
 //! made it. Who may see the new thread sees it with its shadow.
 
+use std::io;
+
 use tcmi_call::table::errno::EAGAIN;
 use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::calls::{Begun, Denied, Shared};
 use crate::stream::StreamError;
-use crate::tracer::Closed;
+use crate::tracer::{Closed, Orders};
 use crate::visit;
 use crate::worker::{Outcome, Thread, failed};
 
@@ -25,7 +27,7 @@ const MAY_HAVE: u64 = (libc::CLONE_SETTLS
     | libc::CLONE_CHILD_CLEARTID
     | libc::CLONE_DETACHED) as u64;
 
-fn is_thread(flags: u64) -> bool {
+pub(crate) fn is_thread(flags: u64) -> bool {
     // The low byte is a signal to a parent, which threads do not have.
     flags & SHARED == SHARED && flags & !(SHARED | MAY_HAVE | 0xff) == 0
 }
@@ -34,6 +36,17 @@ pub(crate) fn begin_thread(shared: &Shared, notif: &Notification) -> Result<Outc
     if !is_thread(notif.args[0]) {
         return Ok(visit::visit(shared, notif));
     }
+    begin(shared, notif, |orders| {
+        orders.bear(notif.tid, || shared.listener.answer(notif.id, Answer::Continue))
+    })
+}
+
+/// Begins a thread at home, and has `bear` begin it here: Some(the thread, held with its parent).
+pub(crate) fn begin(
+    shared: &Shared,
+    notif: &Notification,
+    bear: impl FnOnce(&Orders) -> Result<io::Result<Option<i32>>, Closed>,
+) -> Result<Outcome, StreamError> {
     let again = visit::again();
     let _one = shared.births.lock();
     let Begun { tid, stream } = match shared.hooks.begin_thread(notif.tid) {
@@ -44,8 +57,7 @@ pub(crate) fn begin_thread(shared: &Shared, notif: &Notification) -> Result<Outc
     // Dropped without a request, it ends its shadow thread.
     let served = Thread::new(stream, Usage::default());
     let orders = &shared.guest.orders;
-    let begun = orders.bear(notif.tid, || shared.listener.answer(notif.id, Answer::Continue));
-    match begun {
+    match bear(orders) {
         // The guest is being held.
         Err(Closed) => Ok(again),
         Ok(Ok(Some(here))) => {

@@ -12,6 +12,7 @@ use tcmi_call::table::errno::Errno;
 use tcmi_ckpt::birth;
 use tcmi_ckpt::devices::OpenDevice;
 use tcmi_ckpt::live::LiveFile;
+use tcmi_ckpt::reach::{Access, Found};
 use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::Listener;
 
@@ -100,6 +101,9 @@ pub trait Hooks: Send + Sync {
     fn visit_home(&self, by: i32) -> Denied;
     /// On other nodes than home, by a child that was waited for.
     fn child_used(&self, pid: i32) -> Usage;
+    /// Reaches for memory of a process that is called so at home and `began` then. In an access of
+    /// its own, as Found::Away told.
+    fn reach(&self, pid: i32, began: u64, access: Access) -> Found;
     /// It has been begun here as `here`, and does not run yet.
     fn thread_begun(&self, here: i32, tid: i32);
     /// `left`: guest threads that remain.

@@ -16,7 +16,7 @@ use tcmi_call::engine::GuestMemory;
 use tcmi_call::engine::own::PIECES_MAX;
 use tcmi_call::table::{Alters, Arg, Row};
 use tcmi_ckpt::live::{LiveFile, Window};
-use tcmi_sys::maps;
+use tcmi_sys::maps::Mapping;
 use tcmi_sys::seccomp::Notification;
 
 use crate::calls::Shared;
@@ -126,11 +126,9 @@ impl Live {
         self.any && self.files.lock().all.iter().any(|f| f.id == (dev, ino))
     }
 
-    /// Whether the guest has one mapped at `addr`.
-    pub(crate) fn is_at(&self, pid: i32, addr: u64) -> bool {
-        let Ok(mappings) = maps::read_short(pid) else { return false };
-        let there = mappings.iter().find(|m| m.start <= addr && addr < m.end);
-        there.is_some_and(|m| self.files.lock().all.iter().any(|f| m.shared && f.here == m.inode))
+    /// Whether a mapping of the guest is of one.
+    pub(crate) fn is_of(&self, m: &Mapping) -> bool {
+        m.shared && self.files.lock().all.iter().any(|f| f.here == m.inode)
     }
 }
 
@@ -471,7 +469,7 @@ impl Thread {
         self.own(|call, seq| call.plain(nr as u16, args, seq), &mut [])
     }
 
-    fn poke<'a>(
+    pub(crate) fn poke<'a>(
         &mut self,
         pid: i32,
         pieces: impl ExactSizeIterator<Item = (u64, &'a [u8])> + Clone,

@@ -10,6 +10,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use parking_lot::Mutex;
 use tcmi_call::abi::BatchOp;
 use tcmi_call::table::errno::{EACCES, EINVAL, EIO, ENODEV, ENOMEM, EOVERFLOW, EPERM, Errno};
+use tcmi_ckpt::capture;
+use tcmi_sys::maps;
+use tcmi_sys::seccomp::Notification;
 
 use crate::calls::Shared;
 use crate::memory::word;
@@ -116,6 +119,22 @@ fn checked(args: &[u64; 6]) -> Result<Request, Errno> {
         return Err(EINVAL);
     }
     Ok(Request { addr, len, prot, flags, fd, offset })
+}
+
+/// Whether an `mremap`, or its like, moves or extends memory that home has to know the place of.
+pub(crate) fn remaps_at_home(shared: &Shared, notif: &Notification) -> bool {
+    const MOVES: i32 = libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    let [start, len, new_len, flags, ..] = notif.args;
+    let is_mremap = i64::from(notif.nr) == libc::SYS_mremap;
+    if is_mremap && new_len <= len && flags as i32 & MOVES == 0 {
+        return false;
+    }
+    let end = start.saturating_add(len.max(1));
+    // Of one that is gone nobody waits for the answer.
+    let all = maps::read_short(notif.tid).unwrap_or_default();
+    all.iter()
+        .filter(|m| m.start < end && start < m.end)
+        .any(|m| capture::is_segment(m) || shared.live.is_of(m))
 }
 
 /// Ok: the address, as the guest's kernel gave it.

@@ -245,17 +245,6 @@ fn pending(
     })
 }
 
-/// Whether the thread is led through an `rt_sigsuspend` which it does not make itself.
-pub(crate) fn is_led(shared: &Shared, notif: &Notification) -> bool {
-    i64::from(notif.nr) == libc::SYS_rt_sigsuspend && shared.guest.orders.is_led(notif.tid)
-}
-
-pub(crate) fn let_go_on(shared: &Shared, notif: &Notification) {
-    if let Err(error) = shared.listener.answer(notif.id, Answer::Continue) {
-        tracing::debug!(%error, tid = notif.tid, "a thread that was led has ended");
-    }
-}
-
 impl Thread {
     /// After a return that failed: its shadow thread blocks what it did at first.
     pub(crate) fn forget_mirror(&mut self) {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tcmi_call::engine::{Call, GuestMemory, SliceMemory};
 use tcmi_call::frame::{ReplyHeader, disposition, kind, reply_flags};
-use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, EPERM, ESRCH, Errno};
+use tcmi_call::table::errno::{EFAULT, EINTR, EINVAL, ENOSYS, ESRCH, Errno};
 use tcmi_call::table::{self, Arg, Both, Class, Restart, Row, prctl};
 use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::{Answer, Notification};
@@ -15,16 +15,18 @@ use tcmi_sys::seccomp::{Answer, Notification};
 use crate::births;
 use crate::calls::{Flight, Shared};
 use crate::children;
+use crate::clone3;
 use crate::devices;
 use crate::files;
 use crate::interrupt::{self, Pending};
 use crate::live;
 use crate::mapping::{self, Refusal};
 use crate::memory::{ProcessMemory, word};
+use crate::others;
 use crate::selves;
 use crate::signalfds::{self, Mirror};
 use crate::stream::{CallStream, StreamError};
-use crate::tracer::{Closed, Suspension};
+use crate::tracer::Closed;
 use crate::usage::{self, Told};
 use crate::visit;
 
@@ -144,7 +146,7 @@ pub(crate) enum Outcome {
     Suspended(u64),
 }
 
-fn returned(ret: i64) -> Outcome {
+pub(crate) fn returned(ret: i64) -> Outcome {
     Outcome::Answer(match ret {
         0.. => Answer::Value(ret),
         _ => Answer::Error(-ret as i32),
@@ -158,8 +160,11 @@ pub(crate) fn failed(errno: Errno) -> Outcome {
 /// Serves one call. A stream that broke leaves it unanswered: what becomes of a guest whose
 /// home is lost is for the hooks' owner to say.
 pub(crate) fn serve(shared: &Shared, notif: &Notification) {
-    if signalfds::is_led(shared, notif) {
-        return signalfds::let_go_on(shared, notif);
+    if shared.guest.orders.is_led(notif.tid, notif.nr) {
+        if let Err(error) = shared.listener.answer(notif.id, Answer::Continue) {
+            tracing::debug!(%error, tid = notif.tid, "a thread that was led has ended");
+        }
+        return;
     }
     let begun = Instant::now();
     let outcome = match outcome(shared, notif) {
@@ -205,8 +210,7 @@ fn give(
             answer
         }
         Outcome::Suspended(mask) => {
-            let by = Suspension { nr: notif.nr, mask };
-            match interrupt::look_out(shared, notif, |orders| orders.lead(tid, by)) {
+            match interrupt::look_out(shared, notif, |orders| orders.suspend(tid, notif.nr, mask)) {
                 Ok(()) => answer,
                 // It is made again, wherever the guest is then.
                 Err(Closed) => Answer::Error(Restart::NoHandler.code()),
@@ -261,7 +265,10 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
         Some(Both::Disposition) => mirror_disposition(shared, &mut thread, notif),
         Some(Both::BeginThread) => {
             drop(thread);
-            births::begin_thread(shared, notif)
+            match i64::from(notif.nr) {
+                libc::SYS_clone3 => clone3::begin(shared, notif),
+                _ => births::begin_thread(shared, notif),
+            }
         }
         Some(Both::AtHome) => match visit::foreseen(shared, &mut thread, notif)? {
             Some(errno) => Ok(failed(errno)),
@@ -296,7 +303,7 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             Ok(()) => Ok(Outcome::Answer(Answer::Continue)),
             Err(errno) => Ok(failed(Errno(errno))),
         },
-        Some(Both::Remap) => match shared.live.is_at(notif.tid, notif.args[0]) {
+        Some(Both::Remap) => match mapping::remaps_at_home(shared, notif) {
             true => {
                 drop(thread);
                 Ok(visit::visit(shared, notif))
@@ -304,7 +311,7 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             false => Ok(Outcome::Answer(Answer::Continue)),
         },
         Some(Both::Usage) => usage::serve(shared, &mut thread, notif),
-        Some(Both::OtherMemory) => other_memory(shared, &mut thread, notif),
+        Some(Both::OtherMemory) => others::serve(shared, &mut thread, notif),
         Some(Both::Prctl) => match prctl::option(notif.args[0]) {
             prctl::Side::Local => Ok(Outcome::Answer(Answer::Continue)),
             prctl::Side::Refused(errno) => Ok(failed(errno)),
@@ -511,26 +518,6 @@ fn bad_timeout(row: &Row, args: &[u64; 6], mem: &mut ProcessMemory<'_>) -> Optio
     let (seconds, ns) = (time as i64, (time >> 64) as i64);
     let sound = seconds >= 0 && (0..NS_PER_S).contains(&ns);
     (!sound).then_some(EINVAL)
-}
-
-/// Memory of a process by its id. What home has of one that is away is nobody's any more.
-fn other_memory(
-    shared: &Shared,
-    thread: &mut Thread,
-    notif: &Notification,
-) -> Result<Outcome, StreamError> {
-    const NOWHERE: u64 = 16;
-    let [pid, .., flags] = notif.args;
-    let pid = pid as i32;
-    if flags != 0 {
-        return Ok(failed(EINVAL));
-    }
-    if shared.called_at_home(pid).is_some() {
-        return Ok(Outcome::Answer(Answer::Continue));
-    }
-    // It fails by the address if the process is there and may be looked at.
-    let asked = thread.peek(pid, NOWHERE, &mut [0])?;
-    Ok(failed(if asked == ESRCH.ret() { ESRCH } else { EPERM }))
 }
 
 /// Home learns what becomes of a signal before the guest's kernel does: a signal in between

@@ -3,27 +3,21 @@
 use crate::errno::{Errno, Result};
 use libc::{iovec, pid_t};
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 
 /// Reads exactly `buf.len()` bytes of readable memory.
 pub fn read(pid: pid_t, addr: u64, buf: &mut [u8]) -> Result<()> {
     let mut done = 0;
     while done < buf.len() {
-        let rest = &mut buf[done..];
-        let local = iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() };
-        let remote = iovec { iov_base: (addr + done as u64) as *mut _, iov_len: rest.len() };
-        // SAFETY: `local` covers `rest`, which is writable; `remote` is checked by the kernel.
-        let n = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
-        if n <= 0 {
-            return Err(Errno::last("process_vm_readv"));
-        }
-        done += n as usize;
+        done += gather(pid, addr + done as u64, &mut [IoSliceMut::new(&mut buf[done..])])?;
     }
     Ok(())
 }
 
-/// Reads what stands at `addr` into `rooms`, in order; returns how much, at least one byte.
-pub fn gather(pid: pid_t, addr: u64, rooms: &mut [std::io::IoSliceMut<'_>]) -> Result<usize> {
+/// Reads what stands at `addr` into `rooms`, in order, up to the first page that cannot be read;
+/// returns how much, at least one byte.
+pub fn gather(pid: pid_t, addr: u64, rooms: &mut [IoSliceMut<'_>]) -> Result<usize> {
     let len = rooms.iter().map(|r| r.len()).sum();
     let remote = iovec { iov_base: addr as *mut _, iov_len: len };
     // SAFETY: IoSliceMut is iovec by its documented layout, and each is writable memory of ours.
@@ -37,17 +31,18 @@ pub fn gather(pid: pid_t, addr: u64, rooms: &mut [std::io::IoSliceMut<'_>]) -> R
 pub fn write(pid: pid_t, addr: u64, buf: &[u8]) -> Result<()> {
     let mut done = 0;
     while done < buf.len() {
-        let rest = &buf[done..];
-        let local = iovec { iov_base: rest.as_ptr() as *mut _, iov_len: rest.len() };
-        let remote = iovec { iov_base: (addr + done as u64) as *mut _, iov_len: rest.len() };
-        // SAFETY: `local` covers `rest` and is only read; `remote` is checked by the kernel.
-        let n = unsafe { libc::process_vm_writev(pid, &local, 1, &remote, 1, 0) };
-        if n <= 0 {
-            return Err(Errno::last("process_vm_writev"));
-        }
-        done += n as usize;
+        done += write_some(pid, addr + done as u64, &buf[done..])?;
     }
     Ok(())
+}
+
+/// Writes up to the first page that cannot be written; returns how much, at least one byte.
+pub fn write_some(pid: pid_t, addr: u64, buf: &[u8]) -> Result<usize> {
+    let local = iovec { iov_base: buf.as_ptr() as *mut _, iov_len: buf.len() };
+    let remote = iovec { iov_base: addr as *mut _, iov_len: buf.len() };
+    // SAFETY: `local` covers `buf` and is only read; `remote` is checked by the kernel.
+    let n = unsafe { libc::process_vm_writev(pid, &local, 1, &remote, 1, 0) };
+    if n <= 0 { Err(Errno::last("process_vm_writev")) } else { Ok(n as usize) }
 }
 
 /// /proc/PID/mem: reaches what protections hide (PROT_NONE, read-only text), slower.

@@ -49,6 +49,8 @@ const SIGNAL_CALLS: [&str; 4] =
 pub struct Watches {
     /// Files that it has mapped shared.
     pub live_files: bool,
+    /// Memory that it shares with others which have moved with it.
+    pub segments: bool,
     /// Signals that it may read from descriptors.
     pub signals: u64,
 }
@@ -94,8 +96,11 @@ enum Verdict {
 
 fn verdict(nr: u32, watches: Watches) -> Verdict {
     let Some(row) = table::row(nr) else { return Verdict::Notify };
-    if matches!(row.class, Class::Both(Both::Sync | Both::Remap)) && !watches.live_files {
-        return Verdict::Allow;
+    match row.class {
+        // Wherever it moves to, home's is not there.
+        Class::Both(Both::Remap) if watches.segments => return Verdict::Notify,
+        Class::Both(Both::Sync | Both::Remap) if !watches.live_files => return Verdict::Allow,
+        _ => {}
     }
     let steward = STEWARD_CALLS.contains(&row.name);
     if watches.signals != 0 && SIGNAL_CALLS.contains(&row.name) {

@@ -7,9 +7,6 @@ use super::errno::{ENOSYS, EPERM};
 pub(super) const HOLE: (usize, usize) = (337, 423);
 
 pub(super) const ROWS: &[(usize, Row)] = &[
-    // Its flags lie in memory, which another thread may change behind a look at them. Who finds
-    // it missing takes clone.
-    (435, Row::refused("clone3", ENOSYS)),
     (101, Row::refused("ptrace", EPERM)),
     (312, Row::refused("kcmp", ENOSYS)),
     (440, Row::refused("process_madvise", ENOSYS)),

@@ -14,6 +14,7 @@ pub const EPERM: Errno = Errno(1);
 pub const EINTR: Errno = Errno(4);
 pub const ESRCH: Errno = Errno(3);
 pub const EIO: Errno = Errno(5);
+pub const E2BIG: Errno = Errno(7);
 pub const EAGAIN: Errno = Errno(11);
 pub const ENOMEM: Errno = Errno(12);
 pub const EACCES: Errno = Errno(13);

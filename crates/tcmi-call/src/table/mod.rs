@@ -41,7 +41,7 @@ pub enum Class {
 pub enum Both {
     /// `rt_sigaction`: home learns the disposition, then the guest's kernel executes it.
     Disposition,
-    /// `clone` of a thread: home makes its shadow thread, then the guest's kernel the thread.
+    /// `clone` or `clone3` of a thread: home makes its shadow thread, then the guest's kernel the thread.
     /// Of a process: [`Both::AtHome`].
     BeginThread,
     /// The guest comes home for it and goes out again behind it.
@@ -56,15 +56,15 @@ pub enum Both {
     /// `msync`: what the guest has written to live files goes home first. The guest's own
     /// kernel's, where it has none.
     Sync,
-    /// `mremap` and such, which may show other parts of a live file: [`Both::AtHome`] then, else
-    /// the guest's own kernel's.
+    /// `mremap` and such, which may show other parts of a live file, or memory that is shared at
+    /// another place than home's: [`Both::AtHome`] then, else the guest's own kernel's.
     Remap,
     /// `prctl`, by [`prctl::option`].
     Prctl,
     /// What home counts, and what was used on other nodes.
     Usage,
     /// `process_vm_readv` and its like: of the guest's own threads its kernel's. Home says whether
-    /// another process is there and may be reached; its memory is not.
+    /// another process may be reached, and where it is.
     OtherMemory,
 }
 

@@ -101,6 +101,7 @@ pub(super) const ROWS: &[(usize, Row)] = &[
     (322, Row::both("execveat", Both::AtHome, &[Value, Value, Value, Value, Value])),
     (424, Row::forward("pidfd_send_signal", &[Fd, Value, In(Bytes(128)), Value])),
     (434, Row::forward("pidfd_open", &[Value, Value])),
+    (435, Row::both("clone3", Both::BeginThread, &[Value, Value])),
     // Of itself, too: our own are nobody's.
     (438, Row::forward("pidfd_getfd", &[Fd, Fd, Value])),
 ];

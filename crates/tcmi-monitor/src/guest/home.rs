@@ -31,7 +31,6 @@ impl Life {
     /// Ok(true): the guest is at home and ends here. Ok(false), Err: it runs on here.
     pub(super) fn go_home(&mut self) -> Result<bool> {
         fault::pass(Point::NodeReturnAsked)?;
-        self.calls.stop_taking();
         let frozen = match self.freeze() {
             Ok(f) => f,
             Err(e) => {
@@ -81,6 +80,7 @@ impl Life {
     /// Holds the guest's threads, with no call in flight.
     fn freeze(&mut self) -> Result<Frozen> {
         self.tracer.close()?;
+        self.calls.stop_taking();
         // Told before home takes calls back: a cancelled call's restart code is acted upon only
         // by a thread that is on its way to a stop.
         let told = self.tracer.interrupt_all()?;

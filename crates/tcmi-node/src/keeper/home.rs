@@ -49,6 +49,7 @@ impl Keeper<'_> {
     ) -> Result<Option<End>> {
         self.task.visits(visit.is_some());
         self.task.to(State::Returning);
+        self.task.drop_reachings();
         let came = self.come_home_with_others();
         let with = self.party.clone().filter(|_| came.is_ok());
         let came = came.and_then(|frozen| match visit {
@@ -176,10 +177,15 @@ impl Keeper<'_> {
                     self.task.set_calls(stats.calls);
                 }
                 msg::AskUsed::KIND => {
-                    let msg::AskUsed { pid } = msg::decode(&frame).map_err(Return::lost)?;
+                    let msg::AskUsed { pid, .. } = msg::decode(&frame).map_err(Return::lost)?;
                     self.waited.extend(Pid::new(pid));
                 }
+                msg::Reached::KIND => {
+                    let reached = msg::decode(&frame).and_then(|reached| self.reached(reached));
+                    reached.map_err(Return::lost)?;
+                }
                 msg::WantHome::KIND
+                | msg::Reach::KIND
                 | msg::Poke::KIND
                 | msg::BeginThread::KIND
                 | msg::VisitHome::KIND => {}

@@ -13,6 +13,7 @@ use tcmi_call::abi::{BatchOp, StewardArea};
 use tcmi_call::record::DirectionKeys;
 use tcmi_call::table::errno::Errno;
 use tcmi_ckpt::freeze::{GUEST_OPTIONS, seize_new};
+use tcmi_ckpt::reach::{Access, Found};
 use tcmi_ckpt::usage::Usage;
 use tcmi_shadow::{
     Begun, CallStream, Callers, Calls, Denied, Events, Files, Guest, GuestThread, Hooks, Names,
@@ -206,6 +207,9 @@ impl Hooks for Quiet {
     }
     fn visit_home(&self, _: i32) -> Denied {
         Denied::Failed(Errno(libc::EAGAIN))
+    }
+    fn reach(&self, _: i32, _: u64, _: Access) -> Found {
+        Found::Nobody
     }
     fn thread_begun(&self, here: i32, tid: i32) {
         panic!("thread {tid} as {here}");

@@ -1,0 +1,102 @@
+//! Memory that one process reaches for in another, where either may be away.
+
+use std::io::IoSliceMut;
+
+use serde::{Deserialize, Serialize};
+use tcmi_sys::memory;
+
+use crate::{Error, Result};
+
+/// Most bytes of one access.
+pub const PIECE_BYTES_MAX: usize = 64 << 10;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    /// None: where is it?
+    Find,
+    Read {
+        addr: u64,
+        len: u32,
+    },
+    Write {
+        addr: u64,
+        bytes: Vec<u8>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Found {
+    /// Or nowhere: home's kernel knows.
+    AtHome,
+    /// When the process began, which tells it from the next of its number.
+    Away {
+        began: u64,
+    },
+    /// It is neither here nor there, or has ended meanwhile: to be asked again.
+    Moves,
+    Denied,
+    /// There is nobody at home to say.
+    Nobody,
+    /// What could be read, up to the first bad page.
+    Read(Vec<u8>),
+    /// So many bytes, up to the first bad page.
+    Written(u32),
+}
+
+impl Access {
+    /// Whether it may be made. Before memory is taken for it.
+    pub fn check(&self) -> Result<()> {
+        let len = match self {
+            Self::Find => 0,
+            Self::Read { len, .. } => *len as usize,
+            Self::Write { bytes, .. } => bytes.len(),
+        };
+        match len <= PIECE_BYTES_MAX {
+            true => Ok(()),
+            false => Err(Error::Image("too large an access to memory")),
+        }
+    }
+
+    /// Makes it in `pid`, as far as its pages can be reached.
+    pub fn make(&self, pid: i32) -> Found {
+        match self {
+            Self::Find => Found::Moves,
+            Self::Read { addr, len } => {
+                let mut bytes = vec![0; *len as usize];
+                let rooms = &mut [IoSliceMut::new(&mut bytes)];
+                let read = memory::gather(pid, *addr, rooms).unwrap_or(0);
+                bytes.truncate(read);
+                Found::Read(bytes)
+            }
+            Self::Write { addr, bytes } => {
+                Found::Written(memory::write_some(pid, *addr, bytes).unwrap_or(0) as u32)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_longer_than_a_piece_is_refused() {
+        let len = PIECE_BYTES_MAX as u32;
+        assert!(Access::Read { addr: 0, len }.check().is_ok());
+        assert!(Access::Read { addr: 0, len: len + 1 }.check().is_err());
+        let bytes = vec![0; PIECE_BYTES_MAX + 1];
+        assert!(Access::Write { addr: 0, bytes }.check().is_err());
+    }
+
+    #[test]
+    fn a_bad_page_ends_an_access() {
+        let me = std::process::id() as i32;
+        let text = *b"what is there";
+        let len = text.len() as u32;
+        let addr = text.as_ptr().addr() as u64;
+        assert_eq!(Access::Read { addr, len }.make(me), Found::Read(text.to_vec()));
+        assert_eq!(Access::Read { addr: 16, len }.make(me), Found::Read(Vec::new()));
+        let bytes = text.to_vec();
+        assert_eq!(Access::Write { addr: 16, bytes }.make(me), Found::Written(0));
+    }
+}

@@ -1,0 +1,113 @@
+//! Processes that read and write each other's memory, wherever each of them is.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tcmi_tests::{Launch, Node, Pair, Root, Scratch, Victim, VictimKind, wait_until};
+
+const NOBODY: u32 = 65534;
+const SOON: Duration = Duration::from_secs(20);
+
+fn family() -> Result<(Victim, u32)> {
+    let victim = Victim::spawn(&VictimKind::plain("reach"))?;
+    let child = victim.ready_word()?;
+    Ok((victim, child))
+}
+
+#[test]
+fn a_parent_and_its_child_reach_each_other_wherever_they_are() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.settled_accounts()?;
+    let (mut victim, child) = family()?;
+    let pids = [victim.pid(), child];
+    victim.check().context("at home")?;
+    pair.try_migrate_tree(victim.pid()).with_context(|| pair.logs())?;
+    for _ in 0..3 {
+        victim.check().with_context(|| format!("both away\n{}", pair.logs()))?;
+        ensure!(victim.ask("back", "BACK ")? == [1], "the other way\n{}", pair.logs());
+    }
+    pair.bring_home(child)?;
+    victim.check().with_context(|| format!("the child at home\n{}", pair.logs()))?;
+    pair.bring_home(victim.pid())?;
+    victim.check().context("both home again")?;
+    pair.migrate(child)?;
+    pair.migrate(victim.pid())?;
+    victim.check().context("both away again")?;
+    victim.end(7)?;
+    pids.iter().try_for_each(|pid| pair.wait_forgotten(*pid))?;
+    pair.expect_no_leak(&before)?;
+    pair.stop()
+}
+
+#[test]
+fn guests_of_two_nodes_reach_each_other() -> Result<()> {
+    let pair = Pair::new()?;
+    let attic = Node::launch(Launch::new("attic", Root::Bare))?;
+    pair.home.echo("ccn/trust", &attic.id()?)?;
+    attic.echo("pen/connect", &format!("{} {}", pair.address, pair.home.id()?))?;
+    wait_until("the attic connected", SOON, || {
+        let state = pair.home.read("ccn/nodes/attic/state");
+        Ok(state.is_ok_and(|state| state == "connected").then_some(()))
+    })?;
+    let (mut victim, child) = family()?;
+    pair.home.write("ccn/mig/emigrate-ppm-p", format!("{child} attic\n"))?;
+    pair.migrate(victim.pid())?;
+    ensure!(attic.has(&format!("pen/mig/migproc/{child}")), "the child is not in the attic");
+    victim.check().with_context(|| pair.logs())?;
+    victim.end(7)?;
+    attic.stop()?;
+    pair.stop()
+}
+
+/// Who reaches for one that moves waits until it has moved.
+#[test]
+fn one_that_moves_meanwhile_is_reached() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, child) = family()?;
+    pair.migrate(victim.pid())?;
+    let has_moved = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let moves = scope.spawn(|| {
+            let moved = (0..6).try_for_each(|_| {
+                pair.migrate(child)?;
+                pair.bring_home(child)
+            });
+            has_moved.store(true, Ordering::Release);
+            moved
+        });
+        while !has_moved.load(Ordering::Acquire) {
+            victim.check().with_context(|| pair.logs())?;
+        }
+        moves.join().expect("it does not panic")
+    })?;
+    victim.check()?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+#[test]
+fn who_may_not_reach_a_process_at_home_may_not_when_both_are_away() -> Result<()> {
+    let pair = Pair::new()?;
+    let scratch = Scratch::new("reach")?;
+    let mut user = Victim::spawn_as(&VictimKind::plain("reach"), NOBODY, scratch.path())?;
+    let (mut root, _) = family()?;
+    let pids = [user.pid(), root.pid()];
+    let mut expect = |when: &str| -> Result<()> {
+        let [of_user, of_root] = pids.map(|pid| format!("peek {pid}"));
+        ensure!(user.ask(&of_root, "PEEKED ")? == [i64::from(libc::EPERM)], "a user's, {when}");
+        // It may, whatever memory there is at its own address.
+        ensure!(root.ask(&of_user, "PEEKED ")? != [i64::from(libc::EPERM)], "root's, {when}");
+        Ok(())
+    };
+    expect("at home")?;
+    for pid in pids {
+        pair.migrate(pid)?;
+        expect("away")?;
+    }
+    for victim in [user, root] {
+        victim.end(7)?;
+    }
+    pair.stop()
+}

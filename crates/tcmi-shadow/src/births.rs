@@ -44,14 +44,13 @@ pub(crate) fn begin_thread(shared: &Shared, notif: &Notification) -> Result<Outc
     if !is_thread(notif.args[0]) {
         return Ok(visit::visit(shared, notif));
     }
-    begin(shared, notif, libc::PTRACE_O_TRACECLONE, |parent| let_it(shared, notif, parent))
+    begin(shared, notif, |parent| let_it(shared, notif, parent))
 }
 
-/// Begins a thread at home, and has `bear` begin it here, of a caller that is traced with `options`.
+/// Begins a thread at home, and has `bear` begin it here.
 pub(crate) fn begin(
     shared: &Shared,
     notif: &Notification,
-    options: i32,
     bear: impl FnOnce(&Traced) -> io::Result<Option<i32>>,
 ) -> Result<Outcome, StreamError> {
     let again = visit::again();
@@ -63,7 +62,7 @@ pub(crate) fn begin(
     };
     // Dropped without a request, it ends its shadow thread.
     let served = Thread::new(stream, Usage::default());
-    let here = match Traced::seize(notif.tid, options) {
+    let here = match Traced::seize(notif.tid, libc::PTRACE_O_TRACECLONE) {
         // The freezer was first.
         Ok(None) => return Ok(again),
         Ok(Some(parent)) => bear(&parent),

@@ -103,7 +103,6 @@ static void places(void)
 static void held_in_place(void)
 {
 	unsigned char there[LOCKED / PAGE];
-	struct rlimit old, little = { 8 * PAGE, 8 * PAGE };
 	expect_equal("locked in smaps", LOCKED / 2 >> 10, told("/proc/self/smaps", "Locked:", locked));
 	expect_range("locked in status", LOCKED / 2 >> 10, LOCKED >> 9, told("/proc/self/status", "VmLck:", NULL));
 	char *more = mmap(NULL, LOCKED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -118,12 +117,30 @@ static void held_in_place(void)
 	munmap(more, LOCKED);
 	expect_equal("mlock of nothing", -1, mlock(more, PAGE));
 	expect_equal("its errno", ENOMEM, errno);
-	expect_equal("getrlimit", 0, getrlimit(RLIMIT_MEMLOCK, &old));
-	little.rlim_max = old.rlim_max;
-	expect_equal("setrlimit", 0, setrlimit(RLIMIT_MEMLOCK, &little));
-	expect_equal("RLIMIT_MEMLOCK", 0, getrlimit(RLIMIT_MEMLOCK, &little));
-	expect_equal("as it was set", 8 * PAGE, little.rlim_cur);
-	expect_equal("setrlimit", 0, setrlimit(RLIMIT_MEMLOCK, &old));
+}
+
+/* The size of what it has is limited by itself from here on, until it lifts that. */
+static void limits(void)
+{
+	struct rlimit old, little;
+	char *more;
+	expect_equal("getrlimit", 0, getrlimit(RLIMIT_AS, &old));
+	little = (struct rlimit){ told("/proc/self/status", "VmSize:", NULL) * 1024 + GIB, old.rlim_max };
+	expect_equal("setrlimit", 0, setrlimit(RLIMIT_AS, &little));
+	expect_equal("beyond it", 1, mmap(NULL, 2 * GIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED);
+	expect_equal("its errno", ENOMEM, errno);
+	expect_equal("prlimit", 0, prlimit(getpid(), RLIMIT_AS, &old, &little));
+	expect_equal("its former one", old.rlim_max, little.rlim_max);
+	more = mmap(NULL, 2 * GIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	expect_equal("behind it", 0, more == MAP_FAILED);
+	munmap(more, 2 * GIB);
+	expect_equal("getrlimit", 0, getrlimit(RLIMIT_DATA, &old));
+	little = (struct rlimit){ PAGE, old.rlim_max };
+	expect_equal("setrlimit", 0, setrlimit(RLIMIT_DATA, &little));
+	expect_equal("no more of a heap", 1, sbrk(GIB) == (void *)-1);
+	expect_equal("setrlimit", 0, setrlimit(RLIMIT_DATA, &old));
+	expect_equal("more of a heap", 0, sbrk(PAGE) == (void *)-1);
+	sbrk(-PAGE);
 }
 
 static void check(void)
@@ -131,4 +148,5 @@ static void check(void)
 	another_arena();
 	places();
 	held_in_place();
+	limits();
 }

@@ -13,6 +13,7 @@ mod devices;
 mod events;
 mod files;
 mod interrupt;
+mod limits;
 mod live;
 mod mapping;
 mod memory;

@@ -18,6 +18,7 @@ use crate::children;
 use crate::devices;
 use crate::files;
 use crate::interrupt::{self, Pending};
+use crate::limits;
 use crate::live;
 use crate::mapping::{self, Refusal};
 use crate::memory::{ProcessMemory, word};
@@ -234,6 +235,9 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             let showing = selves::opening(shared, notif);
             let opening = devices::opening(shared, notif);
             let outcome = with_files(shared, &mut thread, notif, row)?;
+            if let Outcome::Answer(Answer::Value(0)) = outcome {
+                limits::set(shared, notif);
+            }
             if let (Some(opening), Outcome::Answer(Answer::Value(fd))) = (opening, &outcome) {
                 devices::opened(shared, &mut thread, &opening, *fd)?;
             }

@@ -75,6 +75,7 @@ pub struct Status {
     pub has_memory: bool,
     pub seccomp: u32,
     pub permitted_capabilities: u64,
+    pub effective_capabilities: u64,
     /// PR_SET_THP_DISABLE was not used.
     pub huge_pages: bool,
     pub sig_pending: u64,
@@ -118,6 +119,7 @@ fn parse_status(text: &str) -> Option<Status> {
             "THP_enabled" => s.huge_pages = v != "0",
             "Seccomp" => s.seccomp = v.parse().ok()?,
             "CapPrm" => s.permitted_capabilities = hex()?,
+            "CapEff" => s.effective_capabilities = hex()?,
             "SigPnd" => s.sig_pending = hex()?,
             "ShdPnd" => s.shared_pending = hex()?,
             "SigBlk" => s.sig_blocked = hex()?,

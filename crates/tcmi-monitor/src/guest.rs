@@ -28,24 +28,14 @@ mod births;
 mod children;
 mod daemon;
 mod home;
+mod looks;
 
 use begin::build;
 use births::{Births, Question};
 use children::Children;
 use daemon::{claim, tell};
+use looks::{Found, Looks};
 
-/// From a signal's arrival until calls that it left waiting are looked for: the usual one has
-/// ended by then.
-const POKE_AFTER: Duration = Duration::from_millis(1);
-/// Until they are looked for again, while there are any.
-const POKE_AGAIN: Duration = Duration::from_millis(50);
-/// Between two looks for signals that home did not send: a timer's, another thread's. Nothing
-/// tells of those, and a thread whose call has been taken wakes for SIGKILL alone.
-const LOOK_INTERVAL: Duration = Duration::from_millis(10);
-/// What each waiting call adds to it, so that looking costs little.
-const LOOK_INTERVAL_A_CALL: Duration = Duration::from_millis(2);
-/// The interval grows by half to this while the same calls wait: so idle guests cost little.
-const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(80);
 /// From the end of a shadow to that of a guest that ends with it.
 const END_OF_BOTH: Duration = Duration::from_millis(200);
 /// For what a guest that has ended stored last to be taken at home.
@@ -110,12 +100,14 @@ struct Tidings {
     serving: AtomicBool,
     /// It cannot be reached any more.
     lost: AtomicBool,
+    /// A call began or ended while the guest was at rest.
+    stirred: AtomicBool,
 }
 
 impl Tidings {
     fn new(births: Births) -> Result<Self> {
-        let (serving, lost) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { births, children: Children::default(), bell: eventfd()?, serving, lost })
+        let [serving, lost, stirred] = [false; 3].map(AtomicBool::new);
+        Ok(Self { births, children: Children::default(), bell: eventfd()?, serving, lost, stirred })
     }
     fn set(&self, what: &AtomicBool) {
         what.store(true, Ordering::Release);
@@ -140,6 +132,9 @@ impl Hooks for Tidings {
         self.births.ended(here);
     }
     fn process_exits(&self, _: i32) {}
+    fn stirs(&self) {
+        self.set(&self.stirred);
+    }
     fn stream_failed(&self, tid: i32, error: &StreamError) {
         tracing::warn!(tid, %error, "the shadow is not reached any more");
         self.set(&self.lost);
@@ -180,10 +175,7 @@ struct Life {
     told: Vec<msg::CallCount>,
     /// Rung for each signal that the guest got.
     signalled: Arc<OwnedFd>,
-    /// When to look for calls that keep threads from their signals.
-    look_at: Instant,
-    /// The last interval, and what was under way then.
-    looked: (Duration, u64),
+    looks: Looks,
     report_at: Instant,
 }
 
@@ -205,11 +197,14 @@ impl Life {
                 Next::Ended => return self.ended(),
                 Next::Signalled => {
                     quiet(&self.signalled);
-                    self.look_at = self.look_at.min(Instant::now() + POKE_AFTER);
+                    self.looks.signalled();
                 }
                 Next::Shadow => {
                     // First: who rings behind the looks is to be heard again.
                     quiet(&self.shadow.bell);
+                    if self.shadow.stirred.swap(false, Ordering::AcqRel) {
+                        self.looks.stirred();
+                    }
                     if self.shadow.lost.load(Ordering::Acquire) {
                         // Its end and its shadow's are one, and either may show first.
                         return match self.ends_within(END_OF_BOTH)? {
@@ -352,9 +347,7 @@ impl Life {
         let mut fds = [self.pidfd.as_raw_fd(), bells[0], bulk, daemon, bells[1]]
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
         loop {
-            let left = self.look_at.saturating_duration_since(Instant::now());
-            // Rounded up: 0 would spin until it is due.
-            let ms = left.as_micros().div_ceil(1000) as i32;
+            let ms = self.looks.timeout_ms();
             // SAFETY: a live array and its length.
             match unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as u64, ms) } {
                 0 => return Ok(Next::LookDue),
@@ -379,16 +372,16 @@ impl Life {
 
     /// Has home end the calls that keep threads from their signals.
     fn poke(&mut self) {
+        let under_way = self.calls.under_way();
         let held_up = self.calls.held_up();
-        let traffic = self.calls.traffic();
-        let usual = LOOK_INTERVAL + LOOK_INTERVAL_A_CALL * self.calls.in_flight() as u32;
-        let (last, before) = self.looked;
-        let pause = match held_up.is_empty() {
-            true if traffic == before => usual.max((last * 3 / 2).min(LOOK_INTERVAL_MAX)),
-            true => usual,
-            false => POKE_AGAIN,
+        let found = Found {
+            held_up: !held_up.is_empty(),
+            needed: self.was_held || self.told != self.stats(),
+            under_way,
         };
-        (self.looked, self.look_at) = ((pause, traffic), Instant::now() + pause);
+        if self.looks.done(&found) && !self.calls.rest(under_way) {
+            self.looks.stirred();
+        }
         for (here, seq) in held_up {
             if let Some(tid) = self.shadow.births.at_home(here) {
                 self.tell_keeper(&msg::Poke { tid, seq });

@@ -31,7 +31,7 @@ pub mod word;
 mod worker;
 
 pub use callers::Callers;
-pub use calls::{Begun, Calls, Denied, Guest, GuestThread, Hooks, QuiesceError};
+pub use calls::{Begun, Calls, Denied, Guest, GuestThread, Hooks, QuiesceError, UnderWay};
 pub use events::{Events, News, SignalStream};
 pub use files::Files;
 pub use mapping::{MappedFile, MappedFiles};

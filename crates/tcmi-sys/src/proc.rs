@@ -3,6 +3,7 @@
 use crate::errno::{Errno, Result};
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 fn bytes(pid: i32, file: &str) -> Result<Vec<u8>> {
     std::fs::read(format!("/proc/{pid}/{file}")).map_err(|e| {
@@ -295,6 +296,18 @@ fn parse_limits(text: &str) -> Option<Vec<(u64, u64)>> {
             Some((value(words.next()?)?, value(words.next()?)?))
         })
         .collect()
+}
+
+/// Processor time of all threads that a process has or had, to the nanosecond.
+pub fn cpu_time(pid: i32) -> Result<Duration> {
+    const OF_PROCESS_BY_SCHEDULER: i32 = 2;
+    let clock = !pid << 3 | OF_PROCESS_BY_SCHEDULER;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: room for the time.
+    match unsafe { libc::clock_gettime(clock, &mut time) } {
+        0 => Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32)),
+        _ => Err(Errno::last("the clock of a process")),
+    }
 }
 
 pub fn timers(pid: i32) -> Result<Vec<TimerLine>> {

@@ -1,9 +1,13 @@
 //! A node that leaves sends its guests home first; several guests do not mix.
 
-use std::time::Duration;
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tcmi_tests::{Pair, Victim, VictimKind, wait_until};
+use tcmi_tests::account::children;
+use tcmi_tests::{Pair, Started, Victim, VictimKind, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 const GUESTS: usize = 6;
@@ -44,6 +48,52 @@ fn several_guests_run_side_by_side() -> Result<()> {
     }
     expect_all_at_home(&pair, victims)?;
     pair.expect_no_leak(&before)
+}
+
+/// Of all threads of a process: how often they have waited.
+fn waits(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(thread?.path().join("status"))?;
+        let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+        sum += line.context("a count")?.trim().parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+/// Its threads wait at home and for each other; nobody looks after it in vain.
+#[test]
+fn an_idle_guest_costs_neither_node_anything() -> Result<()> {
+    const A_WHILE: Duration = Duration::from_secs(3);
+    const WAKES_MAX: u64 = 9;
+    let pair = Pair::new()?;
+    let mut command = Command::new("python3");
+    let script = "import threading; threading.Thread(target=threading.Lock().acquire).start()\n\
+                  l = threading.Lock(); l.acquire(); threading.Thread(target=l.acquire).start()\n\
+                  input()\nimport os; os._exit(3)";
+    command.args(["-c", script]).stdin(Stdio::piped());
+    let mut idle = Started::by(&mut command)?;
+    let pid = idle.pid();
+    wait_until("it waits for a line", SOON, || {
+        Ok(fs::read_to_string(format!("/proc/{pid}/syscall"))?.starts_with("0 0x0 ").then_some(()))
+    })?;
+    pair.migrate(pid)?;
+    let here: u32 = pair.desk.read(&format!("pen/mig/migproc/{pid}/remote-pid"))?.trim().parse()?;
+    let has_it = |monitor: &u32| children(*monitor).is_ok_and(|all| all.contains(&here));
+    let monitor = children(pair.desk.pid())?.into_iter().find(has_it).context("its monitor")?;
+    let count = || -> Result<u64> { Ok(waits(pid)? + waits(here)? + waits(monitor)?) };
+    // Since when it was so long at rest.
+    let (mut before, mut since) = (count()?, Instant::now());
+    wait_until("a guest at rest", SOON, || {
+        let now = count()?;
+        if now > before + WAKES_MAX {
+            (before, since) = (now, Instant::now());
+        }
+        Ok((since.elapsed() > A_WHILE).then_some(()))
+    })?;
+    idle.0.stdin.take().context("stdin")?.write_all(b"\n")?;
+    ensure!(idle.end(SOON)?.code() == Some(3), "another status");
+    pair.stop()
 }
 
 #[test]

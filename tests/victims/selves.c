@@ -4,6 +4,7 @@
  */
 #include "victim.h"
 #include <ctype.h>
+#include <linux/openat2.h>
 #include <sched.h>
 #include <sys/stat.h>
 
@@ -237,6 +238,53 @@ static void the_librarys_view(void)
 	pthread_attr_destroy(&attributes);
 }
 
+/* The value of a field of an open file like status; -1: there is none. */
+static long number_in(int fd, const char *name)
+{
+	char text[4096];
+	ssize_t length = read(fd, text, sizeof text - 1);
+	text[length < 0 ? 0 : length] = 0;
+	char *at = strstr(text, name);
+	close(fd);
+	return at ? atol(at + strlen(name)) : -1;
+}
+
+/* By whatever name it is opened, it is the same file. */
+static void other_ways(void)
+{
+	struct open_how how = { .flags = O_RDONLY | O_CLOEXEC };
+	char own[64], here[300], text[8];
+	int directory = open("/proc/self", O_PATH | O_DIRECTORY), before = open(".", O_PATH | O_DIRECTORY);
+	snprintf(own, sizeof own, "/proc/self/task/../../%d/./status", getpid());
+	must(getcwd(here, sizeof here) && chdir("/proc") == 0, "chdir");
+	int ways[] = {
+		open(own, O_RDONLY),
+		openat(directory, "status", O_RDONLY),
+		openat(AT_FDCWD, "thread-self/status", O_RDONLY),
+		syscall(SYS_openat2, directory, "status", &how, sizeof how),
+		syscall(SYS_openat2, AT_FDCWD, "/proc/self/status", &how, sizeof how),
+		open("self/status", O_RDONLY),
+	};
+	must(fchdir(before) == 0, "fchdir");
+	for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+		expect_equal("opened", 1, ways[i] >= 0);
+		int again = dup(ways[i]);
+		expect_equal("no tracer", 0, number_in(ways[i], "TracerPid:"));
+		lseek(again, 0, SEEK_SET);
+		expect_range("its memory, in KiB", 500, INT64_MAX, number_in(again, "VmRSS:"));
+	}
+	close(directory), close(before);
+	/* What is only called so. */
+	snprintf(own, sizeof own, "/tmp/victim-selves-%d", getpid());
+	must(mkdir(own, 0700) == 0 && chdir(own) == 0, "a directory");
+	int file = open("status", O_RDWR | O_CREAT | O_EXCL, 0600), reader = open("status", O_RDONLY);
+	expect_equal("a file of that name", 3, write(file, "own", 3));
+	expect_equal("is that file", 3, read(reader, text, sizeof text));
+	close(file), close(reader);
+	unlink("status"), rmdir(own);
+	must(chdir(here) == 0, "chdir");
+}
+
 static void check(void)
 {
 	char own[64];
@@ -249,4 +297,5 @@ static void check(void)
 	processors();
 	descriptors();
 	the_librarys_view();
+	other_ways();
 }

@@ -226,6 +226,11 @@ impl Newborn {
         rebuild::protect_shared(&mut self.leader(), vmas)
     }
 
+    /// What was locked is locked.
+    pub fn lock(&mut self, vmas: &[Vma]) -> Result<()> {
+        rebuild::lock(&mut self.leader(), vmas)
+    }
+
     pub fn populate(&mut self, runs: &[std::ops::Range<u64>], vmas: &[Vma]) -> Result<()> {
         rebuild::populate(&mut self.leader(), runs, vmas)
     }

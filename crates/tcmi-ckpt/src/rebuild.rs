@@ -133,6 +133,17 @@ pub fn protect_shared(b: &mut Batcher, vmas: &[Vma]) -> Result<()> {
     b.flush().map(drop)
 }
 
+/// Locks what was locked. Pages that are not there are locked when they come.
+pub fn lock(b: &mut Batcher, vmas: &[Vma]) -> Result<()> {
+    const MLOCK_ONFAULT: u64 = 1;
+    for v in vmas.iter().filter(|v| v.flags & vma_flags::LOCKED != 0) {
+        let args = [v.start, v.end - v.start, MLOCK_ONFAULT, 0, 0, 0];
+        // Beyond a limit it is as any other memory.
+        b.attempt("mlock2", libc::SYS_mlock2, args)?;
+    }
+    b.flush().map(drop)
+}
+
 /// Faults the pages of `runs` in, so that writing them later costs no page faults.
 pub fn populate(b: &mut Batcher, runs: &[Range<u64>], vmas: &[Vma]) -> Result<()> {
     const MADV_POPULATE_WRITE: u64 = 23;

@@ -411,6 +411,7 @@ fn transfer(
     files.hash()?;
     image.files = files.refs.clone();
     image.descriptor_signals = signalfds::of(f.pid)?;
+    allow_locked_memory(&mut image)?;
     leave_stops(&mut image);
     signalfds::leave_pending(&mut image);
     fault::pass(Point::HomeCaptured)?;
@@ -450,6 +451,16 @@ fn transfer(
     *installed = Some(Installed::install(f, a, streams, a.room.saturating_sub(f.threads.len()))?);
     fault::pass(Point::HomeStreamsInstalled)?;
     Ok(Transfer { image, bytes: total, by_module, since })
+}
+
+/// As much of it as the process may lock by its privileges, of which it has none on the node.
+fn allow_locked_memory(image: &mut ProcessImage) -> Result<()> {
+    const CAP_IPC_LOCK: u32 = 14;
+    if proc::status(image.pid)?.effective_capabilities & 1 << CAP_IPC_LOCK != 0 {
+        let locked = image.limits.iter_mut().filter(|l| l.0 == libc::RLIMIT_MEMLOCK);
+        locked.for_each(|l| *l = (l.0, libc::RLIM_INFINITY, libc::RLIM_INFINITY));
+    }
+    Ok(())
 }
 
 /// A stop that came while the process was held is for its parent at home to see: the shadow takes

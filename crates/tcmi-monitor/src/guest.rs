@@ -29,24 +29,14 @@ mod births;
 mod daemon;
 mod home;
 mod inquiry;
+mod looks;
 
 use begin::build;
 use births::{Births, Question};
 use daemon::{claim, tell};
 use inquiry::Inquiry;
+use looks::{Looks, Seen};
 
-/// From a signal's arrival until calls that it left waiting are looked for: the usual one has
-/// ended by then.
-const POKE_AFTER: Duration = Duration::from_millis(1);
-/// Until they are looked for again, while there are any.
-const POKE_AGAIN: Duration = Duration::from_millis(50);
-/// Between two looks for signals that home did not send: a timer's, another thread's. Nothing
-/// tells of those, and a thread whose call has been taken wakes for SIGKILL alone.
-const LOOK_INTERVAL: Duration = Duration::from_millis(10);
-/// What each waiting call adds to it, so that looking costs little.
-const LOOK_INTERVAL_A_CALL: Duration = Duration::from_millis(2);
-/// The interval grows by half to this while the same calls wait: so idle guests cost little.
-const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(80);
 /// Until home is asked again for a process that was neither here nor there.
 const REACH_AGAIN: Duration = Duration::from_millis(5);
 /// From the end of a shadow to that of a guest that ends with it.
@@ -116,13 +106,15 @@ struct Tidings {
     serving: AtomicBool,
     /// It cannot be reached any more.
     lost: AtomicBool,
+    /// A call began or ended while the guest was at rest.
+    stirred: AtomicBool,
 }
 
 impl Tidings {
     fn new(births: Births) -> Result<Self> {
-        let (serving, lost) = (AtomicBool::new(false), AtomicBool::new(false));
+        let [serving, lost, stirred] = [false; 3].map(AtomicBool::new);
         let (children, others) = Default::default();
-        Ok(Self { births, children, others, bell: eventfd()?, serving, lost })
+        Ok(Self { births, children, others, bell: eventfd()?, serving, lost, stirred })
     }
     /// The guest is on its way home.
     fn close(&self) {
@@ -172,6 +164,9 @@ impl Hooks for Tidings {
         self.births.ended(here);
     }
     fn process_exits(&self, _: i32) {}
+    fn stirs(&self) {
+        self.set(&self.stirred);
+    }
     fn stream_failed(&self, tid: i32, error: &StreamError) {
         tracing::warn!(tid, %error, "the shadow is not reached any more");
         self.set(&self.lost);
@@ -210,10 +205,7 @@ struct Life {
     told: Vec<msg::CallCount>,
     /// Rung for each signal that the guest got.
     signalled: Arc<OwnedFd>,
-    /// When to look for calls that keep threads from their signals.
-    look_at: Instant,
-    /// The last interval, and what was under way then.
-    looked: (Duration, u64),
+    looks: Looks,
     report_at: Instant,
 }
 
@@ -237,11 +229,14 @@ impl Life {
                 Next::Ended => return self.ended(),
                 Next::Signalled => {
                     quiet(&self.signalled);
-                    self.look_at = self.look_at.min(Instant::now() + POKE_AFTER);
+                    self.looks.signalled();
                 }
                 Next::Shadow => {
                     // First: who rings behind the looks is to be heard again.
                     quiet(&self.shadow.bell);
+                    if self.shadow.stirred.swap(false, Ordering::AcqRel) {
+                        self.looks.stirred();
+                    }
                     if self.shadow.lost.load(Ordering::Acquire) {
                         // Its end and its shadow's are one, and either may show first.
                         return match self.ends_within(END_OF_BOTH)? {
@@ -372,9 +367,7 @@ impl Life {
         let mut fds = [self.pidfd.as_raw_fd(), tracer, bells[0], bulk, daemon, bells[1]]
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
         loop {
-            let left = self.look_at.saturating_duration_since(Instant::now());
-            // Rounded up: 0 would spin until it is due.
-            let ms = left.as_micros().div_ceil(1000) as i32;
+            let ms = self.looks.timeout_ms();
             // SAFETY: a live array and its length.
             match unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as u64, ms) } {
                 0 => return Ok(Next::LookDue),
@@ -400,16 +393,13 @@ impl Life {
 
     /// Has home end the calls that keep threads from their signals.
     fn poke(&mut self) {
+        let under_way = self.calls.under_way();
         let held_up = self.calls.held_up();
-        let traffic = self.calls.traffic();
-        let usual = LOOK_INTERVAL + LOOK_INTERVAL_A_CALL * self.calls.in_flight() as u32;
-        let (last, before) = self.looked;
-        let pause = match held_up.is_empty() {
-            true if traffic == before => usual.max((last * 3 / 2).min(LOOK_INTERVAL_MAX)),
-            true => usual,
-            false => POKE_AGAIN,
-        };
-        (self.looked, self.look_at) = ((pause, traffic), Instant::now() + pause);
+        let seen =
+            Seen { held_up: !held_up.is_empty(), needed: self.told != self.stats(), under_way };
+        if self.looks.done(&seen) && !self.calls.rest(under_way) {
+            self.looks.stirred();
+        }
         for (here, seq) in held_up {
             if let Some(tid) = self.shadow.births.at_home(here) {
                 self.tell_keeper(&msg::Poke { tid, seq });

@@ -35,6 +35,7 @@ impl Limits {
         if let Err(error) = fs::write(format!("/proc/{leader}/oom_score_adj"), FIRST_TO_GO) {
             tracing::warn!(%error, "the guest is not the first to go when memory is short");
         }
+        lift_locked_memory(leader);
         match self.group.take() {
             Some(mut group) => group
                 .write_all(leader.to_string().as_bytes())
@@ -67,6 +68,16 @@ fn limit_threads(leader: i32, threads: u64) -> Result<()> {
     match unsafe { libc::prlimit(leader, libc::RLIMIT_NPROC, &limit, std::ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(Errno::last("limit the guest's threads").into()),
+    }
+}
+
+/// It is the guest's memory as any other, of which its group may have only so much. What home allows
+/// is set later.
+fn lift_locked_memory(leader: i32) {
+    let none = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: a live limit, and nothing asked for.
+    if unsafe { libc::prlimit(leader, libc::RLIMIT_MEMLOCK, &none, std::ptr::null_mut()) } < 0 {
+        tracing::debug!("the guest may lock as much memory as its node's daemon");
     }
 }
 

@@ -109,9 +109,20 @@ pub trait Hooks: Send + Sync {
     /// `left`: guest threads that remain.
     fn thread_exits(&self, tid: i32, code: i32, left: usize);
     fn process_exits(&self, code: i32);
+    /// A call began or ended, the first since [`Calls::rest`].
+    fn stirs(&self);
     /// Home is not reached any more; the thread's call stays unanswered until the guest is
     /// killed. (Closing the listener before would answer it ENOSYS.)
     fn stream_failed(&self, tid: i32, error: &StreamError);
+}
+
+/// What a guest has its calls at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnderWay {
+    pub in_flight: usize,
+    pub threads: usize,
+    /// How many began, and how many ended, so far.
+    pub calls: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -147,6 +158,10 @@ struct Gate {
     /// Workers in the wait for a call, or about to be.
     taking: usize,
     in_flight: usize,
+    /// Counts what changes that.
+    calls: u64,
+    /// The owner is to be told of the next change.
+    at_rest: bool,
     workers: Vec<JoinHandle<()>>,
     tids: Vec<i32>,
 }
@@ -371,10 +386,18 @@ impl Calls {
         all
     }
 
-    /// Changes with each call that home gets or answers.
-    pub fn traffic(&self) -> u64 {
-        let seq = |entry: &Entry| entry.flight.lock().map_or(0, |flight| flight.seq);
-        self.0.threads.lock().values().fold(0, |sum, entry| sum.wrapping_add(seq(entry)))
+    pub fn under_way(&self) -> UnderWay {
+        let threads = self.0.threads.lock().len();
+        let gate = self.0.gate.lock();
+        UnderWay { in_flight: gate.in_flight, threads, calls: gate.calls }
+    }
+
+    /// From here on [`Hooks::stirs`] tells when a call begins or ends, once. False: one has since
+    /// `seen`.
+    pub fn rest(&self, seen: UnderWay) -> bool {
+        let mut gate = self.0.gate.lock();
+        gate.at_rest = gate.calls == seen.calls;
+        gate.at_rest
     }
 
     pub fn in_flight(&self) -> usize {
@@ -478,9 +501,11 @@ fn work(shared: &Arc<Shared>) {
             Ok(notif) => {
                 gate.in_flight += 1;
                 staff(shared, &mut gate);
-                drop(gate);
+                stir(shared, gate);
                 worker::serve(shared, &notif);
-                shared.gate.lock().in_flight -= 1;
+                let mut gate = shared.gate.lock();
+                gate.in_flight -= 1;
+                stir(shared, gate);
             }
             Err(error) => match error.raw_os_error() {
                 Some(libc::EINTR) => {}
@@ -489,6 +514,16 @@ fn work(shared: &Arc<Shared>) {
             },
         }
         shared.changed.notify_all();
+    }
+}
+
+/// A call begins or ends.
+fn stir(shared: &Shared, mut gate: MutexGuard<'_, Gate>) {
+    gate.calls += 1;
+    let was_at_rest = std::mem::take(&mut gate.at_rest);
+    drop(gate);
+    if was_at_rest {
+        shared.hooks.stirs();
     }
 }
 

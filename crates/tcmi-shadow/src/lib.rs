@@ -14,6 +14,7 @@ mod devices;
 mod events;
 mod files;
 mod interrupt;
+mod limits;
 mod live;
 mod mapping;
 mod memory;
@@ -33,7 +34,7 @@ pub mod word;
 mod worker;
 
 pub use callers::Callers;
-pub use calls::{Begun, Calls, Denied, Guest, GuestThread, Hooks, QuiesceError};
+pub use calls::{Begun, Calls, Denied, Guest, GuestThread, Hooks, QuiesceError, UnderWay};
 pub use events::{Events, News, SignalStream};
 pub use files::Files;
 pub use mapping::{MappedFile, MappedFiles};

@@ -13,6 +13,7 @@ use tcmi_ckpt::usage::TICK_NS;
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::calls::Shared;
+use crate::mapping;
 use crate::memory::ProcessMemory;
 use crate::stream::StreamError;
 use crate::usage;
@@ -22,8 +23,6 @@ mod merge;
 
 use merge::{Known, maps, stat, status};
 
-/// The longest of the names.
-const PATH_BYTES_MAX: usize = 64;
 const PAGE_BYTES: usize = 4096;
 const CHUNK_BYTES: usize = 256 * 1024;
 const CPUS: &str = "/sys/devices/system/cpu/";
@@ -83,45 +82,38 @@ enum Leaf {
     Status,
 }
 
-/// Whose file; a thread as home calls it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
-    Process(i32),
-    Myself,
-    Caller,
-    Thread(i32),
-}
-
+/// Ids are home's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
-    Of(Owner, Leaf),
+    /// Of a process, or of a thread of it.
+    Of(i32, Option<i32>, Leaf),
     CpuInfo,
     Cpus(usize),
 }
 
+/// By the name that home's kernel has for it.
 fn wanted(path: &str) -> Option<Wanted> {
     if let Some(name) = path.strip_prefix(CPUS) {
         return CPU_LISTS.iter().position(|list| *list == name).map(Wanted::Cpus);
     }
     let mut parts = path.strip_prefix("/proc/")?.split('/');
-    let owner = match parts.next()? {
-        "cpuinfo" => return parts.next().is_none().then_some(Wanted::CpuInfo),
-        "self" => Owner::Myself,
-        "thread-self" => Owner::Caller,
-        number => Owner::Process(number.parse().ok()?),
-    };
+    let first = parts.next()?;
+    if first == "cpuinfo" {
+        return parts.next().is_none().then_some(Wanted::CpuInfo);
+    }
+    let pid = first.parse().ok()?;
     let mut name = parts.next()?;
-    let mut owner = owner;
-    if name == "task" && owner != Owner::Caller {
-        let tid = parts.next()?.parse().ok()?;
-        // A thread of another process is home's to know.
-        owner = match owner {
-            Owner::Process(pid) if pid != tid => return None,
-            _ => Owner::Thread(tid),
-        };
+    let mut tid = None;
+    if name == "task" {
+        tid = Some(parts.next()?.parse().ok()?);
         name = parts.next()?;
     }
-    let leaf = match name {
+    let leaf = leaf(name)?;
+    parts.next().is_none().then_some(Wanted::Of(pid, tid, leaf))
+}
+
+fn leaf(name: &str) -> Option<Leaf> {
+    Some(match name {
         "maps" => Leaf::Maps,
         "smaps" => Leaf::Smaps,
         "smaps_rollup" => Leaf::Verbatim("smaps_rollup"),
@@ -129,73 +121,85 @@ fn wanted(path: &str) -> Option<Wanted> {
         "stat" => Leaf::Stat,
         "status" => Leaf::Status,
         _ => return None,
-    };
-    parts.next().is_none().then_some(Wanted::Of(owner, leaf))
+    })
 }
 
-/// A file that is not home's to show.
-pub(crate) struct Shown {
-    path: String,
-    flags: i32,
-    wanted: Wanted,
-    /// The thread that it is about, as it is called here; None: the process.
-    tid: Option<i32>,
+/// Whether a file is worth asking home which one it is.
+fn may_be_wanted(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name == "cpuinfo" || CPU_LISTS.contains(&name) || leaf(name).is_some()
 }
 
-/// None: home is to open it.
-pub(crate) fn shown(shared: &Shared, notif: &Notification) -> Option<Shown> {
+/// How a call opens what may be a file that is not home's to show. To be asked before it is
+/// forwarded.
+pub(crate) fn opening(shared: &Shared, notif: &Notification) -> Option<i32> {
+    let mut mem = ProcessMemory { pid: notif.tid, writable: &shared.writable };
     let (at, flags) = match i64::from(notif.nr) {
         libc::SYS_open => (notif.args[0], notif.args[1] as i32),
         libc::SYS_openat => (notif.args[1], notif.args[2] as i32),
+        libc::SYS_openat2 => {
+            let mut flags = [0; 8];
+            mem.read(notif.args[2], &mut flags).ok()?;
+            (notif.args[1], u64::from_le_bytes(flags) as i32)
+        }
         _ => return None,
     };
     if flags & OTHERWISE != libc::O_RDONLY {
         return None;
     }
-    let path = path_at(shared, notif.tid, at)?;
-    let wanted = wanted(&path)?;
-    let pid = shared.guest.pid;
-    if matches!(wanted, Wanted::CpuInfo | Wanted::Cpus(_)) && shared.guest.processors.is_none() {
-        return None;
-    }
-    let tid = match wanted {
-        Wanted::Of(Owner::Process(number), _) => {
-            (birth::inner_tid(pid, pid) == Some(number)).then_some(None)?
-        }
-        Wanted::Of(Owner::Caller, _) => Some(notif.tid),
-        Wanted::Of(Owner::Thread(tid), _) => Some(shared.called_at_home(tid)?),
-        _ => None,
-    };
-    Some(Shown { path, flags, wanted, tid })
+    let mut path = Vec::new();
+    mem.read_string(at, &mut path).ok()?;
+    path.pop();
+    may_be_wanted(std::str::from_utf8(&path).ok()?).then_some(flags)
 }
 
-fn path_at(shared: &Shared, tid: i32, addr: u64) -> Option<String> {
-    let mut bytes = [0; PATH_BYTES_MAX];
-    let mut mem = ProcessMemory { pid: tid, writable: &shared.writable };
-    // Most begin otherwise, and some end at the end of their page.
-    mem.read(addr, &mut bytes[..5]).ok()?;
-    if !matches!(&bytes[..5], b"/proc" | b"/sys/") {
-        return None;
-    }
-    let read = mem.read(addr, &mut bytes).map_or_else(|fault| fault.copied, |()| PATH_BYTES_MAX);
-    let end = bytes[..read].iter().position(|b| *b == 0)?;
-    std::str::from_utf8(&bytes[..end]).ok().map(str::to_owned)
-}
-
-pub(crate) fn open(
+/// Home has opened `fd`, whose name may have led anywhere. If it is a file that is not home's to
+/// show, one with the guest's content takes its place.
+pub(crate) fn opened(
     shared: &Shared,
     thread: &mut Thread,
     notif: &Notification,
-    shown: &Shown,
+    flags: i32,
+    fd: i64,
 ) -> Result<Outcome, StreamError> {
-    let content = match content(shared, thread, notif, shown)? {
-        Ok(content) => content,
-        Err(errno) => return Ok(failed(errno)),
+    let name = mapping::name(thread, fd as u64)?;
+    let Some(shown) = wanted(&name).and_then(|wanted| shown(shared, wanted)) else {
+        return Ok(Outcome::Answer(Answer::Value(fd)));
     };
-    Ok(match place(thread, &content, shown.flags)? {
-        fd @ 0.. => Outcome::Answer(Answer::Value(fd)),
-        error => failed(Errno(-error as i32)),
+    let replaced = match content(shared, thread, notif, &shown, fd)? {
+        Ok(content) => replace(thread, fd, &content, flags)?,
+        Err(errno) => Err(errno),
+    };
+    Ok(match replaced {
+        Ok(()) => Outcome::Answer(Answer::Value(fd)),
+        Err(errno) => {
+            close(thread, fd)?;
+            failed(errno)
+        }
     })
+}
+
+/// A file that is not home's to show.
+struct Shown {
+    wanted: Wanted,
+    /// The thread that it is about, as it is called here; None: the process.
+    tid: Option<i32>,
+}
+
+/// None: it is home's.
+fn shown(shared: &Shared, wanted: Wanted) -> Option<Shown> {
+    let tid = match wanted {
+        Wanted::Of(pid, tid, _) => {
+            let own = shared.guest.pid;
+            if birth::inner_tid(own, own) != Some(pid) {
+                return None;
+            }
+            tid.map(|tid| shared.called_at_home(tid)).map_or(Some(None), |here| here.map(Some))?
+        }
+        _ if shared.guest.processors.is_none() => return None,
+        _ => None,
+    };
+    Some(Shown { wanted, tid })
 }
 
 type Content = Result<Vec<u8>, Errno>;
@@ -205,6 +209,7 @@ fn content(
     thread: &mut Thread,
     notif: &Notification,
     shown: &Shown,
+    fd: i64,
 ) -> Result<Content, StreamError> {
     let (pid, tid) = (shared.guest.pid, shown.tid);
     let here = |name: &str| {
@@ -218,7 +223,7 @@ fn content(
             let text = lists.and_then(|lists| lists.0.get(list)).map(|(_, text)| text.clone());
             return Ok(text.ok_or(EIO));
         }
-        Wanted::Of(_, leaf) => leaf,
+        Wanted::Of(_, _, leaf) => leaf,
     };
     let (name, needs_home) = match leaf {
         Leaf::Maps => ("maps", true),
@@ -234,8 +239,11 @@ fn content(
     if !needs_home {
         return Ok(Ok(ours));
     }
-    let path = if leaf == Leaf::Smaps { "/proc/self/maps" } else { &shown.path };
-    let home = match read_at_home(thread, path)? {
+    let home = match leaf {
+        Leaf::Smaps => read_by_name(thread, "/proc/self/maps")?,
+        _ => read(thread, fd)?,
+    };
+    let home = match home {
         Ok(text) => String::from_utf8_lossy(&text).into_owned(),
         Err(errno) => return Ok(Err(errno)),
     };
@@ -274,67 +282,80 @@ fn path_bytes(path: &str) -> Vec<u8> {
 }
 
 /// By the shadow.
-fn read_at_home(thread: &mut Thread, path: &str) -> Result<Content, StreamError> {
+fn read_by_name(thread: &mut Thread, path: &str) -> Result<Content, StreamError> {
     let mut name = path_bytes(path);
     let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
     let fd = thread.ask_own(libc::SYS_openat, &[HERE, OWN_BASE, flags, 0, 0, 0], &mut name)?;
     if fd < 0 {
         return Ok(Err(Errno(-fd as i32)));
     }
+    let content = read(thread, fd)?;
+    close(thread, fd)?;
+    Ok(content)
+}
+
+/// All that it has from its position on.
+fn read(thread: &mut Thread, fd: i64) -> Result<Content, StreamError> {
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut content = Vec::new();
-    let outcome = loop {
+    loop {
         let args = [fd as u64, OWN_BASE, CHUNK_BYTES as u64, 0, 0, 0];
         match thread.ask_own(libc::SYS_read, &args, &mut buffer)? {
-            0 => break Ok(content),
+            0 => return Ok(Ok(content)),
             n @ 1.. => content.extend_from_slice(&buffer[..n as usize]),
-            error => break Err(Errno(-error as i32)),
+            error => return Ok(Err(Errno(-error as i32))),
         }
-    };
-    close(thread, fd)?;
-    Ok(outcome)
+    }
 }
 
 fn close(thread: &mut Thread, fd: i64) -> Result<(), StreamError> {
     thread.ask_own(libc::SYS_close, &[fd as u64, 0, 0, 0, 0, 0], &mut []).map(drop)
 }
 
-/// A descriptor at home from which `content` is read; or an errno, negative.
-fn place(thread: &mut Thread, content: &[u8], flags: i32) -> Result<i64, StreamError> {
-    let cloexec = libc::MFD_CLOEXEC as u64;
-    let args = [OWN_BASE, cloexec, 0, 0, 0, 0];
-    let fd = thread.ask_own(libc::SYS_memfd_create, &args, &mut path_bytes("self"))?;
-    if fd < 0 {
-        return Ok(fd);
+/// Has `fd` at home be a file that has this content, to read from.
+fn replace(
+    thread: &mut Thread,
+    fd: i64,
+    content: &[u8],
+    flags: i32,
+) -> Result<Result<(), Errno>, StreamError> {
+    let args = [OWN_BASE, libc::MFD_CLOEXEC as u64, 0, 0, 0, 0];
+    let file = thread.ask_own(libc::SYS_memfd_create, &args, &mut path_bytes("self"))?;
+    if file < 0 {
+        return Ok(Err(Errno(-file as i32)));
     }
+    let filled = fill(thread, file, content)?;
+    let reader = match filled {
+        Ok(()) => {
+            let mut name = path_bytes(&format!("/proc/self/fd/{file}"));
+            let how = (flags & !libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
+            thread.ask_own(libc::SYS_openat, &[HERE, OWN_BASE, how, 0, 0, 0], &mut name)?
+        }
+        Err(errno) => errno.ret(),
+    };
+    close(thread, file)?;
+    if reader < 0 {
+        return Ok(Err(Errno(-reader as i32)));
+    }
+    let kept = (flags & libc::O_CLOEXEC) as u64;
+    let args = [reader as u64, fd as u64, kept, 0, 0, 0];
+    let placed = thread.ask_own(libc::SYS_dup3, &args, &mut [])?;
+    close(thread, reader)?;
+    Ok(if placed < 0 { Err(Errno(-placed as i32)) } else { Ok(()) })
+}
+
+fn fill(thread: &mut Thread, fd: i64, content: &[u8]) -> Result<Result<(), Errno>, StreamError> {
     let mut done = 0;
     while done < content.len() {
         let mut chunk = content[done..content.len().min(done + CHUNK_BYTES)].to_vec();
         let args = [fd as u64, OWN_BASE, chunk.len() as u64, done as u64, 0, 0];
         match thread.ask_own(libc::SYS_pwrite64, &args, &mut chunk)? {
             n @ 1.. => done += n as usize,
-            error => {
-                close(thread, fd)?;
-                return Ok(if error == 0 { EIO.ret() } else { error });
-            }
+            0 => return Ok(Err(EIO)),
+            error => return Ok(Err(Errno(-error as i32))),
         }
     }
-    // A descriptor to read from, in its place.
-    let mut name = path_bytes(&format!("/proc/self/fd/{fd}"));
-    let how = (flags & !libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
-    let reader = thread.ask_own(libc::SYS_openat, &[HERE, OWN_BASE, how, 0, 0, 0], &mut name)?;
-    if reader < 0 {
-        close(thread, fd)?;
-        return Ok(reader);
-    }
-    let kept = (flags & libc::O_CLOEXEC) as u64;
-    let placed =
-        thread.ask_own(libc::SYS_dup3, &[reader as u64, fd as u64, kept, 0, 0, 0], &mut [])?;
-    close(thread, reader)?;
-    if placed < 0 {
-        close(thread, fd)?;
-    }
-    Ok(placed)
+    Ok(Ok(()))
 }
 
 #[cfg(test)]
@@ -342,30 +363,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_about_the_guest_is_shown() {
-        let of = |owner, leaf| Some(Wanted::Of(owner, leaf));
-        assert_eq!(wanted("/proc/self/maps"), of(Owner::Myself, Leaf::Maps));
-        assert_eq!(wanted("/proc/42/status"), of(Owner::Process(42), Leaf::Status));
-        assert_eq!(wanted("/proc/self/task/43/stat"), of(Owner::Thread(43), Leaf::Stat));
-        assert_eq!(wanted("/proc/42/task/42/stat"), of(Owner::Thread(42), Leaf::Stat));
-        assert_eq!(wanted("/proc/thread-self/smaps"), of(Owner::Caller, Leaf::Smaps));
+    fn only_what_is_about_a_process_or_processors_is_wanted() {
+        let of = |tid, leaf| Some(Wanted::Of(42, tid, leaf));
+        assert_eq!(wanted("/proc/42/maps"), of(None, Leaf::Maps));
+        assert_eq!(wanted("/proc/42/task/43/stat"), of(Some(43), Leaf::Stat));
         assert_eq!(wanted("/proc/cpuinfo"), Some(Wanted::CpuInfo));
         assert_eq!(wanted("/sys/devices/system/cpu/possible"), Some(Wanted::Cpus(1)));
         for path in [
-            "/proc/self/cmdline",
-            "/proc/self/maps/x",
-            "/proc/self",
+            "/proc/42/cmdline",
+            "/proc/42/maps/x",
+            "/proc/42",
             "/proc/stat",
             "/proc/cpuinfo/",
             "/proc/x/maps",
-            "/proc/42/task/43/maps",
-            "/proc/self/fd/3",
-            "/proc/../proc/self/maps",
+            "/proc/42/fd/3",
+            "/tmp/proc/42/maps",
             "/sys/devices/system/cpu/cpu0",
-            "/etc/passwd",
+            "/etc/status",
             "",
         ] {
             assert_eq!(wanted(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn home_is_asked_only_for_names_that_these_files_have() {
+        for path in ["/proc/self/maps", "self/stat", "status", "../cpuinfo", "/x/online"] {
+            assert!(may_be_wanted(path), "{path}");
+        }
+        for path in ["/etc/passwd", "maps/", "/proc/self", "libstat", ""] {
+            assert!(!may_be_wanted(path), "{path}");
         }
     }
 

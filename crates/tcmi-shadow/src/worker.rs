@@ -19,6 +19,7 @@ use crate::clone3;
 use crate::devices;
 use crate::files;
 use crate::interrupt::{self, Pending};
+use crate::limits;
 use crate::live;
 use crate::mapping::{self, Refusal};
 use crate::memory::{ProcessMemory, word};
@@ -251,15 +252,19 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             if let Some(outcome) = devices::serve(shared, notif) {
                 return Ok(outcome);
             }
-            if let Some(shown) = selves::shown(shared, notif) {
-                return selves::open(shared, &mut thread, notif, &shown);
-            }
+            let showing = selves::opening(shared, notif);
             let opening = devices::opening(shared, notif);
             let outcome = with_files(shared, &mut thread, notif, row)?;
+            if let Outcome::Answer(Answer::Value(0)) = outcome {
+                limits::set(shared, notif);
+            }
             if let (Some(opening), Outcome::Answer(Answer::Value(fd))) = (opening, &outcome) {
                 devices::opened(shared, &mut thread, &opening, *fd)?;
             }
             children::waited(shared, notif, &outcome);
+            if let (Some(flags), Outcome::Answer(Answer::Value(fd))) = (showing, &outcome) {
+                return selves::opened(shared, &mut thread, notif, flags, *fd);
+            }
             Ok(outcome)
         }
         Some(Both::Disposition) => mirror_disposition(shared, &mut thread, notif),

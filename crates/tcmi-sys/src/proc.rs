@@ -3,6 +3,7 @@
 use crate::errno::{Errno, Result};
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 fn bytes(pid: i32, file: &str) -> Result<Vec<u8>> {
     std::fs::read(format!("/proc/{pid}/{file}")).map_err(|e| {
@@ -75,6 +76,7 @@ pub struct Status {
     pub has_memory: bool,
     pub seccomp: u32,
     pub permitted_capabilities: u64,
+    pub effective_capabilities: u64,
     /// PR_SET_THP_DISABLE was not used.
     pub huge_pages: bool,
     pub sig_pending: u64,
@@ -118,6 +120,7 @@ fn parse_status(text: &str) -> Option<Status> {
             "THP_enabled" => s.huge_pages = v != "0",
             "Seccomp" => s.seccomp = v.parse().ok()?,
             "CapPrm" => s.permitted_capabilities = hex()?,
+            "CapEff" => s.effective_capabilities = hex()?,
             "SigPnd" => s.sig_pending = hex()?,
             "ShdPnd" => s.shared_pending = hex()?,
             "SigBlk" => s.sig_blocked = hex()?,
@@ -293,6 +296,18 @@ fn parse_limits(text: &str) -> Option<Vec<(u64, u64)>> {
             Some((value(words.next()?)?, value(words.next()?)?))
         })
         .collect()
+}
+
+/// Processor time of all threads that a process has or had, to the nanosecond.
+pub fn cpu_time(pid: i32) -> Result<Duration> {
+    const OF_PROCESS_BY_SCHEDULER: i32 = 2;
+    let clock = !pid << 3 | OF_PROCESS_BY_SCHEDULER;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: room for the time.
+    match unsafe { libc::clock_gettime(clock, &mut time) } {
+        0 => Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32)),
+        _ => Err(Errno::last("the clock of a process")),
+    }
 }
 
 pub fn timers(pid: i32) -> Result<Vec<TimerLine>> {

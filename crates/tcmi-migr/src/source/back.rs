@@ -91,10 +91,10 @@ fn rebuild_with(
     let got = |n| watch.memory(n, total.max(n));
     let bytes = pages.receive(&into, Point::HomePagesHalfReceived, &got)?;
     fault::pass(Point::HomeImageReceived)?;
-    lock(f, a, want)?;
     let readable = signalfds::of(pid)?;
     let timers: Vec<i32> = tcmi_sys::proc::timers(pid)?.iter().map(|t| t.id).collect();
     let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, me);
+    rebuild::lock(&mut b, want)?;
     rebuild::protect_shared(&mut b, want)?;
     rebuild::set_mm(&mut b, &image.mm)?;
     rebuild::set_process(&mut b, image, &timers, readable)?;
@@ -183,15 +183,4 @@ fn path_of<'a>(r: &'a FileRef, maps: &'a [Mapping]) -> Result<&'a str> {
     Ok(mapped
         .map(|m| m.name.as_str())
         .ok_or(tcmi_ckpt::Error::Image("a mapping of a lost file"))?)
-}
-
-fn lock(f: &mut Frozen, a: &Attached, vmas: &[Vma]) -> Result<()> {
-    use tcmi_ckpt::image::vma_flags::LOCKED;
-    let pid = f.pid;
-    let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, Ids { tgid: pid, tid: pid });
-    for v in vmas.iter().filter(|v| v.flags & LOCKED != 0) {
-        b.push("mlock", libc::SYS_mlock, [v.start, v.end - v.start, 0, 0, 0, 0])?;
-    }
-    b.flush()?;
-    Ok(())
 }

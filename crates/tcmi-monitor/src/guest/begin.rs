@@ -23,7 +23,8 @@ use tcmi_sys::kmod::Session;
 
 use super::births::Births;
 use super::daemon::{claim, segment, tell, until_listed};
-use super::{LOOK_INTERVAL, Life, STATS_INTERVAL, Tidings, eventfd, owned, ring};
+use super::looks::Looks;
+use super::{Life, STATS_INTERVAL, Tidings, eventfd, owned, ring};
 use crate::ipc::ToDaemon;
 use crate::limits::Limits;
 use crate::rooms::{self, NextId};
@@ -137,8 +138,7 @@ impl Life {
             unwanted,
             told: Vec::new(),
             signalled,
-            look_at: Instant::now() + LOOK_INTERVAL,
-            looked: (LOOK_INTERVAL, 0),
+            looks: Looks::begin(host, steward),
             report_at: Instant::now() + STATS_INTERVAL,
         })
     }

@@ -216,6 +216,7 @@ impl Hooks for Quiet {
     }
     fn thread_exits(&self, _: i32, _: i32, _: usize) {}
     fn process_exits(&self, _: i32) {}
+    fn stirs(&self) {}
     fn stream_failed(&self, tid: i32, error: &StreamError) {
         panic!("stream of {tid}: {error}");
     }

@@ -119,17 +119,61 @@ fn memory_that_nobody_else_has_moves_with_its_process() -> Result<()> {
     pair.stop()
 }
 
+/// Until they are out again after a call at home.
+fn wait_away(pair: &Pair, all: &[u32]) -> Result<()> {
+    wait_until(&format!("all away\n{}", pair.logs()), SOON, || {
+        Ok((guests(pair, all) == all.len()).then_some(()))
+    })
+}
+
 #[test]
-fn a_fork_of_one_of_them_brings_all_home() -> Result<()> {
+fn after_a_fork_of_one_of_them_all_go_out_again() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.settled_accounts()?;
+    let (mut victim, all) = sharers()?;
+    go_out(&pair, &mut victim, &all)?;
+    for round in 0..4 {
+        ensure!(victim.ask("fork 1", "FORKED")? == [0, 1], "the child");
+        wait_away(&pair, &all).with_context(|| format!("round {round}"))?;
+        works(&mut victim, "away again").with_context(|| pair.logs())?;
+    }
+    pair.home.write("ccn/mig/migrate-home", format!("{}\n", all[1]))?;
+    wait_home(&pair, &all)?;
+    works(&mut victim, "at home")?;
+    victim.end(7)?;
+    pair.expect_no_leak(&before)?;
+    pair.stop()
+}
+
+#[test]
+fn what_one_of_them_begins_goes_along() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, mut all) = sharers()?;
+    go_out(&pair, &mut victim, &all)?;
+    for round in 0..3 {
+        all.push(victim.ask("more", "MORE")?[0] as u32);
+        wait_away(&pair, &all).with_context(|| format!("round {round}"))?;
+        works(&mut victim, "away again").with_context(|| pair.logs())?;
+    }
+    // It is one of them.
+    pair.home.write("ccn/mig/migrate-home", format!("{}\n", all[ALL]))?;
+    wait_home(&pair, &all)?;
+    works(&mut victim, "at home")?;
+    go_out(&pair, &mut victim, &all)?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// Its forks are made at home more and more of them at a time.
+#[test]
+fn one_that_forks_without_end_gets_on() -> Result<()> {
     let pair = Pair::new()?;
     let (mut victim, all) = sharers()?;
-    for _ in 0..2 {
-        pair.try_migrate_tree(victim.pid()).with_context(|| pair.logs())?;
-        works(&mut victim, "away")?;
-        ensure!(victim.ask("fork", "FORKED")? == [0, 1], "the child");
-        wait_home(&pair, &all)?;
-        works(&mut victim, "at home")?;
-    }
+    go_out(&pair, &mut victim, &all)?;
+    victim.say("fork 3000")?;
+    victim.expect("FORKED 0 3000", 3 * SOON)?;
+    wait_away(&pair, &all)?;
+    works(&mut victim, "away again")?;
     victim.end(7)?;
     pair.stop()
 }

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 
 #define CHILDREN_MAX 16
+#define MORE_MAX 16
 #define PAGES 64
 #define PAGE 4096
 
@@ -22,6 +23,7 @@ struct shared {
 	unsigned long turns[CHILDREN_MAX + 1];
 	unsigned long extra;
 	_Atomic unsigned long counted;
+	_Atomic unsigned long beats[MORE_MAX];
 };
 
 static struct shared *shared;
@@ -30,6 +32,7 @@ static int members = 1;
 static unsigned long mine;
 static const char *system_v;
 static int segment = -1;
+static int more;
 
 /* What the one before has written is there, and what one writes stays. */
 static void take_turn(int me)
@@ -121,18 +124,8 @@ static void attach_another(void)
 	expect_equal("errno of nothing", EINVAL, errno);
 }
 
-static void check(void)
+static void expect_sum(void)
 {
-	step();
-	expect_equal("children that ended", members > 1 ? 0 : -1, waitpid(-1, NULL, WNOHANG));
-	struct shmid_ds status;
-	if (segment >= 0) {
-		expect_equal("shmctl", 0, shmctl(segment, IPC_STAT, &status));
-		expect_equal("attached", members, status.shm_nattch);
-		expect_equal("size", sizeof *shared, status.shm_segsz);
-		expect_equal("no segment", -1, shmget(0x7e57ab5e, 4096, 0));
-		expect_equal("errno of none", ENOENT, errno);
-	}
 	pthread_mutex_lock(&shared->lock);
 	unsigned long sum = 0;
 	for (int i = 0; i < members; i++)
@@ -143,24 +136,84 @@ static void check(void)
 	pthread_mutex_unlock(&shared->lock);
 }
 
+/* Another child, which sees what the others do. */
+static void begin_more(void)
+{
+	must(more < MORE_MAX, "no more");
+	pid_t parent = getpid(), pid = fork();
+	if (pid == 0) {
+		close(0);
+		close(1);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		while (getppid() == parent && !first_failure[0]) {
+			expect_sum();
+			atomic_fetch_add(&shared->beats[more], 1);
+			usleep(1000);
+		}
+		_exit(first_failure[0] ? SETUP_FAILED_STATUS : 0);
+	}
+	more++;
+	say("MORE %d\n", pid);
+}
+
+/* Each of the others goes on. */
+static void expect_beats(void)
+{
+	for (int i = 0; i < more; i++) {
+		unsigned long before = atomic_load(&shared->beats[i]);
+		for (int wait = 0; atomic_load(&shared->beats[i]) == before; wait++) {
+			must(wait < 20000, "a beat");
+			usleep(1000);
+		}
+	}
+}
+
+static void check(void)
+{
+	step();
+	expect_beats();
+	expect_equal("children that ended", members > 1 ? 0 : -1, waitpid(-1, NULL, WNOHANG));
+	struct shmid_ds status;
+	if (segment >= 0) {
+		expect_equal("shmctl", 0, shmctl(segment, IPC_STAT, &status));
+		expect_equal("attached", members, status.shm_nattch);
+		expect_equal("size", sizeof *shared, status.shm_segsz);
+		expect_equal("no segment", -1, shmget(0x7e57ab5e, 4096, 0));
+		expect_equal("errno of none", ENOENT, errno);
+	}
+	expect_sum();
+}
+
+/* Each is there before the next begins. */
+static void begin_and_end(int times)
+{
+	unsigned long before = shared->extra;
+	int statuses = 0;
+	for (int i = 0; i < times; i++) {
+		pid_t pid = fork();
+		if (pid == 0) {
+			shared->extra++;
+			_exit(0);
+		}
+		int status = -1;
+		if (pid > 0)
+			waitpid(pid, &status, 0);
+		statuses |= status;
+	}
+	say("FORKED %d %lu\n", statuses, shared->extra - before);
+}
+
 static void command(const char *line)
 {
+	int times;
 	if (!strcmp(line, "attach")) {
 		attach_another();
 		say("ATTACHED\n");
-	}
-	if (!strcmp(line, "sum"))
+	} else if (!strcmp(line, "sum")) {
 		say("SUM %lu\n", shared->sum);
-	if (strcmp(line, "fork"))
-		return;
-	unsigned long before = shared->extra;
-	pid_t pid = fork();
-	if (pid == 0) {
-		shared->extra++;
-		_exit(0);
+	} else if (!strcmp(line, "more")) {
+		begin_more();
+	} else if (sscanf(line, "fork %d", &times) == 1) {
+		begin_and_end(times);
 	}
-	int status = -1;
-	if (pid > 0)
-		waitpid(pid, &status, 0);
-	say("FORKED %d %lu\n", status, shared->extra - before);
 }

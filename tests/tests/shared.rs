@@ -164,6 +164,65 @@ fn what_one_of_them_begins_goes_along() -> Result<()> {
     pair.stop()
 }
 
+/// Memory that was its own becomes that of both.
+#[test]
+fn what_a_guest_begins_that_was_alone_goes_along() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::with_args("segment", &["0"]))?;
+    pair.migrate(victim.pid())?;
+    let child = victim.ask("more", "MORE")?[0] as u32;
+    wait_away(&pair, &[victim.pid(), child])?;
+    works(&mut victim, "away again")?;
+    pair.home.write("ccn/mig/migrate-home", format!("{child}\n"))?;
+    wait_home(&pair, &[victim.pid(), child])?;
+    works(&mut victim, "at home")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// It shares nothing, and comes and goes by itself.
+#[test]
+fn another_program_that_one_of_them_begins_follows() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    go_out(&pair, &mut victim, &all)?;
+    let other = victim.ask("run", "RUNS")?[0] as u32;
+    wait_away(&pair, &[&all[..], &[other]].concat())?;
+    works(&mut victim, "away again")?;
+    pair.bring_home(other)?;
+    ensure!(guests(&pair, &all) == ALL, "they came home with it");
+    works(&mut victim, "away")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// Not listed: no keeper has anything more to do with them.
+fn wait_settled_at_home(pair: &Pair, all: &[u32]) -> Result<()> {
+    wait_until(&format!("all at home to stay\n{}", pair.logs()), SOON, || {
+        Ok(all.iter().all(|pid| pair.state(*pid).is_err()).then_some(()))
+    })
+}
+
+/// Whatever they do in that moment: called again and again, they are at home for long.
+#[test]
+fn who_is_called_home_meanwhile_stays_with_all_of_them() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    for round in 0..6 {
+        go_out(&pair, &mut victim, &all).with_context(|| format!("round {round}"))?;
+        let forks = 20 * round + 1;
+        victim.say(&format!("fork {forks}"))?;
+        victim.expect(&format!("FORKED 0 {forks}"), SOON)?;
+        let home = pair.home.write("ccn/mig/migrate-home", format!("{}\n", all[round % ALL]));
+        home.with_context(|| pair.logs())?;
+        wait_settled_at_home(&pair, &all)?;
+        wait_home(&pair, &all)?;
+    }
+    works(&mut victim, "at home")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
 /// Its forks are made at home more and more of them at a time.
 #[test]
 fn one_that_forks_without_end_gets_on() -> Result<()> {
@@ -281,24 +340,19 @@ fn system_v_memory_that_others_have_keeps_its_tree_at_home() -> Result<()> {
     pair.stop()
 }
 
-/// One that is made and attached away is there for others, until somebody removes it.
+/// Attached by a call at home.
 #[test]
-fn a_guest_that_attaches_system_v_memory_comes_home_to_stay() -> Result<()> {
+fn a_guest_that_attaches_system_v_memory_goes_out_again() -> Result<()> {
     let pair = Pair::new()?;
     let before = pair.settled_accounts()?;
     let mut victim = Victim::spawn(&VictimKind::with_args("segment", &["0", "destroyed"]))?;
-    let pid = victim.pid();
-    pair.migrate(pid)?;
-    victim.say("attach")?;
-    victim.expect("ATTACHED", SOON)?;
-    wait_home(&pair, &[pid])?;
-    victim.check()?;
-    // It says so as soon as its call has returned, when its keeper may not have let go of it yet.
-    wait_until("it may go without that", SOON, || match pair.try_migrate(pid) {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(None),
-        moved => Ok(Some(moved?)),
-    })?;
-    victim.check()?;
+    pair.migrate(victim.pid())?;
+    for _ in 0..2 {
+        victim.say("attach")?;
+        victim.expect("ATTACHED", SOON)?;
+        wait_away(&pair, &[victim.pid()])?;
+        victim.check()?;
+    }
     victim.end(7)?;
     pair.expect_no_leak(&before)?;
     pair.stop()

@@ -614,7 +614,7 @@ impl Inner {
 }
 
 /// Memory that a process shares. Of one that has ended: none.
-fn shared_by(pid: i32) -> Vec<Mapping> {
+pub(super) fn shared_by(pid: i32) -> Vec<Mapping> {
     let maps = maps::read_short(pid).unwrap_or_else(|_| Vec::new());
     maps.into_iter().filter(capture::is_shared_at_home).collect()
 }

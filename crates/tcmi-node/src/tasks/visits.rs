@@ -17,6 +17,7 @@ use tcmi_migr::fault::{self, Point};
 use tcmi_migr::source::{Original, has_ended};
 use tcmi_sys::proc::{self, Status};
 
+use super::party::shared_by;
 use super::{Shared, Sharers, WayOut, examine};
 use crate::doorbell::Bell;
 use crate::keeper::Visit;
@@ -50,6 +51,9 @@ impl Shared {
             stay(task, visit.frozen, &error.to_string());
             return None;
         }
+        if !shared_by(pid.raw()).is_empty() {
+            return self.rest_of_one(task, link, visit.frozen);
+        }
         let before = proc::status(pid.raw());
         let frozen = match self.call_at_home(task, link, visit) {
             Ok(Outcome::Held(frozen)) => frozen,
@@ -69,6 +73,10 @@ impl Shared {
                 return None;
             }
         };
+        // Its call was the one that attached it.
+        if !shared_by(pid.raw()).is_empty() {
+            return self.rest_of_one(task, link, frozen);
+        }
         let ready = fault::pass(Point::HomeVisited)
             .map_err(|error| error.to_string())
             .and_then(|()| before.map_err(|error| error.to_string()))

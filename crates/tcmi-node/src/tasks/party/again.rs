@@ -1,6 +1,7 @@
 //! Processes that share memory, and came home for a call of one of them, go out again: together,
 //! with what they began meanwhile that shares it, too.
 
+use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use tcmi_ckpt::watched::{Child, Memory};
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
+use tcmi_kkc::Link;
 use tcmi_migr::fault::{self, Point};
 use tcmi_migr::module::freezer;
 use tcmi_migr::source::{Original, has_ended};
@@ -42,6 +44,11 @@ pub(super) struct Pace {
 impl Pace {
     pub fn first() -> Self {
         Self { rest: Duration::ZERO, begins: Instant::now() }
+    }
+
+    /// Of one that has come home and was in no party.
+    fn of_one() -> Self {
+        Self { rest: REST_MIN, begins: Instant::now() + REST_MIN }
     }
 
     /// Of those that were away since `left`, were called home, and are there `now`. At home they
@@ -99,6 +106,32 @@ impl Shared {
         }
     }
 
+    /// A process that was away alone and has memory that others may share: it, and what it begins
+    /// with that, go out again as those who went together.
+    pub(in crate::tasks) fn rest_of_one(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        link: &Link,
+        frozen: Frozen,
+    ) -> Option<WayOut> {
+        let party = Party::again(self, link, task, iter::empty(), Pace::of_one());
+        let before = proc::status(task.pid.raw());
+        let ready = party.map_err(|e| e.to_string()).and_then(|party| {
+            let before = before.map_err(|e| e.to_string())?;
+            Ok(Rest { party, before })
+        });
+        match ready {
+            Err(why) => {
+                stay(task, frozen, &why);
+                None
+            }
+            Ok(rest) => {
+                stay(task, frozen, "");
+                self.rest(task, rest)
+            }
+        }
+    }
+
     /// It shares no memory any more, as after an execve.
     fn goes_alone(&self, task: &Task, frozen: Frozen, before: &Status) -> Option<WayOut> {
         if let Err(why) = may_go_again(task.pid, before) {
@@ -119,18 +152,20 @@ pub(super) struct Newcomers {
 }
 
 impl Party {
-    /// The next way out of `tasks`, all of which are held at home.
+    /// The next way out of `head` and the others, all of which are held at home.
     pub(super) fn again(
-        &self,
-        tasks: Vec<Arc<Task>>,
+        shared: &Arc<Shared>,
+        link: &Link,
+        head: &Arc<Task>,
+        others: impl Iterator<Item = Arc<Task>>,
         pace: Pace,
     ) -> Result<Arc<Self>, MigrateError> {
-        let head = tasks.first().map_or(self.head, |task| task.pid);
         let along = Along::Sharers { since: ticks() };
-        let next = Self::new(Arc::clone(&self.shared), self.link.clone(), head, along, pace)?;
+        let next = Self::new(Arc::clone(shared), link.clone(), head.pid, along, pace)?;
         let mut inner = next.inner.lock();
-        inner.moving = tasks.len();
-        inner.members.extend(tasks.into_iter().map(|task| (task.pid, Member::new(task))));
+        let all = others.chain([Arc::clone(head)]);
+        inner.members = all.map(|task| (task.pid, Member::new(task))).collect();
+        inner.moving = inner.members.len();
         drop(inner);
         Ok(Arc::new(next))
     }

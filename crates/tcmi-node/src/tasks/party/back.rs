@@ -284,8 +284,8 @@ impl Party {
     fn next_way_out(&self, back: &Back) -> Option<Arc<Self>> {
         let (Purpose::Call(_), called) = back.wanted? else { return None };
         let pace = self.pace.next(back.since?, called, Instant::now());
-        let tasks = back.away.values().map(|a| Arc::clone(&a.task)).collect();
-        match self.again(tasks, pace) {
+        let mut tasks = back.away.values().map(|a| Arc::clone(&a.task));
+        match Self::again(&self.shared, &self.link, &tasks.next()?, tasks, pace) {
             Ok(next) => Some(next),
             Err(error) => {
                 tracing::warn!(%error, "processes that share memory stay at home");

@@ -69,6 +69,9 @@ impl Moves for Unmoved {
     fn tree_out(&mut self, _: u32) -> Result<()> {
         Ok(())
     }
+    fn tree_out_again(&mut self, _: u32) -> Result<()> {
+        Ok(())
+    }
     fn home(&mut self, _: u32) -> Result<()> {
         Ok(())
     }
@@ -90,6 +93,14 @@ impl Moves for Between<'_> {
         let stays = descendants(pid)?.into_iter().find(|pid| !pair.is_guest(*pid));
         ensure!(stays.is_none(), "{stays:?} is not on the desk");
         Ok(())
+    }
+    fn tree_out_again(&mut self, pid: u32) -> Result<()> {
+        let Self(pair) = self;
+        wait_until("all of it on the desk", RUN_TIMEOUT, || {
+            let below = descendants(pid)?;
+            Ok((pair.is_guest(pid) && below.iter().all(|pid| pair.is_guest(*pid))).then_some(()))
+        })
+        .with_context(|| pair.logs())
     }
     fn home(&mut self, pid: u32) -> Result<()> {
         self.0.bring_home(pid)

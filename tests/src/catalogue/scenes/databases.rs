@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -145,7 +145,23 @@ fn postgres_program(name: &str) -> Result<PathBuf> {
 }
 
 /// For each client, so many seconds.
-const LOAD_SECONDS: u32 = 15;
+const LOAD_SECONDS: u32 = 25;
+
+/// While the server is away.
+const CONNECTIONS: u32 = 2;
+const TRANSACTIONS: &str = "300";
+
+/// How many transactions a pgbench tells of, none of which failed.
+fn committed(load: Child) -> Result<u64> {
+    let load = load.wait_with_output()?;
+    let said = String::from_utf8(load.stdout)?;
+    ensure!(load.status.success() && said.contains("failed transactions: 0 "), "{said}");
+    let count =
+        said.lines().find_map(|l| l.strip_prefix("number of transactions actually processed: "));
+    // "300", or "300/300" where it was told how many.
+    let count = count.and_then(|l| l.trim().split('/').next()).context("how many transactions")?;
+    Ok(count.parse()?)
+}
 
 /// It does not run as root, and not on what others may read.
 pub fn postgres(at: &Path, moves: &mut dyn Moves) -> Result<String> {
@@ -196,14 +212,19 @@ pub fn postgres(at: &Path, moves: &mut dyn Moves) -> Result<String> {
     works()?;
     moves.tree_out(pid)?;
     works()?;
+    // A process of the server is begun for each connection.
+    let mut acknowledged = 0;
+    for _ in 0..CONNECTIONS {
+        let mut later = client("pgbench", &["-n", "-t", TRANSACTIONS])?;
+        let later = later.stderr(Stdio::null()).spawn()?;
+        moves.tree_out_again(pid)?;
+        works()?;
+        acknowledged += committed(later)?;
+    }
+    moves.tree_out_again(pid)?;
     moves.home(pid)?;
     works()?;
-    let load = load.wait_with_output()?;
-    let said = String::from_utf8(load.stdout)?;
-    ensure!(load.status.success() && said.contains("failed transactions: 0 "), "{said}");
-    let acknowledged =
-        said.lines().find_map(|l| l.strip_prefix("number of transactions actually processed: "));
-    let acknowledged: u64 = acknowledged.context("how many transactions")?.trim().parse()?;
+    acknowledged += committed(load)?;
     let ask = "SELECT count(*), sum(delta) = (SELECT sum(abalance) FROM pgbench_accounts),
                sum(delta) = (SELECT sum(bbalance) FROM pgbench_branches) FROM pgbench_history";
     let kept = client("psql", &["-At", "-c", ask, "-d"])?.output()?;

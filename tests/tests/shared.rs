@@ -223,6 +223,30 @@ fn who_is_called_home_meanwhile_stays_with_all_of_them() -> Result<()> {
     pair.stop()
 }
 
+/// The same by the node's owner, whose order may find it there, on its way home, or not at all.
+#[test]
+fn who_is_sent_home_meanwhile_stays_with_all_of_them() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    for round in 0..6 {
+        go_out(&pair, &mut victim, &all).with_context(|| format!("round {round}"))?;
+        victim.say("fork 1")?;
+        wait_until("an order that finds it", SOON, || {
+            match pair.desk.write("pen/mig/migrate-home", format!("{}\n", all[round % ALL])) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+                sent => Ok(Some(sent?)),
+            }
+        })
+        .with_context(|| pair.logs())?;
+        victim.expect("FORKED 0 1", SOON)?;
+        wait_settled_at_home(&pair, &all)?;
+        wait_home(&pair, &all)?;
+    }
+    works(&mut victim, "at home")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
 /// Its forks are made at home more and more of them at a time.
 #[test]
 fn one_that_forks_without_end_gets_on() -> Result<()> {

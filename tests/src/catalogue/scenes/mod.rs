@@ -35,7 +35,7 @@ pub fn entries() -> Vec<Entry> {
         ),
         by_hand(scene(
             "postgres",
-            "pgbench has two connections, and the server moves as a tree: no transaction fails, each \
+            "pgbench has connections and makes more, and the server moves as a tree: no transaction fails, each \
              that was told is there (with dynamic_shared_memory_type=sysv, without autovacuum)",
             &[("/usr/lib/postgresql", "postgresql"), ("runuser", "util-linux")],
             databases::postgres,

@@ -98,7 +98,7 @@ impl Moves for Between<'_> {
         let Self(pair) = self;
         wait_until("all of it on the desk", RUN_TIMEOUT, || {
             let below = descendants(pid)?;
-            Ok((pair.is_guest(pid) && below.iter().all(|pid| pair.is_guest(*pid))).then_some(()))
+            Ok((pair.is_away(pid) && below.iter().all(|pid| pair.is_away(*pid))).then_some(()))
         })
         .with_context(|| pair.logs())
     }

@@ -122,7 +122,7 @@ fn memory_that_nobody_else_has_moves_with_its_process() -> Result<()> {
 /// Until they are out again after a call at home.
 fn wait_away(pair: &Pair, all: &[u32]) -> Result<()> {
     wait_until(&format!("all away\n{}", pair.logs()), SOON, || {
-        Ok((guests(pair, all) == all.len()).then_some(()))
+        Ok(all.iter().all(|pid| pair.is_away(*pid)).then_some(()))
     })
 }
 
@@ -192,6 +192,27 @@ fn another_program_that_one_of_them_begins_follows() -> Result<()> {
     pair.bring_home(other)?;
     ensure!(guests(&pair, &all) == ALL, "they came home with it");
     works(&mut victim, "away")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// It has none of their memory any more.
+#[test]
+fn one_of_them_that_becomes_another_program_goes_alone() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    go_out(&pair, &mut victim, &all)?;
+    let other = victim.ask("more", "MORE")?[0] as u32;
+    let with_it = [&all[..], &[other]].concat();
+    wait_away(&pair, &with_it)?;
+    kill(Pid::from_raw(other as i32), Signal::SIGUSR1)?;
+    wait_until("another program", SOON, || {
+        let name = std::fs::read_to_string(format!("/proc/{other}/comm"))?;
+        Ok((name == "sleep\n").then_some(()))
+    })?;
+    wait_away(&pair, &with_it)?;
+    pair.bring_home(other)?;
+    ensure!(guests(&pair, &all) == ALL, "they came home with it");
     victim.end(7)?;
     pair.stop()
 }

@@ -136,7 +136,21 @@ static void expect_sum(void)
 	pthread_mutex_unlock(&shared->lock);
 }
 
-/* Another child, which sees what the others do. */
+static volatile sig_atomic_t is_told;
+
+static void tell(int signal)
+{
+	(void)signal;
+	is_told = 1;
+}
+
+static void become_another(void)
+{
+	execlp("sleep", "sleep", "1000", NULL);
+	_exit(127);
+}
+
+/* Another child, which sees what the others do, until SIGUSR1 makes it another program. */
 static void begin_more(void)
 {
 	must(more < MORE_MAX, "no more");
@@ -145,7 +159,10 @@ static void begin_more(void)
 		close(0);
 		close(1);
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		signal(SIGUSR1, tell);
 		while (getppid() == parent && !first_failure[0]) {
+			if (is_told)
+				become_another();
 			expect_sum();
 			atomic_fetch_add(&shared->beats[more], 1);
 			usleep(1000);
@@ -164,8 +181,7 @@ static void run(void)
 		close(0);
 		close(1);
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		execlp("sleep", "sleep", "1000", NULL);
-		_exit(127);
+		become_another();
 	}
 	say("RUNS %d\n", pid);
 }

@@ -44,6 +44,8 @@ pub struct Task {
     pub origin: (u64, i32),
     pub elsewhere: Arc<Elsewhere>,
     migration: AtomicU64,
+    /// The one before: its node may speak of that yet.
+    former_migration: AtomicU64,
     inner: Mutex<Inner>,
     /// The socket of a move out that has not ended.
     way_out: Mutex<Option<OwnedFd>>,
@@ -86,6 +88,7 @@ impl Task {
             origin: (0, 0),
             elsewhere: Arc::default(),
             migration: AtomicU64::new(migration),
+            former_migration: AtomicU64::new(migration),
             way_out: Mutex::default(),
             inner: Mutex::new(Inner {
                 state: State::Running,
@@ -118,8 +121,14 @@ impl Task {
     pub fn migration(&self) -> u64 {
         self.migration.load(Ordering::Relaxed)
     }
+    /// Whether a node means this one.
+    pub fn is_meant(&self, node: LinkId, migration: u64) -> bool {
+        let former = self.former_migration.load(Ordering::Relaxed);
+        self.node == node && [self.migration(), former].contains(&migration)
+    }
     pub fn moves_again(&self, migration: u64) {
-        self.migration.store(migration, Ordering::Relaxed);
+        let former = self.migration.swap(migration, Ordering::Relaxed);
+        self.former_migration.store(former, Ordering::Relaxed);
         self.inner.lock().calls.begin_anew();
     }
     /// Whether it comes home for one call only: orders wait for that.

@@ -391,7 +391,7 @@ impl Tasks for Engine {
             }
             Control::Guest { migration, what: GuestControl::WantHome } => {
                 let home = self.shared.home.lock();
-                let task = home.values().find(|t| t.migration() == migration && t.node == from);
+                let task = home.values().find(|t| t.is_meant(from, migration));
                 if let Some(Err((state, _))) = task.map(|t| t.order(Order::HomeUnasked)) {
                     tracing::debug!(migration, %state, "asked home while it moves");
                 }

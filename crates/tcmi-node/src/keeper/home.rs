@@ -13,7 +13,6 @@ use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::pages::Incoming;
 use tcmi_migr::source::{self, Attached};
 use tcmi_migr::{Error, Result};
-use tcmi_sys::proc;
 
 use super::{AtHome, End, Keeper, Visit, explain_error, gone_is_fine};
 use crate::control::Done;
@@ -125,16 +124,16 @@ impl Keeper<'_> {
         party.call_home(purpose).map_err(Return::Stays)?;
         let pid = self.task.pid;
         let came = self.come_home(Some(party)).and_then(|frozen| {
-            let before = proc::status(pid.raw()).map_err(|_| Return::Ended)?;
-            run(frozen).map(|()| before)
+            let rest = party.next().map(|next| Rest::of(pid, next)).transpose();
+            let rest = rest.map_err(|_| Return::Ended)?;
+            run(frozen).map(|()| rest)
         });
         match &came {
             Ok(_) => party.came(pid, None),
             Err(Return::Stays(e)) => party.came(pid, Some(format!("process {pid}: {e}"))),
             Err(Return::Ended | Return::Lost(_)) => party.gone(pid, true),
         }
-        let again = |before| party.next().map(|party| AtHome::Rest(Rest { party, before }));
-        came.map(|before| again(before).map_or(End::Home, End::Again))
+        came.map(|rest| rest.map_or(End::Home, |rest| End::Again(AtHome::Rest(rest))))
     }
 
     /// Ok: the process is whole at home, and held.

@@ -15,7 +15,7 @@ use tcmi_migr::fault::{self, Point};
 use tcmi_migr::module::freezer;
 use tcmi_migr::source::{Original, has_ended};
 use tcmi_sys::proc::{self, Status};
-use tcmi_sys::{maps, namespace};
+use tcmi_sys::{Errno, maps, namespace};
 
 use super::{Along, Inner, Member, Party, shared_by};
 use crate::explain::{Sharers, examine};
@@ -64,24 +64,38 @@ impl Pace {
     }
 }
 
-/// Of a process that is home for a call, with its party.
+/// A process that is home for a call, with its party, as it came.
 pub struct Rest {
-    pub party: Arc<Party>,
-    /// When it came.
-    pub before: Status,
+    party: Arc<Party>,
+    status: Status,
+    memory: Vec<maps::Object>,
+}
+
+impl Rest {
+    /// Of one that is held.
+    pub fn of(pid: Pid, party: Arc<Party>) -> Result<Self, Errno> {
+        let status = proc::status(pid.raw())?;
+        Ok(Self { party, status, memory: objects_of(pid.raw()) })
+    }
+
+    /// Whether it has memory of its party yet: an execve takes it away.
+    fn shares(&self, pid: Pid) -> bool {
+        objects_of(pid.raw()).iter().any(|object| self.memory.contains(object))
+    }
+}
+
+fn objects_of(pid: i32) -> Vec<maps::Object> {
+    shared_by(pid).iter().map(|m| m.object()).collect()
 }
 
 impl Shared {
     /// Lets a process run at home until its party goes out again. None: it stays, or has ended.
-    pub(in crate::tasks) fn rest(
-        self: &Arc<Self>,
-        task: &Arc<Task>,
-        Rest { party, before }: Rest,
-    ) -> Option<WayOut> {
+    pub(in crate::tasks) fn rest(self: &Arc<Self>, task: &Arc<Task>, rest: Rest) -> Option<WayOut> {
+        let party = &rest.party;
         let done = party.done_of(task.pid);
         let held = party.until_begin(task).and_then(|()| {
             task.to(State::Preparing);
-            party.take_hold_again(task)
+            party.take_hold_again(task, &rest)
         });
         let frozen = match held {
             Ok(frozen) => frozen,
@@ -90,13 +104,14 @@ impl Shared {
                 return None;
             }
         };
-        if shared_by(task.pid.raw()).is_empty() {
+        if !rest.shares(task.pid) {
             party.leaves(task.pid);
-            return self.goes_alone(task, frozen, &before);
+            return self.goes_alone(task, frozen, &rest.status);
         }
         match party.meet_held(task, frozen) {
             Ok(frozen) => {
-                Some(WayOut { original: Original::Held(frozen), done, party: Some(party) })
+                let (original, party) = (Original::Held(frozen), Some(Arc::clone(party)));
+                Some(WayOut { original, done, party })
             }
             Err(e) => {
                 let error = explain_error(task, party.link.peer_name(), e);
@@ -115,12 +130,10 @@ impl Shared {
         frozen: Frozen,
     ) -> Option<WayOut> {
         let party = Party::again(self, link, task, iter::empty(), Pace::of_one());
-        let before = proc::status(task.pid.raw());
-        let ready = party.map_err(|e| e.to_string()).and_then(|party| {
-            let before = before.map_err(|e| e.to_string())?;
-            Ok(Rest { party, before })
-        });
-        match ready {
+        let rest = party
+            .map_err(|e| e.to_string())
+            .and_then(|party| Rest::of(task.pid, party).map_err(|e| e.to_string()));
+        match rest {
             Err(why) => {
                 stay(task, frozen, &why);
                 None
@@ -132,7 +145,7 @@ impl Shared {
         }
     }
 
-    /// It shares no memory any more, as after an execve.
+    /// It has no memory of its party any more.
     fn goes_alone(&self, task: &Task, frozen: Frozen, before: &Status) -> Option<WayOut> {
         if let Err(why) = may_go_again(task.pid, before) {
             task.to(State::Running);
@@ -144,7 +157,6 @@ impl Shared {
 }
 
 /// Processes that were begun while those of a party were at home.
-#[derive(Default)]
 pub(super) struct Newcomers {
     /// They have memory of it.
     pub sharers: Vec<Pid>,
@@ -193,11 +205,11 @@ impl Party {
         }
     }
 
-    fn take_hold_again(&self, task: &Task) -> Result<Frozen, MigrateError> {
+    fn take_hold_again(&self, task: &Task, rest: &Rest) -> Result<Frozen, MigrateError> {
         let explain = |e| explain_error(task, self.link.peer_name(), e);
         fault::pass(Point::HomeGoesAgain).map_err(explain)?;
         let pid = task.pid.raw();
-        if !shared_by(pid).is_empty() {
+        if rest.shares(task.pid) {
             examine(task.pid, 0, false, Sharers::Later)?.refusal()?;
         }
         let held = freezer(self.shared.module).freeze(pid).and_then(|held| held.trace());
@@ -221,9 +233,8 @@ impl Party {
 
     /// What of `below` has begun at home, `since` those that are `known` are there.
     pub(super) fn newcomers(&self, below: Vec<Pid>, known: &[i32], since: u64) -> Newcomers {
-        let all = known.iter().flat_map(|pid| shared_by(*pid));
-        let objects: Vec<maps::Object> = all.map(|m| m.object()).collect();
-        let shares = |pid: &Pid| shared_by(pid.raw()).iter().any(|m| objects.contains(&m.object()));
+        let theirs: Vec<maps::Object> = known.iter().flat_map(|pid| objects_of(*pid)).collect();
+        let shares = |pid: &Pid| objects_of(pid.raw()).iter().any(|o| theirs.contains(o));
         let (sharers, mut others): (Vec<_>, Vec<_>) = below.into_iter().partition(shares);
         // Others are at home because they cannot move, or somebody else began them.
         others.retain(|pid| {

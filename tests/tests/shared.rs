@@ -26,9 +26,8 @@ fn guests(pair: &Pair, all: &[u32]) -> usize {
 }
 
 fn wait_home(pair: &Pair, all: &[u32]) -> Result<()> {
-    wait_until(&format!("all at home\n{}", pair.logs()), SOON, || {
-        Ok((guests(pair, all) == 0).then_some(()))
-    })
+    wait_until("all at home", SOON, || Ok((guests(pair, all) == 0).then_some(())))
+        .with_context(|| pair.logs())
 }
 
 /// They work on: turns are taken.
@@ -121,9 +120,8 @@ fn memory_that_nobody_else_has_moves_with_its_process() -> Result<()> {
 
 /// Until they are out again after a call at home.
 fn wait_away(pair: &Pair, all: &[u32]) -> Result<()> {
-    wait_until(&format!("all away\n{}", pair.logs()), SOON, || {
-        Ok(all.iter().all(|pid| pair.is_away(*pid)).then_some(()))
-    })
+    wait_until("all away", SOON, || Ok(all.iter().all(|pid| pair.is_away(*pid)).then_some(())))
+        .with_context(|| pair.logs())
 }
 
 #[test]
@@ -219,9 +217,10 @@ fn one_of_them_that_becomes_another_program_goes_alone() -> Result<()> {
 
 /// Not listed: no keeper has anything more to do with them.
 fn wait_settled_at_home(pair: &Pair, all: &[u32]) -> Result<()> {
-    wait_until(&format!("all at home to stay\n{}", pair.logs()), SOON, || {
+    wait_until("all at home to stay", SOON, || {
         Ok(all.iter().all(|pid| pair.state(*pid).is_err()).then_some(()))
     })
+    .with_context(|| pair.logs())
 }
 
 /// Whatever they do in that moment: called again and again, they are at home for long.

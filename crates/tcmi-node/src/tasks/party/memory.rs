@@ -13,7 +13,7 @@ use super::{Inner, Party};
 
 impl Party {
     /// Finds what the held processes share, and shares out who sends what.
-    pub(super) fn share_out(&self, inner: &mut Inner) -> std::result::Result<(), MigrateError> {
+    pub(super) fn share_out(&self, inner: &mut Inner) -> Result<(), MigrateError> {
         let of = |pid: &Pid| (*pid, shared_by(pid.raw()));
         let found: Vec<(Pid, Vec<Mapping>)> = inner.members.keys().map(of).collect();
         let outlives = self.lasting(&found).map_err(|e| self.explain(inner, e.into()))?;

@@ -387,7 +387,7 @@ fn main() {
     })];
     // Without a list there is the one test that says so.
     trials.extend(trees::trials(faults.as_deref().unwrap_or(&[])));
-    let elsewhere = [&VISITS[..], &trees::TOGETHER].concat();
+    let elsewhere = [&VISITS[..], &trees::TOGETHER, &[trees::AGAIN]].concat();
     for fault in faults.into_iter().flatten().filter(|f| !elsewhere.contains(&f.as_str())) {
         for action in ACTIONS {
             let (name, fault) = (format!("{fault}::{action}"), fault.clone());

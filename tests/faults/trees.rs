@@ -1,6 +1,8 @@
 //! The same of a tree of processes that moves at once: whatever fails for one of them, all are at
 //! home or all are away.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
@@ -55,16 +57,25 @@ struct Scene {
 
 impl Scene {
     fn set(program: &'static str, fault: &str, action: &str) -> Result<Self> {
+        let passage = Self::first_passage(fault, action);
+        Self::set_at(program, fault, &format!("{action}:{passage}"))
+    }
+
+    fn first_passage(fault: &str, action: &str) -> usize {
         let side = Side::of(fault);
-        let passage = match (action, side) {
+        match (action, side) {
             (_, Side::Desk) => 1,
             _ if TOGETHER.contains(&fault) || DECIDED_AWAY.contains(&fault) => 1,
             ("kill", _) if WAY_HOME.contains(&fault) && !BY_THE_LAST.contains(&fault) => 1,
             // The last: while another one gets its agent, no daemon is to be killed.
             ("kill", _) => ALL,
             _ => 2,
-        };
-        let armed = format!("{fault}:{action}:{passage}");
+        }
+    }
+
+    fn set_at(program: &'static str, fault: &str, action: &str) -> Result<Self> {
+        let side = Side::of(fault);
+        let armed = format!("{fault}:{action}");
         let mut home = Launch::new("home", Root::Normal);
         let mut desk = Launch::new("desk", Root::Bare);
         let launch = if side == Side::Home { &mut home } else { &mut desk };
@@ -183,8 +194,76 @@ fn survives_home(fault: &str, action: &str) -> Result<()> {
     scene.pair.stop()
 }
 
+/// Where processes that share memory, and were home for a call, go out again.
+pub const AGAIN: &str = "HomeGoesAgain";
+
+/// The call is made, and all are at home.
+fn survives_again(fault: &str, action: &str) -> Result<()> {
+    // The tree has passed it on its first way.
+    let passage = if fault == AGAIN { ALL } else { 2 };
+    let mut scene = Scene::set_at("segment", fault, &format!("{action}:{passage}"))?;
+    let head = scene.ring.pid();
+    scene.pair.try_migrate_tree(head).with_context(|| scene.pair.logs())?;
+    ensure!(scene.ring.ask("fork 1", "FORKED")? == [0, 1], "the call");
+    wait_until("a fault", RECOVERY_TIMEOUT, || Ok(expect_fault(&scene.pair, fault).ok()))?;
+    revive(&mut scene.pair)?;
+    scene.expect_one_copy("behind the call", 0)?;
+    if action == "error" {
+        for pid in &scene.all {
+            let file = format!("ccn/mig/migproc/{pid}/last-error");
+            wait_until("why it stays", RECOVERY_TIMEOUT, || {
+                let why = scene.pair.home.read(&file)?;
+                Ok(why.contains(fault).then_some(()))
+            })?;
+        }
+    }
+    scene.pair.try_migrate_tree(head).with_context(|| format!("next\n{}", scene.pair.logs()))?;
+    scene.expect_one_copy("away by the next migration", ALL)?;
+    ensure!(scene.ring.ask("fork 1", "FORKED")? == [0, 1], "the next call");
+    scene.expect_one_copy("away again", ALL)?;
+    scene.ring.end(7)?;
+    scene.pair.stop()
+}
+
+/// Home's daemon stands still when the first of them is to be held again. Meanwhile another is
+/// killed: the others go without it.
+fn one_is_killed_at_home() -> Result<()> {
+    let mut scene = Scene::set_at("segment", AGAIN, "stop:1")?;
+    scene.pair.try_migrate_tree(scene.ring.pid()).with_context(|| scene.pair.logs())?;
+    scene.ring.say("fork 1")?;
+    let daemon = scene.pair.home.pid();
+    wait_until("a daemon that stands still", RECOVERY_TIMEOUT, || {
+        let status = fs::read_to_string(format!("/proc/{daemon}/status"))?;
+        Ok(status.contains("State:\tT").then_some(()))
+    })?;
+    let killed = scene.all.remove(2);
+    kill(Pid::from_raw(killed as i32), Signal::SIGKILL)?;
+    kill(Pid::from_raw(daemon as i32), Signal::SIGCONT)?;
+    scene.ring.expect("FORKED 0 1", RECOVERY_TIMEOUT).with_context(|| scene.pair.logs())?;
+    wait_until("the others away", RECOVERY_TIMEOUT, || {
+        Ok((scene.guests() == ALL - 1).then_some(()))
+    })
+    .with_context(|| scene.pair.logs())?;
+    ensure!(!scene.pair.is_guest(killed), "it is away");
+    scene.pair.home.write("ccn/mig/migrate-home", format!("{}\n", scene.all[1]))?;
+    wait_until("all at home", RECOVERY_TIMEOUT, || Ok((scene.guests() == 0).then_some(())))?;
+    scene.ring.signal(Signal::SIGKILL)?;
+    scene.ring.wait(RECOVERY_TIMEOUT)?;
+    scene.pair.stop()
+}
+
 pub fn trials(faults: &[String]) -> Vec<Trial> {
     let mut trials = Vec::new();
+    for fault in [&TOGETHER[..], &[AGAIN]].concat() {
+        for action in ACTIONS {
+            trials.push(Trial::test(format!("again::{fault}::{action}"), move || {
+                Ok(survives_again(fault, action).map_err(|e| format!("{e:#}"))?)
+            }));
+        }
+    }
+    trials.push(Trial::test(format!("again::{AGAIN}::stop"), || {
+        Ok(one_is_killed_at_home().map_err(|e| format!("{e:#}"))?)
+    }));
     for fault in faults.iter().filter(|f| WAY_HOME.contains(&f.as_str())) {
         let side = Side::of(fault);
         // A monitor that is killed takes its guest along.

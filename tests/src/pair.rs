@@ -119,6 +119,11 @@ impl Pair {
         self.desk.has(&format!("pen/mig/migproc/{pid}"))
     }
 
+    /// Both nodes say so: of one that comes home the desk hears the end later.
+    pub fn is_away(&self, pid: u32) -> bool {
+        self.state(pid).is_ok_and(|s| s == "emigrated") && self.is_guest(pid)
+    }
+
     /// Until the desk forgot the process: it ended, or went home.
     pub fn wait_forgotten(&self, pid: u32) -> Result<()> {
         wait_until(&format!("{pid} forgotten by the desk"), LINK_TIMEOUT, || {

@@ -69,10 +69,13 @@ impl Moves for Unmoved {
     fn tree_out(&mut self, _: u32) -> Result<()> {
         Ok(())
     }
+    fn tree_out_again(&mut self, _: u32) -> Result<()> {
+        Ok(())
+    }
     fn home(&mut self, _: u32) -> Result<()> {
         Ok(())
     }
-    fn stays(&mut self, _: u32, _: &str) -> Result<()> {
+    fn tree_stays(&mut self, _: u32, _: &str) -> Result<()> {
         Ok(())
     }
 }
@@ -91,15 +94,23 @@ impl Moves for Between<'_> {
         ensure!(stays.is_none(), "{stays:?} is not on the desk");
         Ok(())
     }
+    fn tree_out_again(&mut self, pid: u32) -> Result<()> {
+        let Self(pair) = self;
+        wait_until("all of it on the desk", RUN_TIMEOUT, || {
+            let below = descendants(pid)?;
+            Ok((pair.is_away(pid) && below.iter().all(|pid| pair.is_away(*pid))).then_some(()))
+        })
+        .with_context(|| pair.logs())
+    }
     fn home(&mut self, pid: u32) -> Result<()> {
         self.0.bring_home(pid)
     }
-    fn stays(&mut self, pid: u32, because: &str) -> Result<()> {
-        let explained = self.0.explain(pid)?;
+    fn tree_stays(&mut self, pid: u32, because: &str) -> Result<()> {
+        let explained = self.0.explain_tree(pid)?;
         let reason =
             explained.lines().any(|l| l.starts_with("stopped by: ") && l.contains(because));
         ensure!(reason, "not said: {because:?}\n{explained}");
-        let refused = self.0.try_migrate(pid).err().and_then(|e| e.raw_os_error());
+        let refused = self.0.try_migrate_tree(pid).err().and_then(|e| e.raw_os_error());
         ensure!(refused == Some(libc::EOPNOTSUPP), "{refused:?}");
         Ok(())
     }

@@ -26,9 +26,8 @@ fn guests(pair: &Pair, all: &[u32]) -> usize {
 }
 
 fn wait_home(pair: &Pair, all: &[u32]) -> Result<()> {
-    wait_until(&format!("all at home\n{}", pair.logs()), SOON, || {
-        Ok((guests(pair, all) == 0).then_some(()))
-    })
+    wait_until("all at home", SOON, || Ok((guests(pair, all) == 0).then_some(())))
+        .with_context(|| pair.logs())
 }
 
 /// They work on: turns are taken.
@@ -119,17 +118,165 @@ fn memory_that_nobody_else_has_moves_with_its_process() -> Result<()> {
     pair.stop()
 }
 
+/// Until they are out again after a call at home.
+fn wait_away(pair: &Pair, all: &[u32]) -> Result<()> {
+    wait_until("all away", SOON, || Ok(all.iter().all(|pid| pair.is_away(*pid)).then_some(())))
+        .with_context(|| pair.logs())
+}
+
 #[test]
-fn a_fork_of_one_of_them_brings_all_home() -> Result<()> {
+fn after_a_fork_of_one_of_them_all_go_out_again() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.settled_accounts()?;
+    let (mut victim, all) = sharers()?;
+    go_out(&pair, &mut victim, &all)?;
+    for round in 0..4 {
+        ensure!(victim.ask("fork 1", "FORKED")? == [0, 1], "the child");
+        wait_away(&pair, &all).with_context(|| format!("round {round}"))?;
+        works(&mut victim, "away again").with_context(|| pair.logs())?;
+    }
+    pair.home.write("ccn/mig/migrate-home", format!("{}\n", all[1]))?;
+    wait_home(&pair, &all)?;
+    works(&mut victim, "at home")?;
+    victim.end(7)?;
+    pair.expect_no_leak(&before)?;
+    pair.stop()
+}
+
+#[test]
+fn what_one_of_them_begins_goes_along() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, mut all) = sharers()?;
+    go_out(&pair, &mut victim, &all)?;
+    for round in 0..3 {
+        all.push(victim.ask("more", "MORE")?[0] as u32);
+        wait_away(&pair, &all).with_context(|| format!("round {round}"))?;
+        works(&mut victim, "away again").with_context(|| pair.logs())?;
+    }
+    // It is one of them.
+    pair.home.write("ccn/mig/migrate-home", format!("{}\n", all[ALL]))?;
+    wait_home(&pair, &all)?;
+    works(&mut victim, "at home")?;
+    go_out(&pair, &mut victim, &all)?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// Memory that was its own becomes that of both.
+#[test]
+fn what_a_guest_begins_that_was_alone_goes_along() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::with_args("segment", &["0"]))?;
+    pair.migrate(victim.pid())?;
+    let child = victim.ask("more", "MORE")?[0] as u32;
+    wait_away(&pair, &[victim.pid(), child])?;
+    works(&mut victim, "away again")?;
+    pair.home.write("ccn/mig/migrate-home", format!("{child}\n"))?;
+    wait_home(&pair, &[victim.pid(), child])?;
+    works(&mut victim, "at home")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// It shares nothing, and comes and goes by itself.
+#[test]
+fn another_program_that_one_of_them_begins_follows() -> Result<()> {
     let pair = Pair::new()?;
     let (mut victim, all) = sharers()?;
-    for _ in 0..2 {
-        pair.try_migrate_tree(victim.pid()).with_context(|| pair.logs())?;
-        works(&mut victim, "away")?;
-        ensure!(victim.ask("fork", "FORKED")? == [0, 1], "the child");
+    go_out(&pair, &mut victim, &all)?;
+    let other = victim.ask("run", "RUNS")?[0] as u32;
+    wait_away(&pair, &[&all[..], &[other]].concat())?;
+    works(&mut victim, "away again")?;
+    pair.bring_home(other)?;
+    ensure!(guests(&pair, &all) == ALL, "they came home with it");
+    works(&mut victim, "away")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// It has none of their memory any more.
+#[test]
+fn one_of_them_that_becomes_another_program_goes_alone() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    go_out(&pair, &mut victim, &all)?;
+    let other = victim.ask("more", "MORE")?[0] as u32;
+    let with_it = [&all[..], &[other]].concat();
+    wait_away(&pair, &with_it)?;
+    kill(Pid::from_raw(other as i32), Signal::SIGUSR1)?;
+    wait_until("another program", SOON, || {
+        let name = std::fs::read_to_string(format!("/proc/{other}/comm"))?;
+        Ok((name == "sleep\n").then_some(()))
+    })?;
+    wait_away(&pair, &with_it)?;
+    pair.bring_home(other)?;
+    ensure!(guests(&pair, &all) == ALL, "they came home with it");
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// Not listed: no keeper has anything more to do with them.
+fn wait_settled_at_home(pair: &Pair, all: &[u32]) -> Result<()> {
+    wait_until("all at home to stay", SOON, || {
+        Ok(all.iter().all(|pid| pair.state(*pid).is_err()).then_some(()))
+    })
+    .with_context(|| pair.logs())
+}
+
+/// Whatever they do in that moment: called again and again, they are at home for long.
+#[test]
+fn who_is_called_home_meanwhile_stays_with_all_of_them() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    for round in 0..6 {
+        go_out(&pair, &mut victim, &all).with_context(|| format!("round {round}"))?;
+        let forks = 20 * round + 1;
+        victim.say(&format!("fork {forks}"))?;
+        victim.expect(&format!("FORKED 0 {forks}"), SOON)?;
+        let home = pair.home.write("ccn/mig/migrate-home", format!("{}\n", all[round % ALL]));
+        home.with_context(|| pair.logs())?;
+        wait_settled_at_home(&pair, &all)?;
         wait_home(&pair, &all)?;
-        works(&mut victim, "at home")?;
     }
+    works(&mut victim, "at home")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// The same by the node's owner, whose order may find it there, on its way home, or not at all.
+#[test]
+fn who_is_sent_home_meanwhile_stays_with_all_of_them() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    for round in 0..6 {
+        go_out(&pair, &mut victim, &all).with_context(|| format!("round {round}"))?;
+        victim.say("fork 1")?;
+        wait_until("an order that finds it", SOON, || {
+            match pair.desk.write("pen/mig/migrate-home", format!("{}\n", all[round % ALL])) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+                sent => Ok(Some(sent?)),
+            }
+        })
+        .with_context(|| pair.logs())?;
+        victim.expect("FORKED 0 1", SOON)?;
+        wait_settled_at_home(&pair, &all)?;
+        wait_home(&pair, &all)?;
+    }
+    works(&mut victim, "at home")?;
+    victim.end(7)?;
+    pair.stop()
+}
+
+/// Its forks are made at home more and more of them at a time.
+#[test]
+fn one_that_forks_without_end_gets_on() -> Result<()> {
+    let pair = Pair::new()?;
+    let (mut victim, all) = sharers()?;
+    go_out(&pair, &mut victim, &all)?;
+    victim.say("fork 3000")?;
+    victim.expect("FORKED 0 3000", 3 * SOON)?;
+    wait_away(&pair, &all)?;
+    works(&mut victim, "away again")?;
     victim.end(7)?;
     pair.stop()
 }
@@ -153,15 +300,18 @@ fn a_part_that_one_of_them_unmaps_away_is_gone_at_home_for_it_alone() -> Result<
 }
 
 #[test]
-fn one_that_moves_shared_memory_brings_all_home() -> Result<()> {
+fn after_one_has_moved_shared_memory_all_go_out_again() -> Result<()> {
     let pair = Pair::new()?;
     let (mut victim, all) = sharers()?;
+    go_out(&pair, &mut victim, &all)?;
     for _ in 0..2 {
-        go_out(&pair, &mut victim, &all)?;
         victim.ask("move", "MOVED")?;
-        wait_home(&pair, &all)?;
-        works(&mut victim, "at home")?;
+        wait_away(&pair, &all)?;
+        works(&mut victim, "away again")?;
     }
+    pair.bring_home(victim.pid())?;
+    wait_home(&pair, &all)?;
+    works(&mut victim, "at home")?;
     victim.end(7)?;
     pair.stop()
 }
@@ -269,24 +419,19 @@ fn system_v_memory_that_others_have_keeps_its_tree_at_home() -> Result<()> {
     pair.stop()
 }
 
-/// One that is made and attached away is there for others, until somebody removes it.
+/// Attached by a call at home.
 #[test]
-fn a_guest_that_attaches_system_v_memory_comes_home_to_stay() -> Result<()> {
+fn a_guest_that_attaches_system_v_memory_goes_out_again() -> Result<()> {
     let pair = Pair::new()?;
     let before = pair.settled_accounts()?;
     let mut victim = Victim::spawn(&VictimKind::with_args("segment", &["0", "destroyed"]))?;
-    let pid = victim.pid();
-    pair.migrate(pid)?;
-    victim.say("attach")?;
-    victim.expect("ATTACHED", SOON)?;
-    wait_home(&pair, &[pid])?;
-    victim.check()?;
-    // It says so as soon as its call has returned, when its keeper may not have let go of it yet.
-    wait_until("it may go without that", SOON, || match pair.try_migrate(pid) {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(None),
-        moved => Ok(Some(moved?)),
-    })?;
-    victim.check()?;
+    pair.migrate(victim.pid())?;
+    for _ in 0..2 {
+        victim.say("attach")?;
+        victim.expect("ATTACHED", SOON)?;
+        wait_away(&pair, &[victim.pid()])?;
+        victim.check()?;
+    }
     victim.end(7)?;
     pair.expect_no_leak(&before)?;
     pair.stop()

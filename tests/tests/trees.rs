@@ -143,7 +143,7 @@ fn what_a_process_begins_follows_it_and_each_comes_home_by_itself() -> Result<()
     stdin.write_all(b"\n")?;
     let children = wait_until("two children away", SOON, || {
         let all = account::children(pid)?;
-        Ok((all.len() == 2 && all.iter().all(|c| pair.is_guest(*c))).then_some(all))
+        Ok((all.len() == 2 && all.iter().all(|c| pair.is_away(*c))).then_some(all))
     })?;
     pair.bring_home(children[0])?;
     ensure!(account::state(children[0]) == Some('R'), "the first does not work at home");

@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 
 #define CHILDREN_MAX 16
+#define MORE_MAX 16
 #define PAGES 64
 #define PAGE 4096
 /* Behind what they take turns in. */
@@ -25,6 +26,7 @@ struct shared {
 	unsigned long turns[CHILDREN_MAX + 1];
 	unsigned long extra;
 	_Atomic unsigned long counted;
+	_Atomic unsigned long beats[MORE_MAX];
 };
 
 static struct shared *shared;
@@ -34,6 +36,7 @@ static unsigned long mine;
 static const char *system_v;
 static int is_huge;
 static int segment = -1;
+static int more;
 
 /* What the one before has written is there, and what one writes stays. */
 static void take_turn(int me)
@@ -136,18 +139,8 @@ static void move_pages_away(void)
 	pages = to;
 }
 
-static void check(void)
+static void expect_sum(void)
 {
-	step();
-	expect_equal("children that ended", members > 1 ? 0 : -1, waitpid(-1, NULL, WNOHANG));
-	struct shmid_ds status;
-	if (segment >= 0) {
-		expect_equal("shmctl", 0, shmctl(segment, IPC_STAT, &status));
-		expect_equal("attached", members, status.shm_nattch);
-		expect_equal("size", sizeof *shared, status.shm_segsz);
-		expect_equal("no segment", -1, shmget(0x7e57ab5e, 4096, 0));
-		expect_equal("errno of none", ENOENT, errno);
-	}
 	pthread_mutex_lock(&shared->lock);
 	unsigned long sum = 0;
 	for (int i = 0; i < members; i++)
@@ -158,30 +151,121 @@ static void check(void)
 	pthread_mutex_unlock(&shared->lock);
 }
 
+static volatile sig_atomic_t is_told;
+
+static void tell(int signal)
+{
+	(void)signal;
+	is_told = 1;
+}
+
+static void become_another(void)
+{
+	execlp("sleep", "sleep", "1000", NULL);
+	_exit(127);
+}
+
+/* Another child, which sees what the others do, until SIGUSR1 makes it another program. */
+static void begin_more(void)
+{
+	must(more < MORE_MAX, "no more");
+	pid_t parent = getpid(), pid = fork();
+	if (pid == 0) {
+		close(0);
+		close(1);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		signal(SIGUSR1, tell);
+		while (getppid() == parent && !first_failure[0]) {
+			if (is_told)
+				become_another();
+			expect_sum();
+			atomic_fetch_add(&shared->beats[more], 1);
+			usleep(1000);
+		}
+		_exit(first_failure[0] ? SETUP_FAILED_STATUS : 0);
+	}
+	more++;
+	say("MORE %d\n", pid);
+}
+
+/* A child that is another program. */
+static void run(void)
+{
+	pid_t pid = fork();
+	if (pid == 0) {
+		close(0);
+		close(1);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		become_another();
+	}
+	say("RUNS %d\n", pid);
+}
+
+/* Each of the others goes on. */
+static void expect_beats(void)
+{
+	for (int i = 0; i < more; i++) {
+		unsigned long before = atomic_load(&shared->beats[i]);
+		for (int wait = 0; atomic_load(&shared->beats[i]) == before; wait++) {
+			must(wait < 20000, "a beat");
+			usleep(1000);
+		}
+	}
+}
+
+static void check(void)
+{
+	step();
+	expect_beats();
+	expect_equal("children that ended", members > 1 || more ? 0 : -1, waitpid(-1, NULL, WNOHANG));
+	struct shmid_ds status;
+	if (segment >= 0) {
+		expect_equal("shmctl", 0, shmctl(segment, IPC_STAT, &status));
+		expect_equal("attached", members, status.shm_nattch);
+		expect_equal("size", sizeof *shared, status.shm_segsz);
+		expect_equal("no segment", -1, shmget(0x7e57ab5e, 4096, 0));
+		expect_equal("errno of none", ENOENT, errno);
+	}
+	expect_sum();
+}
+
+/* Each is there before the next begins. */
+static void begin_and_end(int times)
+{
+	unsigned long before = shared->extra;
+	int statuses = 0;
+	for (int i = 0; i < times; i++) {
+		pid_t pid = fork();
+		if (pid == 0) {
+			shared->extra++;
+			_exit(0);
+		}
+		int status = -1;
+		if (pid > 0)
+			waitpid(pid, &status, 0);
+		statuses |= status;
+	}
+	say("FORKED %d %lu\n", statuses, shared->extra - before);
+}
+
 static void command(const char *line)
 {
+	int times;
 	if (!strcmp(line, "attach")) {
 		attach_another();
 		say("ATTACHED\n");
-	}
-	if (!strcmp(line, "unmap"))
+	} else if (!strcmp(line, "unmap")) {
 		say("UNMAPPED %d\n", munmap((void *)(pages + (PAGES + 1) * PAGE), PAGE));
-	if (!strcmp(line, "move")) {
+	} else if (!strcmp(line, "move")) {
 		move_pages_away();
 		say("MOVED\n");
-	}
-	if (!strcmp(line, "sum"))
+	} else if (!strcmp(line, "sum")) {
 		say("SUM %lu\n", shared->sum);
-	if (strcmp(line, "fork"))
-		return;
-	unsigned long before = shared->extra;
-	pid_t pid = fork();
-	if (pid == 0) {
-		shared->extra++;
-		_exit(0);
+	} else if (!strcmp(line, "more")) {
+		begin_more();
+	} else if (!strcmp(line, "run")) {
+		run();
+	} else if (sscanf(line, "fork %d", &times) == 1) {
+		begin_and_end(times);
 	}
-	int status = -1;
-	if (pid > 0)
-		waitpid(pid, &status, 0);
-	say("FORKED %d %lu\n", status, shared->extra - before);
 }

@@ -41,6 +41,9 @@ pub enum MigrateError {
     /// Asked to come home, but it never left.
     #[error("process {0} is not away")]
     NotAway(Pid),
+    /// On its way out again.
+    #[error("process {0} was called home")]
+    CalledHome(Pid),
     #[error("process {0} belongs to another user")]
     NotYours(Pid),
     #[error("only root may do this")]
@@ -104,7 +107,10 @@ impl MigrateError {
             Self::NoSuchNode(_) | Self::PeerGone { .. } | Self::ShuttingDown => {
                 Errno::HostUnreachable
             }
-            Self::Busy { .. } | Self::Unsteady { .. } | Self::TooManyCommands => Errno::Busy,
+            Self::CalledHome(_)
+            | Self::Busy { .. }
+            | Self::Unsteady { .. }
+            | Self::TooManyCommands => Errno::Busy,
             Self::Invalid(_) | Self::BadKey(_) => Errno::Invalid,
             Self::Untrusted { .. } => Errno::Access,
             Self::NotTrusted(_) | Self::NoEntry(_) => Errno::NoEntry,

@@ -80,6 +80,9 @@ points! {
     HomeVisits,
     /// Home: the call has returned, and it is held.
     HomeVisited,
+    /// Home: one of those that came together for a call is to be held again. A failure leaves all
+    /// of them at home.
+    HomeGoesAgain,
 }
 
 enum Action {

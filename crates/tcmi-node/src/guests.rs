@@ -20,7 +20,7 @@ use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_core::limits::PHASE_TIMEOUT_MS;
-use tcmi_kkc::{Control, Link, LinkId};
+use tcmi_kkc::{Control, GuestControl, Link, LinkId};
 use tcmi_migr::module::ByModule;
 use tcmi_migr::source::Times;
 use tcmi_monitor::ipc::{self, Limits, StreamKeys, ToDaemon, ToMonitor};
@@ -182,9 +182,15 @@ impl Guests {
         }
         drop(all);
         self.tree.changed();
-        for done in guest.waiting.lock().drain(..) {
-            done(Ok(()));
+        let waiting = std::mem::take(&mut *guest.waiting.lock());
+        if !waiting.is_empty() {
+            // It may be at home for a call alone.
+            let (migration, what) = (offer.migration, GuestControl::WantHome);
+            if let Err(error) = link.send(&Control::Guest { migration, what }) {
+                tracing::debug!(%error, "the home of a guest that left is gone");
+            }
         }
+        waiting.into_iter().for_each(|done| done(Ok(())));
         Ok(())
     }
 

@@ -24,9 +24,8 @@ use tcmi_migr::source::{self, Attached, Channel, Emigrated, Installed, Original,
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::shadow::{Armed, Fate, Places, Shadow, StreamAt, arm};
 
-use crate::control::Done;
 use crate::task::{Order, Task};
-use crate::tasks::{Party, Step};
+use crate::tasks::{Party, Purpose, Rest, Step, WayOut};
 
 mod home;
 mod reach;
@@ -71,17 +70,23 @@ pub struct Visit {
     pub by: i32,
 }
 
-/// Moves `task` out over `bulk`, then keeps it until it is home or gone, or home for a visit.
-/// `done` is told once the guest runs, or that it does not.
+/// A process that goes out again.
+pub enum AtHome {
+    Visit(Visit),
+    /// It runs, as the others that came with it.
+    Rest(Rest),
+}
+
+/// Moves `task` out over `bulk`, then keeps it until it is home or gone. Some: it goes out again.
 pub fn keep(
     task: &Arc<Task>,
     link: &Link,
     bulk: Stream,
     module: Option<ByModule>,
-    original: Original,
-    done: Done,
-    party: Option<&Arc<Party>>,
-) -> Option<Visit> {
+    way_out: WayOut,
+) -> Option<AtHome> {
+    let WayOut { original, done, party } = way_out;
+    let party = party.as_ref();
     match bulk.as_fd().try_clone_to_owned() {
         Ok(socket) => task.set_way_out(Some(socket)),
         Err(error) => tracing::warn!(pid = %task.pid, %error, "this move cannot be given up"),
@@ -106,6 +111,8 @@ pub fn keep(
             task.release();
             task.to(state);
             done(Err(error));
+            // For the others it may have been away.
+            party.iter().for_each(|party| party.gone(task.pid, false));
             return None;
         }
     };
@@ -212,7 +219,7 @@ fn arm_original(sent: &mut Sent, party: Option<&Arc<Party>>) -> Result<Armed> {
 /// How keeping a shadow ended.
 enum End {
     Home,
-    Visits(Visit),
+    Again(AtHome),
     /// The process ended, here or as guest.
     Gone,
     /// Its node is lost.
@@ -297,16 +304,16 @@ impl Keeper<'_> {
         if self.task.takes_calls() {
             msg::send(&mut self.wire.w, &msg::AskStats {})?;
         }
-        if self.party.as_ref().is_some_and(|p| p.returns())
-            && let Some(end) = self.bring_home(None, None)?
+        if let Some(purpose) = self.party.as_ref().and_then(|p| p.returns())
+            && let Some(end) = self.bring_home(purpose, None)?
         {
             return Ok(Some(end));
         }
         // All of them: the bell that rang for them is quiet again.
         while let Some(order) = self.task.next_order() {
             let end = match order {
-                Order::HomeUnasked => self.bring_home(None, None)?,
-                Order::Home(done) => self.bring_home(None, Some(done))?,
+                Order::HomeUnasked => self.bring_home(Purpose::Stay, None)?,
+                Order::Home(done) => self.bring_home(Purpose::Stay, Some(done))?,
             };
             if end.is_some() {
                 return Ok(end);
@@ -318,11 +325,10 @@ impl Keeper<'_> {
     fn message(&mut self) -> Result<Option<End>> {
         let frame = self.wire.r.recv_message()?;
         match frame.kind {
-            msg::WantHome::KIND => self.bring_home(None, None),
+            msg::WantHome::KIND => self.bring_home(Purpose::Stay, None),
             msg::VisitHome::KIND => {
                 let msg::VisitHome { by } = msg::decode(&frame)?;
-                // Those who share memory make such a call when all are home, to stay.
-                self.bring_home(Some(by).filter(|_| self.party.is_none()), None)
+                self.bring_home(Purpose::Call(by), None)
             }
             msg::Stats::KIND => {
                 let stats: msg::Stats = msg::decode(&frame)?;
@@ -400,13 +406,14 @@ impl Keeper<'_> {
         Ok((self.kept()?.shadow.begin_thread(by, socket, (tx, rx))?, id))
     }
 
-    fn close(mut self, end: End) -> Option<Visit> {
+    fn close(mut self, end: End) -> Option<AtHome> {
         if let Some(party) = &self.party {
             party.gone(self.task.pid, false);
         }
         match end {
-            End::Home => {}
-            End::Visits(visit) => return Some(visit),
+            // Whoever has called it home meanwhile finds it there.
+            End::Home => return None,
+            End::Again(at_home) => return Some(at_home),
             End::Gone => self.task.to(State::Gone),
             End::Lost(reason) => {
                 tracing::error!(pid = %self.task.pid, node = %self.node, reason, "the guest is lost");

@@ -50,6 +50,8 @@ pub struct Task {
     /// All that are away, this one among them.
     pub all: Weak<Mutex<Away>>,
     migration: AtomicU64,
+    /// The one before: its node may speak of that yet.
+    former_migration: AtomicU64,
     inner: Mutex<Inner>,
     /// Told when a visit has ended.
     settled: Condvar,
@@ -99,6 +101,7 @@ impl Task {
             elsewhere: Arc::default(),
             all: Weak::new(),
             migration: AtomicU64::new(migration),
+            former_migration: AtomicU64::new(migration),
             way_out: Mutex::default(),
             settled: Condvar::new(),
             inner: Mutex::new(Inner {
@@ -133,8 +136,14 @@ impl Task {
     pub fn migration(&self) -> u64 {
         self.migration.load(Ordering::Relaxed)
     }
+    /// Whether a node means this one.
+    pub fn is_meant(&self, node: LinkId, migration: u64) -> bool {
+        let former = self.former_migration.load(Ordering::Relaxed);
+        self.node == node && [self.migration(), former].contains(&migration)
+    }
     pub fn moves_again(&self, migration: u64) {
-        self.migration.store(migration, Ordering::Relaxed);
+        let former = self.migration.swap(migration, Ordering::Relaxed);
+        self.former_migration.store(former, Ordering::Relaxed);
         self.inner.lock().calls.begin_anew();
     }
     /// Whether it comes home for one call only: orders wait for that.

@@ -23,7 +23,7 @@ use crate::control::{Done, Side, TaskView, Tasks};
 use crate::doorbell::Doorbell;
 use crate::explain::{self, Sharers, examine};
 use crate::guests::{EVACUATION, Guests, Hosting, Offer};
-use crate::keeper::{self, Visit};
+use crate::keeper::{self, AtHome};
 use crate::task::{Away, Order, Task};
 use crate::tree::Tree;
 use used::Elsewhere;
@@ -33,7 +33,7 @@ mod party;
 pub(crate) mod used;
 mod visits;
 
-pub use party::{Homeward, Party, Step};
+pub use party::{Homeward, Party, Purpose, Rest, Step};
 
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(PHASE_TIMEOUT_MS);
@@ -56,6 +56,15 @@ struct Shared {
     family_processes: usize,
     rules: Rules,
     elsewhere: Arc<Elsewhere>,
+}
+
+/// How a process goes out.
+pub struct WayOut {
+    pub original: Original,
+    /// To be told once the guest runs, or that it does not.
+    pub done: Done,
+    /// With others.
+    pub party: Option<Arc<Party>>,
 }
 
 /// The engine of a node, in both roles.
@@ -159,21 +168,17 @@ impl Shared {
     }
 
     /// The life of a process away, in its own thread: one move out, or one for each of its visits.
-    /// The first may be with others, in a party.
-    fn run(
-        self: &Arc<Self>,
-        task: &Arc<Task>,
-        link: &Link,
-        original: Original,
-        done: Done,
-        party: Option<&Arc<Party>>,
-    ) {
-        let (mut original, mut done, mut party) = (original, done, party);
-        while let Some(visit) = self.move_out(task, link, original, done, party.take()) {
-            let Some(behind_it) = self.visit(task, link, visit) else { break };
-            original = behind_it;
-            done = visits::quietly(task.pid);
-            task.moves_again(self.next_migration());
+    fn run(self: &Arc<Self>, task: &Arc<Task>, link: &Link, way_out: WayOut) {
+        let mut next = Some(way_out);
+        while let Some(way_out) = next {
+            next = match self.move_out(task, link, way_out) {
+                Some(AtHome::Visit(visit)) => self.visit(task, link, visit),
+                Some(AtHome::Rest(rest)) => self.rest(task, rest),
+                None => None,
+            };
+            if next.is_some() {
+                task.moves_again(self.next_migration());
+            }
         }
         self.forget(task);
     }
@@ -203,17 +208,11 @@ impl Shared {
         self.tree.changed();
     }
 
-    fn move_out(
-        &self,
-        task: &Arc<Task>,
-        link: &Link,
-        original: Original,
-        done: Done,
-        party: Option<&Arc<Party>>,
-    ) -> Option<Visit> {
+    fn move_out(&self, task: &Arc<Task>, link: &Link, way_out: WayOut) -> Option<AtHome> {
         match self.offer(task, link) {
-            Ok(bulk) => keeper::keep(task, link, bulk, self.module, original, done, party),
+            Ok(bulk) => keeper::keep(task, link, bulk, self.module, way_out),
             Err(error) => {
+                let WayOut { original, done, .. } = way_out;
                 if let Original::Held(frozen) = original
                     && let Err(error) = frozen.thaw()
                 {
@@ -285,7 +284,8 @@ impl Tasks for Engine {
         let theirs = Arc::clone(&reply);
         let started = thread::Builder::new().name(format!("keep-{pid}")).spawn(move || {
             if let Some(reply) = theirs.lock().take() {
-                shared.run(&ours, &link, Original::Runs(pid.raw()), reply, None);
+                let original = Original::Runs(pid.raw());
+                shared.run(&ours, &link, WayOut { original, done: reply, party: None });
             }
         });
         if let Err(source) = started {
@@ -408,7 +408,7 @@ impl Tasks for Engine {
             }
             Control::Guest { migration, what: GuestControl::WantHome } => {
                 let home = self.shared.home.lock();
-                let task = home.values().find(|t| t.migration() == migration && t.node == from);
+                let task = home.values().find(|t| t.is_meant(from, migration));
                 if let Some(Err((state, _))) = task.map(|t| t.order(Order::HomeUnasked)) {
                     tracing::debug!(migration, %state, "asked home while it moves");
                 }

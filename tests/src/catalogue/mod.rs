@@ -20,9 +20,11 @@ pub trait Moves {
     fn out(&mut self, pid: u32) -> Result<()>;
     /// With all that it has begun, at one instant.
     fn tree_out(&mut self, pid: u32) -> Result<()>;
+    /// Ok: all that it has begun since is there, too, after a call that it made at home.
+    fn tree_out_again(&mut self, pid: u32) -> Result<()>;
     fn home(&mut self, pid: u32) -> Result<()>;
-    /// Ok: it cannot move, for a reason that holds `because`.
-    fn stays(&mut self, pid: u32, because: &str) -> Result<()>;
+    /// Ok: it cannot move with all that it has begun, for a reason that holds `because`.
+    fn tree_stays(&mut self, pid: u32, because: &str) -> Result<()>;
 }
 
 /// A program with others around it: clients, a terminal. It works in a directory of its own and

@@ -14,10 +14,10 @@ use tcmi_migr::pages::Incoming;
 use tcmi_migr::source::{self, Attached};
 use tcmi_migr::{Error, Result};
 
-use super::{End, Keeper, Visit, explain_error, gone_is_fine};
+use super::{AtHome, End, Keeper, Visit, explain_error, gone_is_fine};
 use crate::control::Done;
-use crate::task::Task;
-use crate::tasks::{Homeward, Party};
+use crate::task::{Order, Task};
+use crate::tasks::{Homeward, Party, Purpose, Rest};
 
 /// Longest wait for the node to say that it has let go of a guest that is home already.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,28 +38,31 @@ impl Return {
     }
 }
 
+/// Lets go of a process that is itself again.
+fn run(frozen: Frozen) -> std::result::Result<(), Return> {
+    frozen.thaw().map_err(|_| Return::Ended)
+}
+
 impl Keeper<'_> {
-    /// Brings the process home, to stay or for a call of thread `visit`.
+    /// Brings the process home.
     ///
     /// Some: it is home or gone. None: the return failed, the guest runs on.
     pub(super) fn bring_home(
         &mut self,
-        visit: Option<i32>,
+        purpose: Purpose,
         done: Option<Done>,
     ) -> Result<Option<End>> {
-        self.task.visits(visit.is_some());
+        self.task.visits(purpose != Purpose::Stay);
         self.task.to(State::Returning);
         self.task.drop_reachings();
-        let came = self.come_home_with_others();
+        let came = self.come_home_as(purpose);
         let with = self.party.clone().filter(|_| came.is_ok());
-        let came = came.and_then(|frozen| match visit {
-            Some(by) => Ok(End::Visits(Visit { frozen, by })),
-            None => frozen.thaw().map(|()| End::Home).map_err(|_| Return::Ended),
-        });
         let (answer, outcome) = match came {
             Ok(end) => {
-                if visit.is_none() {
+                if !matches!(end, End::Again(AtHome::Visit(_))) {
                     self.farewell();
+                }
+                if matches!(end, End::Home) {
                     // Before anyone can know: the next move may begin at once.
                     self.task.release();
                 }
@@ -86,8 +89,7 @@ impl Keeper<'_> {
         };
         match (with, answer) {
             (Some(party), Ok(())) => party.released(done),
-            (with, answer) => {
-                with.iter().for_each(|party| party.released(None));
+            (_, answer) => {
                 if let Some(done) = done {
                     done(answer);
                 }
@@ -104,17 +106,35 @@ impl Keeper<'_> {
         }
     }
 
-    fn come_home_with_others(&mut self) -> std::result::Result<Frozen, Return> {
-        let Some(party) = self.party.clone() else { return self.come_home(None) };
-        party.call_home().map_err(Return::Stays)?;
-        let came = self.come_home(Some(&party));
+    fn come_home_as(&mut self, purpose: Purpose) -> std::result::Result<End, Return> {
+        if let Some(party) = self.party.clone() {
+            return self.come_home_with(&party, purpose);
+        }
+        let frozen = self.come_home(None)?;
+        match purpose {
+            Purpose::Call(by) => Ok(End::Again(AtHome::Visit(Visit { frozen, by }))),
+            Purpose::Stay => run(frozen).map(|()| End::Home),
+        }
+    }
+
+    fn come_home_with(
+        &mut self,
+        party: &Party,
+        purpose: Purpose,
+    ) -> std::result::Result<End, Return> {
+        party.call_home(purpose).map_err(Return::Stays)?;
         let pid = self.task.pid;
+        let came = self.come_home(Some(party)).and_then(|frozen| {
+            let rest = party.next().map(|next| Rest::of(pid, next)).transpose();
+            let rest = rest.map_err(|_| Return::Ended)?;
+            run(frozen).map(|()| rest)
+        });
         match &came {
             Ok(_) => party.came(pid, None),
             Err(Return::Stays(e)) => party.came(pid, Some(format!("process {pid}: {e}"))),
             Err(Return::Ended | Return::Lost(_)) => party.gone(pid, true),
         }
-        came
+        came.map(|rest| rest.map_or(End::Home, |rest| End::Again(AtHome::Rest(rest))))
     }
 
     /// Ok: the process is whole at home, and held.
@@ -184,8 +204,13 @@ impl Keeper<'_> {
                     let reached = msg::decode(&frame).and_then(|reached| self.reached(reached));
                     reached.map_err(Return::lost)?;
                 }
-                msg::WantHome::KIND
-                | msg::Reach::KIND
+                msg::WantHome::KIND => {
+                    // It comes anyway, unless for a call alone.
+                    if let Err((state, _)) = self.task.order(Order::HomeUnasked) {
+                        tracing::debug!(%state, "asked home on its way there");
+                    }
+                }
+                msg::Reach::KIND
                 | msg::Poke::KIND
                 | msg::BeginThread::KIND
                 | msg::VisitHome::KIND => {}

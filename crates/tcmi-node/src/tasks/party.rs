@@ -1,7 +1,7 @@
 //! The processes of a tree move at one instant: each has its keeper, and these meet at the steps
 //! of the way. All of them go, or none.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
@@ -9,10 +9,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
-use tcmi_ckpt::capture;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::image::Segment;
-use tcmi_ckpt::sysv;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
@@ -25,19 +23,23 @@ use tcmi_migr::module::freezer;
 use tcmi_migr::source::{Original, has_ended};
 use tcmi_migr::{Error, Result};
 use tcmi_shadow::word::Word;
-use tcmi_sys::maps::{self, Mapping};
 use tcmi_sys::proc;
 
-use super::Shared;
+use super::{Shared, WayOut};
 use crate::control::{Done, not_its_own_writer};
 use crate::explain::Sharers;
 use crate::keeper::explain_error;
 use crate::task::Task;
 
+mod again;
 mod back;
+mod memory;
 
+pub use again::Rest;
+use again::{Newcomers, Pace};
 use back::Back;
-pub use back::Homeward;
+pub use back::{Homeward, Purpose};
+pub(super) use memory::shared_by;
 
 /// What a process has reached; the next is begun when all have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,14 +56,22 @@ pub enum Step {
 pub struct Party {
     shared: Arc<Shared>,
     link: Link,
+    /// The one that errors of all are told of.
     head: Pid,
-    caller: Caller,
-    family: Arc<()>,
+    along: Along,
     pub word: Word,
     back: Mutex<Back>,
-    /// When all of it has to be held.
-    hold_until: Instant,
+    pace: Pace,
     inner: Mutex<Inner>,
+}
+
+/// Who moves along with those that are held.
+enum Along {
+    /// All processes below the head, for who asked for it.
+    Below(Caller),
+    /// What has their memory, of those that were begun `since` they are at home, in clock ticks
+    /// since boot.
+    Sharers { since: u64 },
 }
 
 struct Inner {
@@ -72,6 +82,8 @@ struct Inner {
     /// The first that stopped it.
     failed: Option<MigrateError>,
     reply: Option<Done>,
+    /// Who called one of them home, to be told when all of them stay.
+    waiting: Vec<Done>,
 }
 
 struct Member {
@@ -79,6 +91,12 @@ struct Member {
     step: Step,
     /// Memory that it shares with the others.
     segments: Vec<Segment>,
+}
+
+impl Member {
+    fn new(task: Arc<Task>) -> Self {
+        Self { task, step: Step::Joined, segments: Vec::new() }
+    }
 }
 
 fn too_many(head: Pid) -> MigrateError {
@@ -95,26 +113,11 @@ impl Shared {
         caller: Caller,
         reply: Done,
     ) {
-        let word = match Word::new() {
-            Ok(word) => word,
-            Err(error) => {
-                let reasons = vec![error.to_string()];
-                return reply(Err(MigrateError::Unsupported { pid: head, reasons }));
-            }
+        let (shared, along) = (Arc::clone(self), Along::Below(caller));
+        let party = match Party::new(shared, link, head, along, Pace::first()) {
+            Ok(party) => Arc::new(party),
+            Err(error) => return reply(Err(error)),
         };
-        let (members, passed) = (BTreeMap::new(), Step::Joined);
-        let inner = Inner { members, passed, moving: 0, failed: None, reply: None };
-        let party = Arc::new(Party {
-            shared: Arc::clone(self),
-            link,
-            head,
-            caller,
-            family: Arc::default(),
-            word,
-            back: Mutex::default(),
-            hold_until: Instant::now() + Duration::from_millis(TREE_HOLD_TIMEOUT_MS),
-            inner: Mutex::new(inner),
-        });
         match party.gather() {
             Ok(tasks) => {
                 let mut inner = party.inner.lock();
@@ -126,22 +129,16 @@ impl Shared {
     }
 
     fn run_together(self: &Arc<Self>, party: &Arc<Party>, task: &Arc<Task>) {
-        let (theirs, pid) = (Arc::clone(party), task.pid);
-        let done: Done = Box::new(move |result| theirs.ended(pid, result));
+        let done = party.done_of(task.pid);
         task.to(State::Preparing);
         match party.hold(task) {
             Ok(frozen) => {
-                self.run(task, &party.link, Original::Held(frozen), done, Some(party));
+                let (original, together) = (Original::Held(frozen), Some(Arc::clone(party)));
+                self.run(task, &party.link, WayOut { original, done, party: together });
             }
             Err(e) => {
                 let error = explain_error(task, party.link.peer_name(), e);
-                task.failed(&error.to_string());
-                task.release();
-                task.to(match error {
-                    MigrateError::NoSuchProcess(_) => State::Gone,
-                    _ => State::Running,
-                });
-                done(Err(error));
+                party.stays(task, error, done);
                 self.forget(task);
             }
         }
@@ -149,14 +146,38 @@ impl Shared {
 }
 
 impl Party {
+    fn new(
+        shared: Arc<Shared>,
+        link: Link,
+        head: Pid,
+        along: Along,
+        pace: Pace,
+    ) -> std::result::Result<Self, MigrateError> {
+        let word = Word::new().map_err(|error| {
+            let reasons = vec![error.to_string()];
+            MigrateError::Unsupported { pid: head, reasons }
+        })?;
+        let inner = Inner {
+            members: BTreeMap::new(),
+            passed: Step::Joined,
+            moving: 0,
+            failed: None,
+            reply: None,
+            waiting: Vec::new(),
+        };
+        let (back, inner) = (Mutex::default(), Mutex::new(inner));
+        Ok(Self { shared, link, head, along, word, back, pace, inner })
+    }
+
     /// The processes that are there now, entered in the books. Err: none is.
     fn gather(&self) -> std::result::Result<Vec<Arc<Task>>, MigrateError> {
-        let mut tasks = vec![self.admit(self.head)?];
+        let family = Arc::default();
+        let mut tasks = vec![self.admit(self.head, &family)?];
         let added = self.new_below(&[self.head.raw()]).and_then(|below| {
             // A vfork lends its child the memory: it joins when it has its own, for until then
             // its parent cannot be held.
             for pid in below.into_iter().filter(|pid| lent_by(pid.raw()).is_none()) {
-                tasks.extend(self.admit_if_there(pid)?);
+                tasks.extend(self.admit_if_there(pid, &family)?);
             }
             match tasks.len() > TREE_PROCESSES_MAX {
                 true => Err(too_many(self.head)),
@@ -180,15 +201,25 @@ impl Party {
         Ok(below.into_iter().filter_map(Pid::new).collect())
     }
 
-    fn admit(&self, pid: Pid) -> std::result::Result<Arc<Task>, MigrateError> {
-        not_its_own_writer(self.caller, pid)?;
-        let family = Arc::clone(&self.family);
-        self.shared.admit(pid, self.link.id(), self.caller.uid, family, Sharers::Later)
+    fn admit(&self, pid: Pid, family: &Arc<()>) -> std::result::Result<Arc<Task>, MigrateError> {
+        let uid = match self.along {
+            Along::Below(caller) => {
+                not_its_own_writer(caller, pid)?;
+                caller.uid
+            }
+            // It is what one that is away began, as which it has the memory.
+            Along::Sharers { .. } => 0,
+        };
+        self.shared.admit(pid, self.link.id(), uid, Arc::clone(family), Sharers::Later)
     }
 
     /// None: it has ended.
-    fn admit_if_there(&self, pid: Pid) -> std::result::Result<Option<Arc<Task>>, MigrateError> {
-        match self.admit(pid) {
+    fn admit_if_there(
+        &self,
+        pid: Pid,
+        family: &Arc<()>,
+    ) -> std::result::Result<Option<Arc<Task>>, MigrateError> {
+        match self.admit(pid, family) {
             Ok(task) => Ok(Some(task)),
             Err(MigrateError::NoSuchProcess(_)) => Ok(None),
             Err(error) => Err(error),
@@ -199,9 +230,7 @@ impl Party {
     fn join(self: &Arc<Self>, inner: &mut Inner, tasks: Vec<Arc<Task>>) {
         inner.moving += tasks.len();
         for task in &tasks {
-            let (task, segments) = (Arc::clone(task), Vec::new());
-            let member = Member { task, step: Step::Joined, segments };
-            inner.members.insert(member.task.pid, member);
+            inner.members.insert(task.pid, Member::new(Arc::clone(task)));
         }
         for task in tasks {
             let (party, ours) = (Arc::clone(self), Arc::clone(&task));
@@ -221,6 +250,11 @@ impl Party {
 
     fn hold(self: &Arc<Self>, task: &Arc<Task>) -> Result<Frozen> {
         let frozen = freezer(self.shared.module).freeze(task.pid.raw())?.trace()?;
+        self.meet_held(task, frozen)
+    }
+
+    /// Err: the process, which was held, runs on.
+    fn meet_held(self: &Arc<Self>, task: &Task, frozen: Frozen) -> Result<Frozen> {
         match self.meet(task, Step::Held, None) {
             Ok(()) => Ok(frozen),
             Err(e) => {
@@ -254,7 +288,7 @@ impl Party {
                 if inner.passed >= step {
                     return Ok(());
                 }
-                if step == Step::Held && Instant::now() >= self.hold_until {
+                if step == Step::Held && Instant::now() >= self.hold_until() {
                     let late = inner.members.values().find(|m| m.step < step);
                     let late = late.map_or(self.head, |m| m.task.pid);
                     let reason = format!("process {late} of its tree could not be held in time");
@@ -281,7 +315,7 @@ impl Party {
         };
         let timeout = match step {
             Step::Held => {
-                let left = self.hold_until.saturating_duration_since(Instant::now());
+                let left = self.hold_until().saturating_duration_since(Instant::now());
                 PollTimeout::try_from(left.as_millis() as i64 + 1).unwrap_or(PollTimeout::MAX)
             }
             _ => PollTimeout::NONE,
@@ -332,10 +366,9 @@ impl Party {
             Ok(true) => {
                 inner.passed = next;
                 if next == Step::Runs && inner.members.values().any(|m| !m.segments.is_empty()) {
-                    let mut back = self.back.lock();
-                    for m in inner.members.values() {
-                        back.went(Arc::clone(&m.task), m.segments.clone());
-                    }
+                    let all = inner.members.values();
+                    let all = all.map(|m| (Arc::clone(&m.task), m.segments.clone()));
+                    self.back.lock().went(all);
                 }
             }
             // Others have joined.
@@ -347,32 +380,65 @@ impl Party {
 
     /// All that are known are held: those that they began meanwhile join. Ok(true): there is none.
     fn complete(self: &Arc<Self>, inner: &mut Inner) -> std::result::Result<bool, MigrateError> {
+        let Some(family) = inner.members.values().next().map(|m| Arc::clone(&m.task.family)) else {
+            return Ok(true);
+        };
         let known: Vec<i32> = inner.members.keys().map(|pid| pid.raw()).collect();
+        let below = self.new_below(&known)?;
+        let new = match self.along {
+            Along::Below(_) => Newcomers { sharers: below, others: Vec::new() },
+            Along::Sharers { since } => self.newcomers(below, &known, since),
+        };
         let mut tasks = Vec::new();
-        for pid in self.new_below(&known)? {
-            if let Some(parent) = lent_by(pid.raw()) {
-                let reasons = vec![format!("it has the memory of process {parent}")];
-                tasks.iter().for_each(|task| self.shared.strike_out(task));
-                return Err(MigrateError::Unsupported { pid, reasons });
-            }
-            match self.admit_if_there(pid) {
-                Ok(task) => tasks.extend(task),
-                Err(error) => {
-                    tasks.iter().for_each(|task| self.shared.strike_out(task));
-                    return Err(error);
-                }
-            }
-        }
-        if inner.members.len() + tasks.len() > TREE_PROCESSES_MAX {
+        let admitted = self
+            .admit_new(&new.sharers, &family, &mut tasks)
+            .and_then(|()| self.may_be_so_many(known.len() + tasks.len(), &family));
+        if let Err(error) = admitted {
             tasks.iter().for_each(|task| self.shared.strike_out(task));
-            return Err(too_many(self.head));
+            return Err(error);
         }
         if tasks.is_empty() {
             self.share_out(inner)?;
+            self.follow(&new.others, &family);
             return self.pass(inner, Point::HomeTreeHeld).map(|()| true);
         }
         self.join(inner, tasks);
         Ok(false)
+    }
+
+    /// Err: what is in `tasks` is to be struck out again.
+    fn admit_new(
+        &self,
+        new: &[Pid],
+        family: &Arc<()>,
+        tasks: &mut Vec<Arc<Task>>,
+    ) -> std::result::Result<(), MigrateError> {
+        for &pid in new {
+            if let Some(parent) = lent_by(pid.raw()) {
+                let reasons = vec![format!("it has the memory of process {parent}")];
+                return Err(MigrateError::Unsupported { pid, reasons });
+            }
+            tasks.extend(self.admit_if_there(pid, family)?);
+        }
+        Ok(())
+    }
+
+    /// Of a tree that somebody sends as it is, no family is too large.
+    fn may_be_so_many(
+        &self,
+        members: usize,
+        family: &Arc<()>,
+    ) -> std::result::Result<(), MigrateError> {
+        if members > TREE_PROCESSES_MAX {
+            return Err(too_many(self.head));
+        }
+        let most = self.shared.family_processes;
+        // Ours is not one of them.
+        if matches!(self.along, Along::Sharers { .. }) && Arc::strong_count(family) - 1 > most {
+            let reasons = vec![format!("its family has more than {most} processes")];
+            return Err(MigrateError::Unsupported { pid: self.head, reasons });
+        }
+        Ok(())
     }
 
     fn pass(&self, inner: &Inner, point: Point) -> std::result::Result<(), MigrateError> {
@@ -380,80 +446,10 @@ impl Party {
     }
 
     fn explain(&self, inner: &Inner, e: Error) -> MigrateError {
-        match inner.members.get(&self.head) {
-            Some(head) => explain_error(&head.task, self.link.peer_name(), e),
+        match inner.members.get(&self.head).or_else(|| inner.members.values().next()) {
+            Some(member) => explain_error(&member.task, self.link.peer_name(), e),
             None => MigrateError::NoSuchProcess(self.head),
         }
-    }
-
-    /// Finds what the held processes share, and shares out who sends what.
-    fn share_out(&self, inner: &mut Inner) -> std::result::Result<(), MigrateError> {
-        let mut found: Vec<(Pid, Vec<Mapping>)> = Vec::new();
-        for pid in inner.members.keys() {
-            // Of one that has ended there is nothing.
-            let maps = maps::read_short(pid.raw()).unwrap_or_else(|_| Vec::new());
-            let shared = maps.into_iter().filter(capture::is_shared_at_home).collect();
-            found.push((*pid, shared));
-        }
-        let outlives = self.lasting(&found).map_err(|e| self.explain(inner, e.into()))?;
-        let mut segments: HashMap<maps::Object, (u64, u64)> = HashMap::new();
-        for m in found.iter().flat_map(|(_, maps)| maps) {
-            let new = || (self.shared.next_migration(), 0);
-            let (_, bytes) = segments.entry(m.object()).or_insert_with(new);
-            *bytes = (*bytes).max(m.offset + m.len());
-        }
-        let Some((sharer, _)) = found.iter().find(|(_, maps)| !maps.is_empty()) else {
-            return Ok(());
-        };
-        let objects: Vec<maps::Object> = segments.keys().copied().collect();
-        let sharers = maps::sharers(&objects).map_err(|e| self.explain(inner, e.into()))?;
-        let is_stranger = |pid: &&i32| inner.members.keys().all(|known| known.raw() != **pid);
-        if let Some(stranger) = sharers.iter().find(is_stranger) {
-            let reasons =
-                vec![format!("it shares memory with process {stranger} outside its tree")];
-            return Err(MigrateError::Unsupported { pid: *sharer, reasons });
-        }
-        let mut sent: HashMap<u64, Vec<(u64, u64)>> = HashMap::new();
-        for (pid, maps) in &found {
-            let of = |m: &Mapping| {
-                let (id, bytes) = segments[&m.object()];
-                let (from, to) = (m.offset, m.offset + m.len());
-                let known = sent.entry(id).or_default();
-                let is_sent = !known.iter().any(|k| k.0 <= from && to <= k.1);
-                if is_sent {
-                    known.push((from, to));
-                }
-                let (start, end, offset) = (m.start, m.end, m.offset);
-                let outlives = outlives.contains(&m.object());
-                Segment { id, start, end, offset, bytes, is_sent, outlives }
-            };
-            if let Some(member) = inner.members.get_mut(pid) {
-                member.segments = maps.iter().map(of).collect();
-            }
-        }
-        Ok(())
-    }
-
-    /// System V memory that is there when all who have it are gone. Err: others have it, too.
-    fn lasting(&self, found: &[(Pid, Vec<Mapping>)]) -> tcmi_ckpt::Result<Vec<maps::Object>> {
-        let mut attached: HashMap<maps::Object, u64> = HashMap::new();
-        let all = || found.iter().flat_map(|(pid, maps)| maps.iter().map(move |m| (pid, m)));
-        for (_, m) in all() {
-            *attached.entry(m.object()).or_default() += 1;
-        }
-        let mut lasting = Vec::new();
-        for (pid, m) in all().filter(|(_, m)| sysv::is_segment(m)) {
-            let object = m.object();
-            let listed = sysv::listed(pid.raw(), m)?;
-            if attached.get(&object) != Some(&listed.attached) {
-                let why = format!("System V memory that others have attached, too ({})", m.name);
-                return Err(tcmi_ckpt::Error::Unsupported(why));
-            }
-            if !listed.is_destroyed {
-                lasting.push(object);
-            }
-        }
-        Ok(lasting)
     }
 
     /// Memory that a member shares with others.
@@ -471,6 +467,12 @@ impl Party {
         self.inner.lock().failed.as_ref().map(MigrateError::to_string)
     }
 
+    /// To be told how a member's move ended.
+    fn done_of(self: &Arc<Self>, pid: Pid) -> Done {
+        let party = Arc::clone(self);
+        Box::new(move |result| party.ended(pid, result))
+    }
+
     /// A member's keeper has brought its move to an end: it is away, or at home as it was.
     fn ended(self: &Arc<Self>, pid: Pid, result: std::result::Result<(), MigrateError>) {
         let mut inner = self.inner.lock();
@@ -478,7 +480,7 @@ impl Party {
         match result {
             Ok(()) => {}
             // One that ends on the way is no member any more.
-            Err(MigrateError::NoSuchProcess(_)) if pid != self.head => {
+            Err(MigrateError::NoSuchProcess(_)) if !self.needs(pid) => {
                 let gone = inner.members.remove(&pid);
                 if gone
                     .is_some_and(|m| m.step < Step::Ready && m.segments.iter().any(|s| s.is_sent))
@@ -494,13 +496,36 @@ impl Party {
         self.answer(&mut inner);
     }
 
+    /// Whether all of them stay if this one ends.
+    fn needs(&self, pid: Pid) -> bool {
+        matches!(self.along, Along::Below(_)) && pid == self.head
+    }
+
     fn answer(&self, inner: &mut Inner) {
         if inner.moving > 0 {
             return;
         }
+        inner.waiting.drain(..).for_each(|done| done(Ok(())));
         if let Some(reply) = inner.reply.take() {
             reply(inner.failed.take().map_or(Ok(()), Err));
         }
+    }
+
+    /// When all of it has to be held.
+    fn hold_until(&self) -> Instant {
+        self.pace.begins + Duration::from_millis(TREE_HOLD_TIMEOUT_MS)
+    }
+
+    /// A process that was not held with the others stays at home, or has ended.
+    fn stays(&self, task: &Task, error: MigrateError, done: Done) {
+        let wanted = matches!(self.inner.lock().failed, Some(MigrateError::CalledHome(_)));
+        task.failed(&if wanted { String::new() } else { error.to_string() });
+        task.release();
+        task.to(match error {
+            MigrateError::NoSuchProcess(_) => State::Gone,
+            _ => State::Running,
+        });
+        done(Err(error));
     }
 }
 

@@ -17,7 +17,8 @@ use tcmi_migr::fault::{self, Point};
 use tcmi_migr::source::{Original, has_ended};
 use tcmi_sys::proc::{self, Status};
 
-use super::{Shared, Sharers, examine};
+use super::party::shared_by;
+use super::{Shared, Sharers, WayOut, examine};
 use crate::doorbell::Bell;
 use crate::keeper::Visit;
 use crate::task::Task;
@@ -44,10 +45,14 @@ impl Shared {
         task: &Arc<Task>,
         link: &Link,
         visit: Visit,
-    ) -> Option<Original> {
+    ) -> Option<WayOut> {
         let pid = task.pid;
         if let Err(error) = fault::pass(Point::HomeVisits) {
-            return stay(task, visit.frozen, &error.to_string());
+            stay(task, visit.frozen, &error.to_string());
+            return None;
+        }
+        if !shared_by(pid.raw()).is_empty() {
+            return self.rest_of_one(task, link, visit.frozen);
         }
         let before = proc::status(pid.raw());
         let frozen = match self.call_at_home(task, link, visit) {
@@ -68,17 +73,26 @@ impl Shared {
                 return None;
             }
         };
+        // Its call was the one that attached it.
+        if !shared_by(pid.raw()).is_empty() {
+            return self.rest_of_one(task, link, frozen);
+        }
         let ready = fault::pass(Point::HomeVisited)
             .map_err(|error| error.to_string())
             .and_then(|()| before.map_err(|error| error.to_string()))
             .and_then(|before| may_go_again(pid, &before));
-        match ready {
-            Err(why) => stay(task, frozen, &why),
-            Ok(()) if self.ending.load(Ordering::Relaxed) => stay(task, frozen, "the daemon ends"),
+        let stays = match ready {
+            Err(why) => Some(why),
+            Ok(()) if self.ending.load(Ordering::Relaxed) => Some("the daemon ends".to_owned()),
             // Somebody has called it home meanwhile.
-            Ok(()) if task.has_orders() => stay(task, frozen, ""),
-            Ok(()) => Some(Original::Held(frozen)),
+            Ok(()) if task.has_orders() => Some(String::new()),
+            Ok(()) => None,
+        };
+        if let Some(why) = stays {
+            stay(task, frozen, &why);
+            return None;
         }
+        Some(WayOut { original: Original::Held(frozen), done: quietly(pid), party: None })
     }
 
     fn call_at_home(
@@ -138,7 +152,7 @@ impl Shared {
     }
 
     /// Sends a process that one which is away began after it. `returned`: the call that began it.
-    fn follow(
+    pub(super) fn follow(
         self: &Arc<Self>,
         child: Child,
         returned: &Arc<AtomicBool>,
@@ -219,7 +233,8 @@ impl Shared {
                 return;
             }
         };
-        self.run(&task, link, Original::Held(frozen), quietly(pid), None);
+        let (original, done) = (Original::Held(frozen), quietly(pid));
+        self.run(&task, link, WayOut { original, done, party: None });
     }
 }
 
@@ -233,7 +248,7 @@ pub(super) fn quietly(pid: Pid) -> crate::control::Done {
 }
 
 /// Until the bell rings. False: time is up.
-fn wait(bell: &Bell, until: Instant) -> bool {
+pub(super) fn wait(bell: &Bell, until: Instant) -> bool {
     let left = until.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return false;
@@ -245,16 +260,15 @@ fn wait(bell: &Bell, until: Instant) -> bool {
 }
 
 /// It runs at home.
-fn stay(task: &Task, frozen: Frozen, why: &str) -> Option<Original> {
+pub(super) fn stay(task: &Task, frozen: Frozen, why: &str) {
     task.failed(why);
     if let Err(error) = frozen.thaw() {
         tracing::debug!(pid = %task.pid, %error, "a visit");
     }
-    None
 }
 
 /// Err: why a process stays at home after its visit.
-fn may_go_again(pid: Pid, before: &Status) -> Result<(), String> {
+pub(super) fn may_go_again(pid: Pid, before: &Status) -> Result<(), String> {
     let examined =
         examine(pid, 0, false, Sharers::Among(&[])).and_then(|examined| examined.refusal());
     let now = examined.map_err(|error| error.to_string())?.status;

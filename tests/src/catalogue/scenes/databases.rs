@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -145,44 +145,83 @@ fn postgres_program(name: &str) -> Result<PathBuf> {
 }
 
 /// For each client, so many seconds.
-const LOAD_SECONDS: u32 = 15;
+const LOAD_SECONDS: u32 = 25;
 
-/// It does not run as root, and not on what others may read.
+/// While the server is away.
+const CONNECTIONS: u32 = 2;
+const TRANSACTIONS: &str = "300";
+
+/// How many transactions a pgbench tells of, none of which failed.
+fn committed(load: Child) -> Result<u64> {
+    let load = load.wait_with_output()?;
+    let said = String::from_utf8(load.stdout)?;
+    ensure!(load.status.success() && said.contains("failed transactions: 0 "), "{said}");
+    let count =
+        said.lines().find_map(|l| l.strip_prefix("number of transactions actually processed: "));
+    // "300", or "300/300" where it was told how many.
+    let count = count.and_then(|l| l.trim().split('/').next()).context("how many transactions")?;
+    Ok(count.parse()?)
+}
+
+/// A server. It does not run as root, and not on what others may read.
+struct Postgres {
+    runner: Started,
+    pid: u32,
+    /// Of its socket, too.
+    directory: PathBuf,
+}
+
+impl Postgres {
+    fn start(at: &Path, options: &[&str]) -> Result<Self> {
+        let directory = at.join("pg");
+        let made =
+            Command::new("install").args(["-d", "-o", "postgres"]).arg(&directory).status()?;
+        ensure!(made.success(), "install: {made}");
+        let data = directory.join("data");
+        let mut init = as_postgres("initdb")?;
+        init.args(["--no-sync", "--auth=trust", "-D"]).arg(&data);
+        ensure!(init.status()?.success(), "initdb");
+        let mut command = as_postgres("postgres")?;
+        command.arg("-D").arg(&data).args(["-c", "listen_addresses=", "-c"]);
+        command.arg(format!("unix_socket_directories={}", directory.display()));
+        command.args(options.iter().flat_map(|&option| ["-c", option]));
+        let runner = Started::by(command.stderr(File::create(at.join("log"))?))?;
+        let pid = wait_until("a server that is ready", SOON, || {
+            let file = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+            let ready = file.lines().any(|line| line.trim() == "ready");
+            Ok(file.lines().next().filter(|_| ready).map(str::parse))
+        })??;
+        Ok(Self { runner, pid, directory })
+    }
+
+    fn client(&self, program: &str, args: &[&str]) -> Result<Command> {
+        let mut command = as_postgres(program)?;
+        command.arg("-h").arg(&self.directory).args(args).arg("postgres").stdout(Stdio::piped());
+        Ok(command)
+    }
+
+    fn end(self) -> Result<String> {
+        self.runner.signal(Signal::SIGTERM)?;
+        Ok(self.runner.end(SOON)?.to_string())
+    }
+}
+
+fn as_postgres(program: &str) -> Result<Command> {
+    let mut command = Command::new("runuser");
+    let program = postgres_program(program)?;
+    command.args(["-u", "postgres", "--"]).arg(program).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    Ok(command)
+}
+
 pub fn postgres(at: &Path, moves: &mut dyn Moves) -> Result<String> {
-    let as_user = |program: &str| -> Result<Command> {
-        let mut command = Command::new("runuser");
-        let program = postgres_program(program)?;
-        command.args(["-u", "postgres", "--"]).arg(program).current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        Ok(command)
-    };
-    let directory = at.join("pg");
-    let made = Command::new("install").args(["-d", "-o", "postgres"]).arg(&directory).status()?;
-    ensure!(made.success(), "install: {made}");
-    let data = directory.join("data");
-    let mut init = as_user("initdb")?;
-    init.args(["--no-sync", "--auth=trust", "-D"]).arg(&data);
-    ensure!(init.status()?.success(), "initdb");
-    let mut command = as_user("postgres")?;
-    command.arg("-D").arg(&data).args(["-c", "listen_addresses=", "-c", "autovacuum=off"]);
-    command.args(["-c", "dynamic_shared_memory_type=sysv", "-c"]);
-    command.arg(format!("unix_socket_directories={}", directory.display()));
-    let runner = Started::by(command.stderr(File::create(at.join("log"))?))?;
-    let pid = wait_until("a server that is ready", SOON, || {
-        let file = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
-        let ready = file.lines().any(|line| line.trim() == "ready");
-        Ok(file.lines().next().filter(|_| ready).map(str::parse))
-    })??;
-    let client = |program: &str, args: &[&str]| -> Result<Command> {
-        let mut command = as_user(program)?;
-        command.arg("-h").arg(&directory).args(args).arg("postgres").stdout(Stdio::piped());
-        Ok(command)
-    };
-    let made = client("pgbench", &["-i", "-q"])?.stderr(Stdio::null()).status()?;
+    let server = Postgres::start(at, &["autovacuum=off", "dynamic_shared_memory_type=sysv"])?;
+    let made = server.client("pgbench", &["-i", "-q"])?.stderr(Stdio::null()).status()?;
     ensure!(made.success(), "pgbench -i: {made}");
     let seconds = LOAD_SECONDS.to_string();
     let told = at.join("progress");
-    let load = client("pgbench", &["-n", "-c", "2", "-P", "1", "-T", &seconds])?
+    let load = server
+        .client("pgbench", &["-n", "-c", "2", "-P", "1", "-T", &seconds])?
         .stderr(File::create(&told)?)
         .spawn()?;
     let works = || -> Result<()> {
@@ -194,22 +233,33 @@ pub fn postgres(at: &Path, moves: &mut dyn Moves) -> Result<String> {
         wait_until("transactions", SOON, || Ok((lines()? >= before + 2).then_some(())))
     };
     works()?;
-    moves.tree_out(pid)?;
+    moves.tree_out(server.pid)?;
     works()?;
-    moves.home(pid)?;
+    // A process of the server is begun for each connection.
+    let mut acknowledged = 0;
+    for _ in 0..CONNECTIONS {
+        let mut later = server.client("pgbench", &["-n", "-t", TRANSACTIONS])?;
+        let later = later.stderr(Stdio::null()).spawn()?;
+        moves.tree_out_again(server.pid)?;
+        works()?;
+        acknowledged += committed(later)?;
+    }
+    moves.tree_out_again(server.pid)?;
+    moves.home(server.pid)?;
     works()?;
-    let load = load.wait_with_output()?;
-    let said = String::from_utf8(load.stdout)?;
-    ensure!(load.status.success() && said.contains("failed transactions: 0 "), "{said}");
-    let acknowledged =
-        said.lines().find_map(|l| l.strip_prefix("number of transactions actually processed: "));
-    let acknowledged: u64 = acknowledged.context("how many transactions")?.trim().parse()?;
+    acknowledged += committed(load)?;
     let ask = "SELECT count(*), sum(delta) = (SELECT sum(abalance) FROM pgbench_accounts),
                sum(delta) = (SELECT sum(bbalance) FROM pgbench_branches) FROM pgbench_history";
-    let kept = client("psql", &["-At", "-c", ask, "-d"])?.output()?;
+    let kept = server.client("psql", &["-At", "-c", ask, "-d"])?.output()?;
     let kept = String::from_utf8(kept.stdout)?;
     ensure!(kept.trim() == format!("{acknowledged}|t|t"), "{acknowledged} committed: {kept}");
-    runner.signal(Signal::SIGTERM)?;
-    let status = runner.end(SOON)?;
-    Ok(format!("{status}"))
+    server.end()
+}
+
+pub fn postgres_by_default(at: &Path, moves: &mut dyn Moves) -> Result<String> {
+    let server = Postgres::start(at, &[])?;
+    moves.tree_stays(server.pid, "/dev/shm/PostgreSQL.")?;
+    let answer = server.client("psql", &["-At", "-c", "SELECT 6 * 7", "-d"])?.output()?;
+    let answer = String::from_utf8(answer.stdout)?;
+    Ok(format!("{}, {}", answer.trim(), server.end()?))
 }

@@ -9,6 +9,9 @@ use super::{Entry, Work};
 pub use databases::start_redis;
 pub use servers::{connect, free_port};
 
+const POSTGRES: &[(&str, &str)] =
+    &[("/usr/lib/postgresql", "postgresql"), ("runuser", "util-linux")];
+
 pub fn entries() -> Vec<Entry> {
     let scene = |name, shows, needs, scene| Entry {
         name,
@@ -35,11 +38,22 @@ pub fn entries() -> Vec<Entry> {
         ),
         by_hand(scene(
             "postgres",
-            "pgbench has two connections, and the server moves as a tree: no transaction fails, each \
+            "pgbench has connections and makes more, and the server moves as a tree: no transaction fails, each \
              that was told is there (with dynamic_shared_memory_type=sysv, without autovacuum)",
-            &[("/usr/lib/postgresql", "postgresql"), ("runuser", "util-linux")],
+            POSTGRES,
             databases::postgres,
         )),
+        Entry {
+            stays: Some(
+                "its processes have files in /dev/shm mapped shared (dynamic_shared_memory_type)",
+            ),
+            ..by_hand(scene(
+                "postgres-default",
+                "the server has the settings that it comes with",
+                POSTGRES,
+                databases::postgres_by_default,
+            ))
+        },
         scene(
             "node",
             "it serves wrk by HTTP and has a timer: no request fails",

@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::MutexGuard;
 use tcmi_ckpt::image::Segment;
 use tcmi_core::command::Pid;
+use tcmi_core::error::MigrateError;
 use tcmi_kkc::BulkReader;
 use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::source::has_ended;
@@ -29,11 +31,23 @@ pub enum Homeward {
     Rebuilt,
 }
 
+/// What a process comes home for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A call of this thread. Then it goes out again.
+    Call(i32),
+    Stay,
+}
+
 #[derive(Default)]
 pub(super) struct Back {
     away: BTreeMap<Pid, Away>,
-    /// All are to come.
-    wanted: bool,
+    /// Since when they are away.
+    since: Option<Instant>,
+    /// All are to come: what for, and since when.
+    wanted: Option<(Purpose, Instant)>,
+    /// They are home, and go out again.
+    next: Option<Arc<Party>>,
     passed: Homeward,
     failed: Option<String>,
     /// Keepers that are on the way.
@@ -56,10 +70,12 @@ struct Away {
 }
 
 impl Back {
-    pub(super) fn went(&mut self, task: Arc<Task>, left_with: Vec<Segment>) {
-        let pid = task.pid;
-        let (step, segments, skip) = Default::default();
-        self.away.insert(pid, Away { task, left_with, step, segments, skip });
+    pub(super) fn went(&mut self, all: impl Iterator<Item = (Arc<Task>, Vec<Segment>)>) {
+        self.since = Some(Instant::now());
+        self.away.extend(all.map(|(task, left_with)| {
+            let (step, segments, skip) = Default::default();
+            (task.pid, Away { task, left_with, step, segments, skip })
+        }));
     }
 
     fn ring(&self) {
@@ -77,7 +93,7 @@ impl Back {
     fn leave(&mut self) {
         self.inside -= 1;
         if self.inside == 0 && self.failed.take().is_some() {
-            (self.wanted, self.passed) = (false, Homeward::Away);
+            (self.wanted, self.passed) = (None, Homeward::Away);
             self.away.values_mut().for_each(|a| a.step = Homeward::Away);
         }
         self.ring();
@@ -126,19 +142,22 @@ fn expect_silence(wire: &mut BulkReader) -> Result<()> {
 }
 
 impl Party {
-    /// Whether this one, which is away, is to come home with the others.
-    pub fn returns(&self) -> bool {
+    /// What this one, which is away, is to come home for with the others.
+    pub fn returns(&self) -> Option<Purpose> {
         let back = self.back.lock();
-        back.wanted && back.failed.is_none()
+        back.wanted.filter(|_| back.failed.is_none()).map(|(purpose, _)| purpose)
     }
 
-    /// Calls all of them home, this one first. Err: they are giving up one return.
-    pub fn call_home(&self) -> Result<()> {
+    /// Calls all of them home, this one first: to stay, if one does. Err: they are giving up one
+    /// return.
+    pub fn call_home(&self, purpose: Purpose) -> Result<()> {
         let mut back = self.back.lock();
         if back.failed.is_some() {
             return Err(Error::Together("its others are on their way back".to_owned()));
         }
-        back.wanted = true;
+        let (first, since) = back.wanted.unwrap_or((purpose, Instant::now()));
+        let purpose = if purpose == Purpose::Stay { purpose } else { first };
+        back.wanted = Some((purpose, since));
         back.inside += 1;
         back.ring();
         Ok(())
@@ -157,6 +176,11 @@ impl Party {
         back.leave();
     }
 
+    /// Those that came home for a call, which go out again.
+    pub fn next(&self) -> Option<Arc<Self>> {
+        self.back.lock().next.clone()
+    }
+
     /// What came home is let go. `done` is told when all of them are.
     pub fn released(&self, done: Option<Done>) {
         let mut back = self.back.lock();
@@ -168,18 +192,24 @@ impl Party {
     /// It has ended, or is lost. `inside`: on its way home.
     pub fn gone(&self, pid: Pid, inside: bool) {
         let mut back = self.back.lock();
-        if let Some(a) = back.away.remove(&pid)
+        let was_away = back.away.remove(&pid);
+        if let Some(a) = &was_away
             && back.passed == Homeward::Quiet
             && a.skip.len() < a.segments.len()
             && a.step < Homeward::Rebuilt
         {
             back.fail(format!("process {pid} ended with memory that it was to bring"));
         }
+        // Before the others go on without it.
+        let next = back.next.clone().filter(|_| was_away.is_some());
         if inside {
             back.leave();
         }
         self.advance_home(&mut back);
         tell(back);
+        if let Some(next) = next {
+            next.ended(pid, Err(MigrateError::NoSuchProcess(pid)));
+        }
     }
 
     /// Waits until all of them have reached `step`, this one with its `segments`.
@@ -244,6 +274,23 @@ impl Party {
             Ok(()) => back.passed = next,
             Err(why) => back.fail(why),
         }
+        if back.passed == Homeward::Rebuilt {
+            back.next = self.next_way_out(back);
+        }
         back.ring();
+    }
+
+    /// The next way out of those that are home now. None: they stay.
+    fn next_way_out(&self, back: &Back) -> Option<Arc<Self>> {
+        let (Purpose::Call(_), called) = back.wanted? else { return None };
+        let pace = self.pace.next(back.since?, called, Instant::now());
+        let mut tasks = back.away.values().map(|a| Arc::clone(&a.task));
+        match Self::again(&self.shared, &self.link, &tasks.next()?, tasks, pace) {
+            Ok(next) => Some(next),
+            Err(error) => {
+                tracing::warn!(%error, "processes that share memory stay at home");
+                None
+            }
+        }
     }
 }

@@ -163,6 +163,8 @@ struct Gate {
     /// The owner is to be told of the next change.
     at_rest: bool,
     workers: Vec<JoinHandle<()>>,
+    /// Writes files back.
+    flusher: Option<JoinHandle<()>>,
     tids: Vec<i32>,
 }
 
@@ -291,7 +293,7 @@ impl Calls {
         if !calls.0.live.is_empty() || calls.0.files.writes() {
             let ours = Arc::clone(&calls.0);
             let flusher = thread::Builder::new().name("guest-files".into());
-            calls.0.gate.lock().workers.push(flusher.spawn(move || keep_written(&ours))?);
+            calls.0.gate.lock().flusher = Some(flusher.spawn(move || keep_written(&ours))?);
         }
         Ok(calls)
     }
@@ -460,14 +462,14 @@ impl Drop for Calls {
             // SAFETY: shuts down a socket we own; it fails only if the peer closed it before.
             unsafe { libc::shutdown(entry.socket.as_raw_fd(), libc::SHUT_RDWR) };
         }
-        let workers = {
+        let (workers, flusher) = {
             let mut gate = self.0.gate.lock();
             gate.ended = true;
-            std::mem::take(&mut gate.workers)
+            (std::mem::take(&mut gate.workers), gate.flusher.take())
         };
         self.0.changed.notify_all();
         self.0.quit.notify_all();
-        for worker in workers {
+        for worker in workers.into_iter().chain(flusher) {
             if worker.join().is_err() {
                 tracing::error!("a call worker panicked");
             }
@@ -539,8 +541,8 @@ fn enter(shared: &Shared) -> bool {
     !gate.ended
 }
 
-/// Somebody must be left to take the next call: a worker may wait in one for ever. More
-/// workers than guest threads, and one, have nothing to do.
+/// Somebody must be left to take the next call: a worker may wait in one for ever. Each thread has
+/// one call, but that whose `clone3` is made as a `clone` has two.
 fn staff(shared: &Arc<Shared>, gate: &mut Gate) {
     let enough = shared.threads.lock().len() + 1;
     if gate.taking == 0

@@ -364,7 +364,8 @@ impl Frozen {
         self.let_go(|s| match s.tid() {
             // Whoever continues a thread ends its stop by job control; whoever lets go does not.
             tid if stopped => s.detach(0).and_then(|()| Running::seize(tid, options).map(drop)),
-            _ => s.cont(0).map(drop),
+            // Behind a call of ours its kernel would not look at what becomes of its own.
+            _ => s.cont_to_stop().map(drop),
         })
     }
 

@@ -419,10 +419,8 @@ pub fn thread_of(image: &ProcessImage, tid: i32) -> Result<&ThreadImage> {
     image.threads.iter().find(|t| t.tid == tid).ok_or(Error::Image("a thread is missing"))
 }
 
-/// Lets every thread go on with the registers it has now, traced as before.
+/// Lets every thread go on with the registers it has now, traced as before. It stops once more, so
+/// that its kernel looks at what becomes of the call that it is in.
 pub fn set_going(f: Frozen) -> Result<()> {
-    for mut t in f.threads {
-        t.take()?.cont(0).map(drop)?;
-    }
-    Ok(())
+    f.threads.into_iter().try_for_each(|mut t| Ok(t.take()?.cont_to_stop().map(drop)?))
 }

@@ -16,6 +16,7 @@ pub mod freezer;
 pub mod image;
 pub mod layout;
 pub mod live;
+pub mod mapped;
 pub mod rebuild;
 pub mod remote;
 pub mod signalfds;

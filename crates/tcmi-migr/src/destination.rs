@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::fault::{self, Point};
-use crate::files::{Cache, joined};
+use crate::files::Cache;
 use crate::messages as msg;
 use crate::pages::Incoming;
 use std::collections::HashMap;
@@ -23,6 +23,7 @@ use tcmi_ckpt::image::{
     AddressSpace, Backing, Clocks, FileRef, ProcessImage, Segment, Vma, vma_flags,
 };
 use tcmi_ckpt::live::{LiveFile, Window};
+use tcmi_ckpt::mapped::joined;
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent, page_up};
 use tcmi_ckpt::signalfds;

@@ -203,6 +203,7 @@ fn is_a_word_of(bytes: &[u8], grammar: Grammar) -> bool {
         | Grammar::PidNode
         | Grammar::PidNodeTree
         | Grammar::Pid
+        | Grammar::PidPath
         | Grammar::PidMaybeNode
         | Grammar::One => false,
     }

@@ -61,12 +61,13 @@ fn control_message(input: &[u8]) -> Result<String, String> {
     Ok(message.label().to_owned())
 }
 
-const FORMS: [Form; 8] = [
+const FORMS: [Form; 9] = [
     Form::Address,
     Form::KeyLines,
     Form::AddressKey,
     Form::PidNode,
     Form::Pid,
+    Form::PidPath,
     Form::PidNodeTree,
     Form::PidMaybeNode,
     Form::One,
@@ -79,6 +80,7 @@ fn control_writes() -> Vec<Vec<u8>> {
         "tcp:[::1]:7770 key",
         "4242 desk",
         "4242",
+        "4242 /tmp/image",
         "4242 18446744073709551615",
         "1",
     ];

@@ -20,6 +20,7 @@ pub mod mapped;
 pub mod rebuild;
 pub mod remote;
 pub mod signalfds;
+pub mod snapshot;
 pub mod sysv;
 pub mod usage;
 pub mod vdso;

@@ -103,7 +103,8 @@ pub fn joined(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
     joined
 }
 
-fn hash_range(f: &File, first: u64, last: u64) -> Result<[u8; 32]> {
+/// BLAKE3 of a part of a file.
+pub fn hash_range(f: &File, first: u64, last: u64) -> Result<[u8; 32]> {
     let mut h = blake3::Hasher::new();
     let mut buf = vec![0; CHUNK_BYTES];
     let mut at = first;

@@ -26,6 +26,10 @@ impl<'a> Batcher<'a> {
     pub fn new(agent: &'a Agent, thread: &'a mut Thread, pid: i32, ids: Ids) -> Self {
         Self { agent, thread, pid, ids, calls: Calls::new() }
     }
+    /// The thread's id, as its process sees it.
+    pub fn tid(&self) -> i32 {
+        self.ids.tid
+    }
     /// Puts bytes where the calls of this batch can point; gives their address.
     pub fn data(&mut self, bytes: &[u8]) -> Result<u64> {
         if bytes.len() >= DATA_MAX {
@@ -234,6 +238,15 @@ pub fn set_mm(b: &mut Batcher, mm: &AddressSpace) -> Result<()> {
     let at = b.data(bytes_of(&map))?;
     b.push("prctl mm map", libc::SYS_prctl, [PR_SET_MM, PR_SET_MM_MAP, at, size, 0, 0])?;
     Ok(())
+}
+
+/// What /proc/PID/exe leads to: the file that is open as `fd` there. Nothing may be mapped any more
+/// of the file that it was.
+pub fn set_exe(b: &mut Batcher, fd: i32) -> Result<()> {
+    const PR_SET_MM: u64 = 35;
+    const PR_SET_MM_EXE_FILE: u64 = 13;
+    let args = [PR_SET_MM, PR_SET_MM_EXE_FILE, fd as u64, 0, 0, 0];
+    b.push("prctl exe file", libc::SYS_prctl, args).map(drop)
 }
 
 /// Dispositions, timers, pending signals: what belongs to the process, not to a thread.

@@ -314,7 +314,7 @@ fn construct(
 
 /// Refuses what could not go on here: registers of another CPU.
 fn check_machine(n: &Newborn, begin: &msg::Begin) -> Result<()> {
-    let here = crate::source::xfeatures(&n.frozen.leader().stopped()?.xstate()?);
+    let here = capture::xfeatures(&n.frozen.leader().stopped()?.xstate()?);
     match begin.xfeatures & !here {
         0 => Ok(()),
         lacking => Err(tcmi_ckpt::Error::unsupported(format!(

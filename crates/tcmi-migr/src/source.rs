@@ -502,6 +502,6 @@ pub fn make_own(f: &mut Frozen, a: &Attached, image: &ProcessImage) -> Result<()
 mod attach;
 mod back;
 mod install;
-pub use attach::{Attached, xfeatures};
+pub use attach::Attached;
 pub use back::rebuild_at_home;
 pub use install::{Installed, InstalledStream};

@@ -388,7 +388,7 @@ impl Newborn {
             // Without privilege a node cannot go above its own limits.
             b.attempt("prlimit", libc::SYS_prlimit64, [0, resource as u64, at, 0, 0, 0])?;
         }
-        rebuild::set_mm(&mut b, &image.mm)?;
+        rebuild::set_mm(&mut b, &image.mm, None)?;
         rebuild::set_process(&mut b, image, &[], 0)?;
         let Some(s) = shut_in else { return b.flush().map(|_| None) };
         let listener = s.apply(&mut b)?;

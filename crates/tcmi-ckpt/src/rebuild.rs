@@ -210,9 +210,11 @@ struct MmMap {
     exe_fd: u32,
 }
 
-/// Code, data, heap, stack and argument addresses, as /proc and brk(2) know them. This and what
-/// follows leaves its calls in the batch for the caller to flush.
-pub fn set_mm(b: &mut Batcher, mm: &AddressSpace) -> Result<()> {
+/// Code, data, heap, stack and argument addresses, as /proc and brk(2) know them. With `exe`, the
+/// number of an open file there, that is its executable from now on; nothing may be mapped any
+/// more of the one that was. This and what follows leaves its calls in the batch for the caller to
+/// flush.
+pub fn set_mm(b: &mut Batcher, mm: &AddressSpace, exe: Option<i32>) -> Result<()> {
     const PR_SET_MM: u64 = 35;
     const PR_SET_MM_MAP: u64 = 14;
     let auxv = b.data(&mm.auxv)?;
@@ -232,21 +234,12 @@ pub fn set_mm(b: &mut Batcher, mm: &AddressSpace) -> Result<()> {
         ],
         auxv,
         auxv_size: mm.auxv.len() as u32,
-        exe_fd: u32::MAX,
+        exe_fd: exe.map_or(u32::MAX, |fd| fd as u32),
     };
     let size = std::mem::size_of::<MmMap>() as u64;
     let at = b.data(bytes_of(&map))?;
     b.push("prctl mm map", libc::SYS_prctl, [PR_SET_MM, PR_SET_MM_MAP, at, size, 0, 0])?;
     Ok(())
-}
-
-/// What /proc/PID/exe leads to: the file that is open as `fd` there. Nothing may be mapped any more
-/// of the file that it was.
-pub fn set_exe(b: &mut Batcher, fd: i32) -> Result<()> {
-    const PR_SET_MM: u64 = 35;
-    const PR_SET_MM_EXE_FILE: u64 = 13;
-    let args = [PR_SET_MM, PR_SET_MM_EXE_FILE, fd as u64, 0, 0, 0];
-    b.push("prctl exe file", libc::SYS_prctl, args).map(drop)
 }
 
 /// Dispositions, timers, pending signals: what belongs to the process, not to a thread.

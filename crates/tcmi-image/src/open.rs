@@ -101,8 +101,7 @@ fn file_of(f: &OpenFile, truncate: bool, grown: &mut Vec<(OwnedFd, u64)>) -> Res
     if size > f.size && !truncate {
         let more = size - f.size;
         return Err(Error::Changed(format!(
-            "{path}, which it writes, has grown by {more} bytes since: to be cut back to what \
-             it was?"
+            "{path}, which it writes, has grown by {more} bytes since; --truncate cuts them off"
         )));
     }
     if size > f.size {

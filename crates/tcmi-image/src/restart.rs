@@ -96,7 +96,9 @@ fn build(child: i32, image: &Image, opened: &Opened, mapped: &[OwnedFd]) -> Resu
         process.threads.iter().map(|t| t.tid).filter(|tid| *tid != process.pid).collect();
     n.create_own_threads(&others).map_err(|e| taken(e, process))?;
     let exe = process.files.iter().position(|f| f.path == process.exe).map(|i| fds[i]);
-    place(&mut n.leader(), surroundings, opened, exe)?;
+    let mut b = n.leader();
+    rebuild::set_mm(&mut b, &process.mm, exe)?;
+    place(&mut b, surroundings, opened)?;
     n.restore(process, None)?;
     let threads: std::collections::HashMap<i32, (i32, i32, i32)> = process
         .threads
@@ -169,10 +171,7 @@ fn fill(n: &mut Newborn, image: &Image) -> Result<()> {
 }
 
 /// Gives it its descriptors, takes all others from it, and sets what belongs to its paths.
-fn place(b: &mut Batcher, s: &Surroundings, opened: &Opened, exe: Option<RawFd>) -> Result<()> {
-    if let Some(exe) = exe {
-        rebuild::set_exe(b, exe)?;
-    }
+fn place(b: &mut Batcher, s: &Surroundings, opened: &Opened) -> Result<()> {
     b.push("fchdir", libc::SYS_fchdir, [opened.cwd.as_raw_fd() as u64, 0, 0, 0, 0, 0])?;
     b.push("umask", libc::SYS_umask, [s.umask.into(), 0, 0, 0, 0, 0])?;
     for d in &s.descriptors {

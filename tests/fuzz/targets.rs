@@ -1,6 +1,6 @@
 //! The decoders of what comes from another node, from a guest, or from a user.
 
-use crate::moves;
+use crate::{images, moves};
 use tcmi_call::engine::{Call, SliceMemory};
 use tcmi_call::frame::ReplyHeader;
 use tcmi_call::record::{self, Aead, Opener};
@@ -24,6 +24,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "move_message", seeds: moves::messages, run: moves::message },
     Target { name: "pages", seeds: moves::page_runs, run: moves::pages },
     Target { name: "file_of_a_home", seeds: moves::files, run: moves::file },
+    Target { name: "front_of_an_image", seeds: images::fronts, run: images::front },
+    Target { name: "section_of_an_image", seeds: images::sections, run: images::section },
 ];
 
 fn control_messages() -> Vec<Vec<u8>> {

@@ -174,7 +174,7 @@ fn open_in_words(s: &Surroundings, open: u32) -> String {
         Open::File { file } => {
             format!("reads {} of {} bytes, at {}", file.path, file.size, file.position)
         }
-        Open::Directory { path, .. } => format!("directory {path}"),
+        Open::Named { path, .. } => path.clone(),
         Open::Device { path, .. } => format!("device {path}"),
         Open::Standard { fd } => format!("standard stream {fd} of who restarts it"),
         Open::Pipe { pipe, .. } => {

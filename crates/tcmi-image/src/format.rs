@@ -104,9 +104,14 @@ pub fn encode_front(sections: &[Section]) -> Vec<u8> {
         out.extend_from_slice(&[0; 8]);
         out.extend_from_slice(&s.hash);
     }
-    let hash = front_hash(&out);
-    out[HASH_AT..HEADER_BYTES].copy_from_slice(&hash);
+    seal(&mut out);
     out
+}
+
+/// Puts the checksum of a front into it. At least as long as its header.
+pub fn seal(front: &mut [u8]) {
+    let hash = front_hash(front);
+    front[HASH_AT..HEADER_BYTES].copy_from_slice(&hash);
 }
 
 fn front_hash(front: &[u8]) -> [u8; 32] {

@@ -94,6 +94,7 @@ fn malformed(file: &str) -> Error {
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     pub death_signal: i32,
+    pub is_subreaper: bool,
     pub dumpable: bool,
 }
 
@@ -116,6 +117,7 @@ pub fn surroundings(pid: i32, settings: Settings) -> Result<Surroundings> {
         cwd,
         umask: umask.ok_or_else(|| malformed("status"))?,
         death_signal: settings.death_signal,
+        is_subreaper: settings.is_subreaper,
         opens: look.opens,
         pipes: look.pipes.into_iter().map(|(_, pipe)| pipe).collect(),
         descriptors: look.descriptors,
@@ -252,12 +254,15 @@ impl Look {
         if identity(target) != Some((file.dev(), file.ino())) {
             return Err(format!("a file that its name does not lead to any more, {target}"));
         }
-        if target.starts_with("/proc/") || target.starts_with("/sys/") {
+        let is_of_kernel = target.starts_with("/proc/") || target.starts_with("/sys/");
+        let is_of_process = target.starts_with(&format!("/proc/{}/", self.pid));
+        let is_read = flags & libc::O_ACCMODE == libc::O_RDONLY;
+        if is_of_process || (is_of_kernel && !is_read) {
             return Err(format!("a file of the kernel, {target}"));
         }
         let (path, position) = (target.to_owned(), info.number("pos")?);
-        if kind.is_dir() {
-            return Ok(Open::Directory { path, flags, position });
+        if kind.is_dir() || is_of_kernel {
+            return Ok(Open::Named { path, flags, position });
         }
         if !kind.is_file() {
             return Err(format!("a device, {target}"));

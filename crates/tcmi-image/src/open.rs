@@ -124,8 +124,8 @@ fn pipe(p: &crate::state::Pipe) -> Result<[OwnedFd; 2]> {
 fn opened(open: &Open, pipes: &[[OwnedFd; 2]]) -> Result<OwnedFd> {
     match open {
         Open::File { .. } => unreachable!("files are opened where their length is looked at"),
-        Open::Directory { path, flags, position } => {
-            let fd = by_path(path, flags | libc::O_DIRECTORY)?;
+        Open::Named { path, flags, position } => {
+            let fd = by_path(path, *flags)?;
             if flags & libc::O_PATH == 0 {
                 rustix::fs::seek(&fd, SeekFrom::Start(*position)).map_err(named(path))?;
             }

@@ -115,6 +115,9 @@ fn build(child: i32, image: &Image, opened: &Opened, mapped: &[OwnedFd]) -> Resu
     let mut b = n.leader();
     let signal = [libc::PR_SET_PDEATHSIG as u64, surroundings.death_signal as u64, 0, 0, 0, 0];
     b.push("prctl death signal", libc::SYS_prctl, signal)?;
+    let reaps = surroundings.is_subreaper.into();
+    let args = [libc::PR_SET_CHILD_SUBREAPER as u64, reaps, 0, 0, 0, 0];
+    b.push("prctl subreaper", libc::SYS_prctl, args)?;
     b.flush()?;
     opened.cut_back()?;
     Ok(n.run_freely(process)?)

@@ -133,14 +133,21 @@ fn settings(f: &mut Frozen, agent: &Agent) -> Result<Settings> {
     let signal = c.room(4);
     let args = |option: i32, at: u64| [option as u64, at, 0, 0, 0, 0];
     c.push("prctl", libc::SYS_prctl, args(libc::PR_GET_PDEATHSIG, agent.address(signal)));
+    let subreaper = c.room(4);
+    let at = agent.address(subreaper);
+    c.push("prctl", libc::SYS_prctl, args(libc::PR_GET_CHILD_SUBREAPER, at));
     let dumpable = c.push("prctl", libc::SYS_prctl, args(libc::PR_GET_DUMPABLE, 0));
     let secure = c.push("prctl", libc::SYS_prctl, args(libc::PR_GET_SECUREBITS, 0));
     let r = agent.run(f.leader_mut(), pid, &c, Ids { tgid: pid, tid: pid })?;
     if r.ret(secure) != 0 {
         return Err(Error::Unsupported(vec!["secure bits that are set".to_owned()]));
     }
-    let death_signal = r.bytes(signal).first_chunk().map_or(0, |b| i32::from_le_bytes(*b));
-    Ok(Settings { death_signal, dumpable: r.ret(dumpable) == 1 })
+    let word = |slot| r.bytes(slot).first_chunk().map_or(0, |b| i32::from_le_bytes(*b));
+    Ok(Settings {
+        death_signal: word(signal),
+        is_subreaper: word(subreaper) != 0,
+        dumpable: r.ret(dumpable) == 1,
+    })
 }
 
 /// A child of the process has other pages there, or shares them with it.

@@ -28,12 +28,23 @@ pub struct Surroundings {
     pub umask: u32,
     /// PR_SET_PDEATHSIG, or 0.
     pub death_signal: i32,
+    /// PR_SET_CHILD_SUBREAPER.
+    pub is_subreaper: bool,
     /// Open files; several descriptors can be one.
     pub opens: Vec<Open>,
     pub pipes: Vec<Pipe>,
     pub descriptors: Vec<Descriptor>,
 }
-record!(Surroundings { credentials, cwd, umask, death_signal, opens, pipes, descriptors });
+record!(Surroundings {
+    credentials,
+    cwd,
+    umask,
+    death_signal,
+    is_subreaper,
+    opens,
+    pipes,
+    descriptors,
+});
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
@@ -72,7 +83,8 @@ pub enum Open {
     File {
         file: OpenFile,
     },
-    Directory {
+    /// A directory, or a file in which the kernel tells something.
+    Named {
         path: String,
         flags: i32,
         position: u64,
@@ -133,7 +145,7 @@ impl OpenFile {
 
 choice!(Open, "an open file of no known kind" {
     1 => File { file },
-    2 => Directory { path, flags, position },
+    2 => Named { path, flags, position },
     3 => Device { path, flags },
     4 => Standard { fd },
     5 => Pipe { pipe, flags },

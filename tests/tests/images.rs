@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -384,10 +385,39 @@ fn users_save_what_is_theirs_where_they_may() -> Result<()> {
     home.stop()
 }
 
+fn a_killed_daemon_costs_the_image_alone() -> Result<()> {
+    const KILLS: usize = 5;
+    let mut home = Node::start("home", Root::Normal)?;
+    let scratch = Scratch::new("image")?;
+    let image = scratch.join("image");
+    let kind = VictimKind::with_args("memory", &["64"]);
+    let mut victim = spawn(&kind)?;
+    let pid = victim.pid();
+    let part = scratch.join(format!("image.{pid}.part"));
+    for _ in 0..KILLS {
+        let (control, line) =
+            (home.path("ccn/mig/checkpoint"), format!("{pid} {}", image.display()));
+        // It fails with its daemon.
+        let asked = thread::spawn(move || fs::write(control, line));
+        wait_until("an image that is begun", SOON, || Ok(part.exists().then_some(())))?;
+        home.restart(Vec::new())?;
+        asked.join().expect("a write does not panic").ok();
+        victim.check()?;
+        ensure!(!image.exists(), "an image that nobody finished");
+    }
+    saved(&home, pid, &image)?;
+    ensure!(!part.exists(), "a part is left");
+    kill(victim)?;
+    let mut victim = restarted(&kind, &image, pid)?;
+    victim.check()?;
+    victim.end(7)?;
+    home.stop()
+}
+
 type Test = fn() -> Result<()>;
 
 fn main() {
-    let tests: [(&str, Test); 8] = [
+    let tests: [(&str, Test); 9] = [
         ("a_computing_program_writes_the_same", a_computing_program_writes_the_same),
         ("python_with_threads_writes_the_same", python_with_threads_writes_the_same),
         ("descriptors_and_settings_are_kept", descriptors_and_settings_are_kept),
@@ -395,6 +425,7 @@ fn main() {
         ("damage_is_named_and_nothing_runs", damage_is_named_and_nothing_runs),
         ("an_image_tells_what_is_in_it", an_image_tells_what_is_in_it),
         ("a_full_disk_leaves_no_file_and_the_process", a_full_disk_leaves_no_file_and_the_process),
+        ("a_killed_daemon_costs_the_image_alone", a_killed_daemon_costs_the_image_alone),
         ("users_save_what_is_theirs_where_they_may", users_save_what_is_theirs_where_they_may),
     ];
     let told = |result: Result<()>| Ok(result.map_err(|e| format!("{e:#}"))?);

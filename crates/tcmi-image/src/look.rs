@@ -41,7 +41,8 @@ fn of_process(pid: i32) -> Result<Vec<String>> {
     for tid in proc::tids(pid)? {
         let path = format!("/proc/{pid}/task/{tid}/children");
         let children = fs::read_to_string(&path).map_err(Error::io(&path))?;
-        if let Some(child) = children.split_ascii_whitespace().next() {
+        let mut children = children.split_ascii_whitespace();
+        if let Some(child) = children.find(|child| !is_what_is_left_of_a_copy(child)) {
             all.push(format!("a child, process {child}: trees are not saved yet"));
         }
     }
@@ -59,6 +60,18 @@ fn of_process(pid: i32) -> Result<Vec<String>> {
         all.push("ambient capabilities".to_owned());
     }
     Ok(all)
+}
+
+/// Of a [`tcmi_ckpt::snapshot::Snapshot`] whose daemon was killed: a zombie that told nobody.
+fn is_what_is_left_of_a_copy(child: &str) -> bool {
+    /// As proc(5) counts.
+    const STATE: usize = 3;
+    const EXIT_SIGNAL: usize = 38;
+    let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+    let Some((_, rest)) = stat.rsplit_once(')') else { return false };
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let field = |n: usize| fields.get(n - STATE).copied();
+    field(STATE) == Some("Z") && field(EXIT_SIGNAL) == Some("0")
 }
 
 fn link(path: String) -> Result<String> {

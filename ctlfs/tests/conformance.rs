@@ -318,7 +318,6 @@ fn what_is_not_there_is_enoent() {
     for path in [
         "policy",
         "ccn/mig/move",
-        "ccn/mig/checkpoint",
         "pen/restart",
         "ccn/nodes/{N}",
         "ccn/nodes/18446744073709551616",

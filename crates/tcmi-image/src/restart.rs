@@ -23,7 +23,7 @@ const OTHER_VDSO_BYTES: u64 = 256 << 10;
 /// Makes the process of an image a child of ours, which runs when this returns. The caller has one
 /// thread. With `truncate`, files that it writes and that have grown are cut back.
 ///
-/// Ok: its pid. Err: nothing is left of it, and nothing else has changed.
+/// Ok: its pid. Err: nothing is left of it. Files are cut back last, when it only has to be let go.
 pub fn restart(image: &Image, truncate: bool) -> Result<i32> {
     let process = &image.process;
     check_machine(image)?;

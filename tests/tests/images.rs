@@ -111,11 +111,20 @@ fn restarted(kind: &VictimKind, image: &Path, pid: u32) -> Result<Victim> {
         if let Some(status) = victim.has_ended()? {
             anyhow::bail!("tcmi restart: {status}");
         }
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let is_named = status.lines().next().is_some_and(|line| !line.ends_with("\ttcmi"));
-        Ok((is_named && status.contains("\nTracerPid:\t0\n")).then_some(()))
+        Ok(runs_alone(pid).then_some(()))
     })?;
     Ok(victim)
+}
+
+/// Is what it is to be, and none of its threads is held.
+fn runs_alone(pid: u32) -> bool {
+    let statuses = || -> std::io::Result<Vec<String>> {
+        let threads = fs::read_dir(format!("/proc/{pid}/task"))?;
+        threads.map(|thread| fs::read_to_string(thread?.path().join("status"))).collect()
+    };
+    let is_free = |status: &String| status.contains("\nTracerPid:\t0\n");
+    let is_named = |status: &String| status.lines().next().is_some_and(|l| !l.ends_with("\ttcmi"));
+    statuses().is_ok_and(|all| all.iter().all(|status| is_named(status) && is_free(status)))
 }
 
 fn is_refused(kind: &VictimKind, why: &str) -> Result<()> {

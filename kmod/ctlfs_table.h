@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Made from ctlfs/src/tree.rs by `cargo xtask kmod-table`. */
 
-#define CTL_TABLE_HASH 0xf9b742604e2c4a00ULL
+#define CTL_TABLE_HASH 0xe3accc0524bca4dfULL
 
 static const struct ctl_entry ctl_table[] = {
 	/*  0  */
@@ -62,68 +62,70 @@ static const struct ctl_entry ctl_table[] = {
 	{ "emigrate-npm", S_IFREG | 0666, 25, CTL_PID },
 	/* 28 ccn/mig/migrate-home */
 	{ "migrate-home", S_IFREG | 0222, 25, CTL_PID },
-	/* 29 ccn/mig/explain */
+	/* 29 ccn/mig/checkpoint */
+	{ "checkpoint", S_IFREG | 0222, 25, CTL_PID },
+	/* 30 ccn/mig/explain */
 	{ "explain", S_IFREG | 0666, 25, CTL_PID | CTL_ANSWERS },
-	/* 30 ccn/mig/migproc */
+	/* 31 ccn/mig/migproc */
 	{ "migproc", S_IFDIR | 0555, 25, 0 },
-	/* 31 ccn/mig/migproc/{PID} */
-	{ NULL, S_IFDIR | 0555, 30, 0 },
-	/* 32 ccn/mig/migproc/{PID}/node */
-	{ "node", S_IFLNK | 0777, 31, 0 },
-	/* 33 ccn/mig/migproc/{PID}/remote-pid */
-	{ "remote-pid", S_IFREG | 0444, 31, 0 },
-	/* 34 ccn/mig/migproc/{PID}/state */
-	{ "state", S_IFREG | 0444, 31, 0 },
-	/* 35 ccn/mig/migproc/{PID}/stats */
-	{ "stats", S_IFREG | 0444, 31, 0 },
-	/* 36 ccn/mig/migproc/{PID}/last-error */
-	{ "last-error", S_IFREG | 0444, 31, 0 },
-	/* 37 pen */
+	/* 32 ccn/mig/migproc/{PID} */
+	{ NULL, S_IFDIR | 0555, 31, 0 },
+	/* 33 ccn/mig/migproc/{PID}/node */
+	{ "node", S_IFLNK | 0777, 32, 0 },
+	/* 34 ccn/mig/migproc/{PID}/remote-pid */
+	{ "remote-pid", S_IFREG | 0444, 32, 0 },
+	/* 35 ccn/mig/migproc/{PID}/state */
+	{ "state", S_IFREG | 0444, 32, 0 },
+	/* 36 ccn/mig/migproc/{PID}/stats */
+	{ "stats", S_IFREG | 0444, 32, 0 },
+	/* 37 ccn/mig/migproc/{PID}/last-error */
+	{ "last-error", S_IFREG | 0444, 32, 0 },
+	/* 38 pen */
 	{ "pen", S_IFDIR | 0555, 0, 0 },
-	/* 38 pen/connect */
-	{ "connect", S_IFREG | 0200, 37, 0 },
-	/* 39 pen/nodes */
-	{ "nodes", S_IFDIR | 0555, 37, 0 },
-	/* 40 pen/nodes/count */
-	{ "count", S_IFREG | 0444, 39, 0 },
-	/* 41 pen/nodes/{N} */
-	{ NULL, S_IFDIR | 0555, 39, 0 },
-	/* 42 pen/nodes/{N}/id */
-	{ "id", S_IFREG | 0444, 41, 0 },
-	/* 43 pen/nodes/{N}/name */
-	{ "name", S_IFREG | 0444, 41, 0 },
-	/* 44 pen/nodes/{N}/state */
-	{ "state", S_IFREG | 0444, 41, 0 },
-	/* 45 pen/nodes/{N}/address */
-	{ "address", S_IFREG | 0444, 41, 0 },
-	/* 46 pen/nodes/{N}/load */
-	{ "load", S_IFREG | 0444, 41, 0 },
-	/* 47 pen/nodes/{N}/features */
-	{ "features", S_IFREG | 0444, 41, 0 },
-	/* 48 pen/nodes/{N}/stop */
-	{ "stop", S_IFREG | 0200, 41, 0 },
-	/* 49 pen/nodes/{N}/kill */
-	{ "kill", S_IFREG | 0200, 41, 0 },
-	/* 50 pen/nodes/{N}/migrate-home-all */
-	{ "migrate-home-all", S_IFREG | 0200, 41, 0 },
-	/* 51 pen/nodes/{NAME} */
-	{ NULL, S_IFLNK | 0777, 39, 0 },
-	/* 52 pen/mig */
-	{ "mig", S_IFDIR | 0555, 37, 0 },
-	/* 53 pen/mig/migrate-home */
-	{ "migrate-home", S_IFREG | 0200, 52, 0 },
-	/* 54 pen/mig/migproc */
-	{ "migproc", S_IFDIR | 0555, 52, 0 },
-	/* 55 pen/mig/migproc/{PID} */
-	{ NULL, S_IFDIR | 0555, 54, 0 },
-	/* 56 pen/mig/migproc/{PID}/node */
-	{ "node", S_IFLNK | 0777, 55, 0 },
-	/* 57 pen/mig/migproc/{PID}/remote-pid */
-	{ "remote-pid", S_IFREG | 0444, 55, 0 },
-	/* 58 pen/mig/migproc/{PID}/state */
-	{ "state", S_IFREG | 0444, 55, 0 },
-	/* 59 pen/mig/migproc/{PID}/stats */
-	{ "stats", S_IFREG | 0444, 55, 0 },
-	/* 60 pen/mig/migproc/{PID}/last-error */
-	{ "last-error", S_IFREG | 0444, 55, 0 },
+	/* 39 pen/connect */
+	{ "connect", S_IFREG | 0200, 38, 0 },
+	/* 40 pen/nodes */
+	{ "nodes", S_IFDIR | 0555, 38, 0 },
+	/* 41 pen/nodes/count */
+	{ "count", S_IFREG | 0444, 40, 0 },
+	/* 42 pen/nodes/{N} */
+	{ NULL, S_IFDIR | 0555, 40, 0 },
+	/* 43 pen/nodes/{N}/id */
+	{ "id", S_IFREG | 0444, 42, 0 },
+	/* 44 pen/nodes/{N}/name */
+	{ "name", S_IFREG | 0444, 42, 0 },
+	/* 45 pen/nodes/{N}/state */
+	{ "state", S_IFREG | 0444, 42, 0 },
+	/* 46 pen/nodes/{N}/address */
+	{ "address", S_IFREG | 0444, 42, 0 },
+	/* 47 pen/nodes/{N}/load */
+	{ "load", S_IFREG | 0444, 42, 0 },
+	/* 48 pen/nodes/{N}/features */
+	{ "features", S_IFREG | 0444, 42, 0 },
+	/* 49 pen/nodes/{N}/stop */
+	{ "stop", S_IFREG | 0200, 42, 0 },
+	/* 50 pen/nodes/{N}/kill */
+	{ "kill", S_IFREG | 0200, 42, 0 },
+	/* 51 pen/nodes/{N}/migrate-home-all */
+	{ "migrate-home-all", S_IFREG | 0200, 42, 0 },
+	/* 52 pen/nodes/{NAME} */
+	{ NULL, S_IFLNK | 0777, 40, 0 },
+	/* 53 pen/mig */
+	{ "mig", S_IFDIR | 0555, 38, 0 },
+	/* 54 pen/mig/migrate-home */
+	{ "migrate-home", S_IFREG | 0200, 53, 0 },
+	/* 55 pen/mig/migproc */
+	{ "migproc", S_IFDIR | 0555, 53, 0 },
+	/* 56 pen/mig/migproc/{PID} */
+	{ NULL, S_IFDIR | 0555, 55, 0 },
+	/* 57 pen/mig/migproc/{PID}/node */
+	{ "node", S_IFLNK | 0777, 56, 0 },
+	/* 58 pen/mig/migproc/{PID}/remote-pid */
+	{ "remote-pid", S_IFREG | 0444, 56, 0 },
+	/* 59 pen/mig/migproc/{PID}/state */
+	{ "state", S_IFREG | 0444, 56, 0 },
+	/* 60 pen/mig/migproc/{PID}/stats */
+	{ "stats", S_IFREG | 0444, 56, 0 },
+	/* 61 pen/mig/migproc/{PID}/last-error */
+	{ "last-error", S_IFREG | 0444, 56, 0 },
 };

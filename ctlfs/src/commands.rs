@@ -139,6 +139,7 @@ pub fn form(grammar: Grammar) -> Form {
         Grammar::PidNode => Form::PidNode,
         Grammar::PidNodeTree => Form::PidNodeTree,
         Grammar::Pid => Form::Pid,
+        Grammar::PidPath => Form::PidPath,
         Grammar::PidMaybeNode => Form::PidMaybeNode,
         Grammar::One => Form::One,
     }

@@ -33,8 +33,8 @@ pub fn hash() -> u64 {
 
 /// Whether a command's first word is a process of this machine: at home, pids are its own.
 pub fn names_process(entry: &Entry) -> bool {
-    use Grammar::{Pid, PidMaybeNode, PidNode, PidNodeTree};
-    let grammar = matches!(entry.write, Some(PidNode | PidNodeTree | Pid | PidMaybeNode));
+    use Grammar::{Pid, PidMaybeNode, PidNode, PidNodeTree, PidPath};
+    let grammar = matches!(entry.write, Some(PidNode | PidNodeTree | Pid | PidPath | PidMaybeNode));
     grammar && entry.role == Role::Ccn
 }
 

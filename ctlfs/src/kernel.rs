@@ -353,6 +353,7 @@ fn command(place: &Place, request: &Request) -> Result<tcmi_core::command::Comma
         let target = Pid::new(request.target).ok_or(Errno::NoProcess)?;
         match &mut command {
             Command::Emigrate { pid, .. }
+            | Command::Checkpoint { pid, .. }
             | Command::Explain { pid, .. }
             | Command::MigrateHome(pid) => *pid = target,
             Command::Listen(_) | Command::Trust(_) | Command::Connect { .. } | Command::Go => {}

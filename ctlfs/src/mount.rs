@@ -92,13 +92,12 @@ impl Server {
     }
 
     fn take_down_fuse(&self, session: BackgroundSession) -> io::Result<()> {
-        match umount2(&self.mount_point, MntFlags::UMOUNT_NOFOLLOW) {
+        // By force: a mount namespace that was made meanwhile has the mount, too, and would keep
+        // the connection and our threads.
+        match umount2(&self.mount_point, MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW) {
             // EINVAL: somebody else unmounted it.
             Ok(()) | Err(Errno::EINVAL) => {}
-            Err(Errno::EBUSY) => {
-                abort_requests(&self.mount_point);
-                detach(&self.mount_point)?;
-            }
+            Err(Errno::EBUSY) => detach(&self.mount_point)?,
             // Not root: fusermount does it.
             Err(Errno::EPERM) => {}
             Err(errno) => return Err(errno.into()),

@@ -64,6 +64,7 @@ pub enum Item {
     Emigrate,
     EmigrateNpm,
     MigrateHome,
+    Checkpoint,
     Explain,
     Processes,
     Process,
@@ -84,6 +85,7 @@ pub enum Grammar {
     PidNode,
     PidNodeTree,
     Pid,
+    PidPath,
     PidMaybeNode,
     One,
 }
@@ -97,6 +99,7 @@ impl Grammar {
             Grammar::PidNode => "PID NODE",
             Grammar::PidNodeTree => "PID NODE [tree]",
             Grammar::Pid => "PID",
+            Grammar::PidPath => "PID PATH",
             Grammar::PidMaybeNode => "PID [NODE [tree]]",
             Grammar::One => "1",
         }
@@ -215,6 +218,7 @@ pub static TREE: &[Entry] = &[
     command(Item::Emigrate, Ccn, "ccn/mig/emigrate-ppm-p", 0o222, Grammar::PidNodeTree, "move PID to NODE now, with all processes below it if `tree` is said; returns when it runs there"),
     command(Item::EmigrateNpm, Ccn, "ccn/mig/emigrate-npm", 0o666, Grammar::PidNode, "PID goes to NODE when it executes another program; reads as those that wait for that, one a line"),
     command(Item::MigrateHome, Ccn, "ccn/mig/migrate-home", 0o222, Grammar::Pid, "bring PID home; returns when it runs here; one that waits in emigrate-npm does so no more"),
+    command(Item::Checkpoint, Ccn, "ccn/mig/checkpoint", 0o222, Grammar::PidPath, "write an image of PID to PATH, an absolute name; returns when it is on disk, the process goes on"),
     command(Item::Explain, Ccn, "ccn/mig/explain", 0o666, Grammar::PidMaybeNode, "write PID, PID NODE or PID NODE tree; then read: may it move, or all of its tree, what stays home and why"),
     dir(Item::Processes, Ccn, "ccn/mig/migproc", "processes of this home that are away or on their way"),
     dir(Item::Process, Ccn, "ccn/mig/migproc/{PID}", "one of them; its owner is the process's"),

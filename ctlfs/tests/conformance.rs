@@ -203,6 +203,7 @@ fn is_a_word_of(bytes: &[u8], grammar: Grammar) -> bool {
         | Grammar::PidNode
         | Grammar::PidNodeTree
         | Grammar::Pid
+        | Grammar::PidPath
         | Grammar::PidMaybeNode
         | Grammar::One => false,
     }
@@ -317,7 +318,6 @@ fn what_is_not_there_is_enoent() {
     for path in [
         "policy",
         "ccn/mig/move",
-        "ccn/mig/checkpoint",
         "pen/restart",
         "ccn/nodes/{N}",
         "ccn/nodes/18446744073709551616",

@@ -228,6 +228,28 @@ fn a_busy_mount_goes_away_all_the_same() {
 }
 
 #[test]
+fn a_mount_namespace_that_has_the_mount_holds_up_nobody() {
+    let mut rig = Rig::new();
+    let mut other = Program::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", "echo; read end"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It has made its namespace.
+    other.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let server = rig.server.take().unwrap();
+    let (ended, end) = mpsc::channel();
+    let ending = thread::spawn(move || ended.send(server.unmount()).unwrap());
+    let unmounted = end.recv_timeout(Duration::from_secs(20));
+    // Ends it: its input does.
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    ending.join().unwrap();
+    unmounted.expect("the server does not end").unwrap();
+}
+
+#[test]
 fn a_live_mount_is_not_stale() {
     let rig = Rig::new();
     let error = unmount_stale(rig.root()).unwrap_err();

@@ -4,6 +4,7 @@
 //!
 //! What fails is written to tests/fuzz/corpus/TARGET and is tried first from then on.
 
+mod images;
 mod moves;
 mod mutate;
 mod targets;

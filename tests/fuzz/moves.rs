@@ -74,7 +74,7 @@ fn thread() -> ThreadImage {
     }
 }
 
-fn image() -> ProcessImage {
+pub fn image() -> ProcessImage {
     ProcessImage {
         pid: 4242,
         comm: b"true".to_vec(),
@@ -221,7 +221,7 @@ fn process(image: &ProcessImage) -> Result<String, String> {
 }
 
 /// What both ends do with a layout that they have checked.
-fn arrange(mm: &AddressSpace) -> Result<String, String> {
+pub fn arrange(mm: &AddressSpace) -> Result<String, String> {
     let have = layout().vmas;
     let forth = reconcile(&have, &mm.vmas);
     let back = reconcile(&mm.vmas, &have);

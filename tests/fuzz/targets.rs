@@ -1,6 +1,6 @@
 //! The decoders of what comes from another node, from a guest, or from a user.
 
-use crate::moves;
+use crate::{images, moves};
 use tcmi_call::engine::{Call, SliceMemory};
 use tcmi_call::frame::ReplyHeader;
 use tcmi_call::record::{self, Aead, Opener};
@@ -24,6 +24,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "move_message", seeds: moves::messages, run: moves::message },
     Target { name: "pages", seeds: moves::page_runs, run: moves::pages },
     Target { name: "file_of_a_home", seeds: moves::files, run: moves::file },
+    Target { name: "front_of_an_image", seeds: images::fronts, run: images::front },
+    Target { name: "section_of_an_image", seeds: images::sections, run: images::section },
 ];
 
 fn control_messages() -> Vec<Vec<u8>> {
@@ -61,12 +63,13 @@ fn control_message(input: &[u8]) -> Result<String, String> {
     Ok(message.label().to_owned())
 }
 
-const FORMS: [Form; 8] = [
+const FORMS: [Form; 9] = [
     Form::Address,
     Form::KeyLines,
     Form::AddressKey,
     Form::PidNode,
     Form::Pid,
+    Form::PidPath,
     Form::PidNodeTree,
     Form::PidMaybeNode,
     Form::One,
@@ -79,6 +82,7 @@ fn control_writes() -> Vec<Vec<u8>> {
         "tcp:[::1]:7770 key",
         "4242 desk",
         "4242",
+        "4242 /tmp/image",
         "4242 18446744073709551615",
         "1",
     ];

@@ -240,7 +240,8 @@ impl Node {
         }
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM)?;
         let name = self.name().to_owned();
-        wait_until(&format!("end of {name}"), STOP_TIMEOUT, || Ok(self.child.try_wait()?))?;
+        wait_until(&format!("end of {name}"), STOP_TIMEOUT, || Ok(self.child.try_wait()?))
+            .with_context(|| format!("its log:\n{}", self.log()))?;
         Ok(())
     }
 

@@ -205,7 +205,9 @@ impl VictimKind {
 /// A running victim. Killed and reaped when dropped.
 pub struct Victim {
     kind: VictimKind,
+    /// The victim, or the command that has restarted it.
     child: Child,
+    pid: u32,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     ready_word: Option<String>,
@@ -234,6 +236,24 @@ impl Victim {
         command.args(&kind.args).stdin(Stdio::piped()).stdout(Stdio::piped());
         // SAFETY: signal(2) may be called between fork and exec; nothing is allocated.
         unsafe { command.pre_exec(heed_the_terminal) };
+        let mut victim = Self::with_child(kind, command)?;
+        let line = victim.next_line(ANSWER_TIMEOUT)?;
+        let mut words = line.split(' ');
+        ensure!(words.next() == Some("READY"), "{} says at its start: {line}", kind.name());
+        ensure!(words.next() == Some(&victim.pid.to_string()), "pid in: {line}");
+        victim.ready_word = words.next().map(str::to_owned);
+        Ok(victim)
+    }
+
+    /// One that has been ready before, under the process id `pid`: `command` makes it go on.
+    pub fn restart_by(kind: &VictimKind, mut command: Command, pid: u32) -> Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut victim = Self::with_child(kind, command)?;
+        victim.pid = pid;
+        Ok(victim)
+    }
+
+    fn with_child(kind: &VictimKind, mut command: Command) -> Result<Self> {
         let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("stdout is piped")?;
@@ -245,13 +265,8 @@ impl Victim {
                 }
             }
         });
-        let mut victim = Self { kind: kind.clone(), child, stdin, lines, ready_word: None };
-        let line = victim.next_line(ANSWER_TIMEOUT)?;
-        let mut words = line.split(' ');
-        ensure!(words.next() == Some("READY"), "{} says at its start: {line}", kind.name());
-        ensure!(words.next() == Some(&victim.child.id().to_string()), "pid in: {line}");
-        victim.ready_word = words.next().map(str::to_owned);
-        Ok(victim)
+        let (pid, kind) = (child.id(), kind.clone());
+        Ok(Self { kind, child, pid, stdin, lines, ready_word: None })
     }
 
     /// As `spawn`, with a user's and a group's id, by a copy of the program in `dir`: the build
@@ -268,11 +283,11 @@ impl Victim {
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     fn nix_pid(&self) -> Pid {
-        Pid::from_raw(self.child.id() as i32)
+        Pid::from_raw(self.pid as i32)
     }
 
     /// What stood after the pid in READY: a port or a thread's id.

@@ -121,6 +121,8 @@ static void setup(int argc, char **argv)
 	epoll = epoll_create1(EPOLL_CLOEXEC);
 	struct epoll_event on_stdin = { .events = EPOLLIN, .data.u64 = 4711 };
 	must(epoll_ctl(epoll, EPOLL_CTL_ADD, 0, &on_stdin) == 0, "epoll_ctl");
+	if (sit != in_accept)
+		return;
 	struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	socklen_t length = sizeof address;
 	listener = socket(AF_INET, SOCK_STREAM, 0);

@@ -272,25 +272,40 @@ impl Newborn {
     /// Creates the other threads with their home ids, and the steward with one that none of them
     /// has and without privilege; all stopped.
     pub fn create_threads(&mut self, tids: &[i32], uid: u32, gid: u32) -> Result<()> {
-        tids.iter().try_for_each(|&tid| expect_room_for(tid))?;
         let (pid, host) = (self.pid, self.frozen.pid);
         let taken = |tid: &i32| *tid == pid || tids.contains(tid);
         let free = (2..tcmi_sys::proc::pid_max()?).rev().find(|tid| !taken(tid));
         let steward_tid = free.ok_or_else(|| Error::unsupported("as many threads as ids"))?;
+        self.create_all(tids, Some(steward_tid))?;
+        let (steward, tid) = self.steward.as_mut().ok_or(Error::Ended)?;
+        let mut b = Batcher::new(&self.agent, steward, host, Ids { tgid: pid, tid: *tid });
+        drop_privilege(&mut b, uid, gid)?;
+        b.flush().map(drop)
+    }
+
+    /// Creates the other threads of a process that is no guest, with their ids; all stopped.
+    pub fn create_own_threads(&mut self, tids: &[i32]) -> Result<()> {
+        match tids {
+            [] => Ok(()),
+            tids => self.create_all(tids, None),
+        }
+    }
+
+    fn create_all(&mut self, tids: &[i32], steward: Option<i32>) -> Result<()> {
+        tids.iter().try_for_each(|&tid| expect_room_for(tid))?;
         self.frozen.leader().stopped()?.set_options(GUEST_OPTIONS)?;
-        for t in self.create(&[tids, &[steward_tid]].concat())? {
+        let host = self.frozen.pid;
+        let all: Vec<i32> = tids.iter().copied().chain(steward).collect();
+        for t in self.create(&all)? {
             match inner_tid(host, t.tid).ok_or(Error::Ended)? {
-                tid if tid == steward_tid => self.steward = Some((t, tid)),
+                tid if Some(tid) == steward => self.steward = Some((t, tid)),
                 tid => {
                     self.tids.push(tid);
                     self.frozen.threads.push(t);
                 }
             }
         }
-        let (steward, tid) = self.steward.as_mut().ok_or(Error::Ended)?;
-        let mut b = Batcher::new(&self.agent, steward, host, Ids { tgid: pid, tid: *tid });
-        drop_privilege(&mut b, uid, gid)?;
-        b.flush().map(drop)
+        Ok(())
     }
 
     /// The steward's id as the guest counts.
@@ -377,11 +392,46 @@ impl Newborn {
             // Without privilege a node cannot go above its own limits.
             b.attempt("prlimit", libc::SYS_prlimit64, [0, resource as u64, at, 0, 0, 0])?;
         }
-        rebuild::set_mm(&mut b, &image.mm)?;
+        rebuild::set_mm(&mut b, &image.mm, None)?;
         rebuild::set_process(&mut b, image, &[], 0)?;
         let Some(s) = shut_in else { return b.flush().map(|_| None) };
         let listener = s.apply(&mut b)?;
         Ok(Some((take_descriptor(host, listener)?, listener)))
+    }
+
+    /// Has each thread but the steward make calls, which `push` adds.
+    pub fn in_each_thread(
+        &mut self,
+        push: &mut dyn FnMut(&mut Batcher) -> Result<()>,
+    ) -> Result<()> {
+        let (tgid, host) = (self.pid, self.frozen.pid);
+        for (t, &tid) in self.frozen.threads.iter_mut().zip(&self.tids) {
+            let mut b = Batcher::new(&self.agent, t, host, Ids { tgid, tid });
+            push(&mut b)?;
+            b.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Lets a process run that is no guest: nothing of ours is left in it. Its pid.
+    pub fn run_freely(mut self, image: &ProcessImage) -> Result<i32> {
+        let host = self.frozen.pid;
+        let (start, end) = self.vdso.code;
+        let at = find_syscall(host, start, end)?;
+        for (t, tid) in self.frozen.threads.iter_mut().zip(&self.tids) {
+            rebuild::set_registers(t, rebuild::thread_of(image, *tid)?)?;
+        }
+        let gone = [self.agent.base, self.agent.len, 0, 0, 0, 0];
+        let leader = self.frozen.leader_mut();
+        call(leader, at, "munmap agent", libc::SYS_munmap, gone)?;
+        leader.own_again()?;
+        if image.stopped_by != 0 {
+            // Before it runs: the stop is there when the first thread is let go.
+            // SAFETY: plain call.
+            unsafe { libc::kill(host, libc::SIGSTOP) };
+        }
+        rebuild::let_go(self.frozen)?;
+        Ok(host)
     }
 
     /// Lets the steward begin its loop, while the guest's own threads are held. Its tid on this

@@ -426,3 +426,13 @@ pub fn own_pages(pid: i32, vmas: &[Vma]) -> Result<Vec<Range<u64>>> {
 pub fn mappings(pid: i32) -> Result<Vec<Mapping>> {
     Ok(maps::read(pid)?)
 }
+
+/// XCR0 bits in an XSAVE image as ptrace gives it.
+pub fn xfeatures(xstate: &[u8]) -> u64 {
+    let mut w = [0; 8];
+    match xstate.get(464..472) {
+        Some(b) => w.copy_from_slice(b),
+        None => w[0] = 3,
+    }
+    u64::from_le_bytes(w)
+}

@@ -412,6 +412,25 @@ pub fn interrupted(regs: &UserRegs) -> UserRegs {
     r
 }
 
+/// Registers, as [`interrupted`] gives them, of a thread that goes on without its restart block: a
+/// sleep begins again, with its whole time if that was relative.
+pub fn begun_again(regs: &UserRegs) -> UserRegs {
+    /// No memory is mapped below it, and clocks are few.
+    const POINTER_MIN: u64 = 4096;
+    let mut r = *regs;
+    if (r.orig_rax as i64) < 0 || r.rax as i64 != ERESTART_RESTARTBLOCK {
+        return r;
+    }
+    if r.orig_rax as i64 == libc::SYS_restart_syscall {
+        // It has the arguments of the call that it goes on with.
+        let has_clock = r.rdi < POINTER_MIN;
+        let nr = if has_clock { libc::SYS_clock_nanosleep } else { libc::SYS_nanosleep };
+        r.orig_rax = nr as u64;
+    }
+    r.rax = ERESTARTNOHAND as u64;
+    r
+}
+
 /// Calls that the kernel ends with EINTR when their thread is merely stopped (signal(7)): the
 /// program is to see that only of a signal that it handles.
 pub fn ends_by_stop(nr: u64) -> bool {

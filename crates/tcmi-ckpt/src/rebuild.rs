@@ -26,6 +26,10 @@ impl<'a> Batcher<'a> {
     pub fn new(agent: &'a Agent, thread: &'a mut Thread, pid: i32, ids: Ids) -> Self {
         Self { agent, thread, pid, ids, calls: Calls::new() }
     }
+    /// The thread's id, as its process sees it.
+    pub fn tid(&self) -> i32 {
+        self.ids.tid
+    }
     /// Puts bytes where the calls of this batch can point; gives their address.
     pub fn data(&mut self, bytes: &[u8]) -> Result<u64> {
         if bytes.len() >= DATA_MAX {
@@ -217,9 +221,11 @@ struct MmMap {
     exe_fd: u32,
 }
 
-/// Code, data, heap, stack and argument addresses, as /proc and brk(2) know them. This and what
-/// follows leaves its calls in the batch for the caller to flush.
-pub fn set_mm(b: &mut Batcher, mm: &AddressSpace) -> Result<()> {
+/// Code, data, heap, stack and argument addresses, as /proc and brk(2) know them. With `exe`, the
+/// number of an open file there, that is its executable from now on; nothing may be mapped any
+/// more of the one that was. This and what follows leaves its calls in the batch for the caller to
+/// flush.
+pub fn set_mm(b: &mut Batcher, mm: &AddressSpace, exe: Option<i32>) -> Result<()> {
     const PR_SET_MM: u64 = 35;
     const PR_SET_MM_MAP: u64 = 14;
     let auxv = b.data(&mm.auxv)?;
@@ -239,7 +245,7 @@ pub fn set_mm(b: &mut Batcher, mm: &AddressSpace) -> Result<()> {
         ],
         auxv,
         auxv_size: mm.auxv.len() as u32,
-        exe_fd: u32::MAX,
+        exe_fd: exe.map_or(u32::MAX, |fd| fd as u32),
     };
     let size = std::mem::size_of::<MmMap>() as u64;
     let at = b.data(bytes_of(&map))?;
@@ -423,4 +429,9 @@ pub fn thread_of(image: &ProcessImage, tid: i32) -> Result<&ThreadImage> {
 /// that its kernel looks at what becomes of the call that it is in.
 pub fn set_going(f: Frozen) -> Result<()> {
     f.threads.into_iter().try_for_each(|mut t| Ok(t.take()?.cont_to_stop().map(drop)?))
+}
+
+/// The same, not traced any more.
+pub fn let_go(f: Frozen) -> Result<()> {
+    f.threads.into_iter().try_for_each(|mut t| Ok(t.take()?.detach(0)?))
 }

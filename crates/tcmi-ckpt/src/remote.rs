@@ -263,6 +263,11 @@ impl Agent {
     pub fn address(&self, s: Slot) -> u64 {
         self.scratch + DATA_AT + s.at
     }
+    /// Address of the first argument of a batch's call.
+    pub fn argument(&self, op: usize) -> u64 {
+        let at = op * std::mem::size_of::<BatchOp>() + std::mem::offset_of!(BatchOp, args);
+        self.scratch + OPS_AT + at as u64
+    }
     /// First byte behind blob and scratch.
     pub fn extra(&self) -> u64 {
         self.scratch + SCRATCH_BYTES

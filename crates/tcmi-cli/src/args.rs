@@ -59,6 +59,22 @@ pub enum Verb {
     },
     /// Bring a process home, or send a guest home
     Home { pid: Pid },
+    /// Write an image of a process to a file, while it goes on
+    Checkpoint { pid: Pid, file: PathBuf },
+    /// Run the process of an image again, from where it was, with this terminal and directory tree
+    ///
+    /// It has its old process id. Standard streams that were a terminal, or led to other
+    /// processes, are those of this command. Needs no daemon.
+    /// Exit status: that of the process, or 128 and the number of the signal that ended it.
+    Restart {
+        file: PathBuf,
+        /// Cut files that it writes back to the length that they had
+        #[arg(long)]
+        truncate: bool,
+    },
+    /// Look at images of processes
+    #[command(subcommand)]
+    Image(ImageVerb),
     /// Tell whether a process may move, what stays home, and why
     Explain {
         pid: Pid,
@@ -71,6 +87,12 @@ pub enum Verb {
     Key,
     /// Tell what this machine has of what tcmi needs, and what would make it better
     Doctor,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageVerb {
+    /// Check an image, and tell what is in it
+    Show { file: PathBuf },
 }
 
 pub fn definition() -> clap::Command {

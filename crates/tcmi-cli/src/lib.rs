@@ -4,6 +4,7 @@
 pub mod args;
 pub mod doctor;
 pub mod failure;
+pub mod image;
 pub mod moves;
 pub mod node;
 pub mod show;

@@ -2,10 +2,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tcmi_cli::args::{Args, Verb};
+use tcmi_cli::args::{Args, ImageVerb, Verb};
 use tcmi_cli::failure::{Failure, in_words};
 use tcmi_cli::node::Node;
-use tcmi_cli::{doctor, moves, show};
+use tcmi_cli::{doctor, image, moves, show};
 use tcmi_core::command::NodeRef;
 
 fn main() -> ExitCode {
@@ -14,17 +14,24 @@ fn main() -> ExitCode {
         let report = doctor::examine(&args.ctlfs);
         return print(&report.text(args.json), ExitCode::from(report.exit_status()));
     }
-    match run(&args) {
-        Ok(text) => print(&text, ExitCode::SUCCESS),
-        Err(failure) => {
-            if args.json {
-                println!("{}", show::failure(&failure));
-            } else {
-                eprintln!("tcmi: {failure}");
-            }
-            ExitCode::from(failure.exit_status())
+    let done = match &args.verb {
+        Verb::Restart { file, truncate } => image::restart(file, *truncate),
+        verb => {
+            let text = match verb {
+                Verb::Image(ImageVerb::Show { file }) => image::show(file, args.json),
+                _ => run(&args),
+            };
+            text.map(|text| print(&text, ExitCode::SUCCESS))
         }
-    }
+    };
+    done.unwrap_or_else(|failure| {
+        if args.json {
+            println!("{}", show::failure(&failure));
+        } else {
+            eprintln!("tcmi: {failure}");
+        }
+        ExitCode::from(failure.exit_status())
+    })
 }
 
 fn print(text: &str, status: ExitCode) -> ExitCode {
@@ -58,7 +65,11 @@ fn run(args: &Args) -> Result<String, Failure> {
             })?;
             Ok(show::explanation(*pid, &answer, args.json))
         }
-        Verb::Doctor => unreachable!("it asks no daemon"),
+        Verb::Checkpoint { pid, file } => {
+            let file = image::checkpoint(&node, *pid, file)?;
+            Ok(show::saved(*pid, &file, args.json))
+        }
+        Verb::Doctor | Verb::Restart { .. } | Verb::Image(_) => unreachable!("they ask no daemon"),
         Verb::Key => Ok(show::key(&node.line("node/name")?, &node.line("node/id")?, args.json)),
     }
 }

@@ -1,5 +1,7 @@
 //! Tables for people, JSON for programs.
 
+use std::path::Path;
+
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::json;
 use tcmi_core::command::Pid;
@@ -74,6 +76,13 @@ pub fn moved(pid: Pid, node: Option<&str>, json: bool) -> String {
         (true, node) => json!({ "pid": pid.raw(), "node": node }).to_string(),
         (false, Some(node)) => format!("process {pid} runs on {node}"),
         (false, None) => format!("process {pid} runs at home"),
+    }
+}
+
+pub fn saved(pid: Pid, file: &Path, json: bool) -> String {
+    match json {
+        true => json!({ "pid": pid.raw(), "image": file }).to_string(),
+        false => format!("process {pid} is saved in {}, and runs on", file.display()),
     }
 }
 

@@ -208,6 +208,11 @@ pub enum Command {
         tree: bool,
     },
     MigrateHome(Pid),
+    /// Into the file of this absolute name.
+    Checkpoint {
+        pid: Pid,
+        path: String,
+    },
     Explain {
         pid: Pid,
         node: Option<NodeRef>,
@@ -217,6 +222,9 @@ pub enum Command {
     /// `1` written to a file that has one meaning: `stop`, `kill`, `migrate-home-all`.
     Go,
 }
+
+/// How a line of `explain` begins that tells what an image of the process could not hold.
+pub const NOT_IN_IMAGES: &str = "no image because of: ";
 
 /// Which of the forms a file takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,6 +241,8 @@ pub enum Form {
     PidNodeTree,
     /// `PID`
     Pid,
+    /// `PID PATH`
+    PidPath,
     /// `PID`, `PID NODE` or `PID NODE tree`
     PidMaybeNode,
     /// `1`
@@ -270,6 +280,13 @@ impl Command {
                 Ok(Self::Emigrate { pid: pid.parse()?, node: node.parse()?, tree })
             }
             Form::Pid => text.parse().map(Self::MigrateHome),
+            Form::PidPath => {
+                let (pid, path) = pair.ok_or(GrammarError::Expected("PID PATH"))?;
+                if !path.starts_with('/') || path.ends_with('/') {
+                    return Err(GrammarError::Expected("an absolute file name"));
+                }
+                Ok(Self::Checkpoint { pid: pid.parse()?, path: path.to_owned() })
+            }
             Form::PidMaybeNode => match pair {
                 Some((pid, rest)) => {
                     let (node, tree) = node_and_tree(rest);
@@ -326,13 +343,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const FORMS: [Form; 8] = [
+    const FORMS: [Form; 9] = [
         Form::Address,
         Form::KeyLines,
         Form::AddressKey,
         Form::PidNode,
         Form::PidNodeTree,
         Form::Pid,
+        Form::PidPath,
         Form::PidMaybeNode,
         Form::One,
     ];
@@ -384,6 +402,10 @@ mod tests {
             Command::Explain { pid: pid(12), node: None, tree: false }
         );
         assert_eq!(parse(Form::Pid, "2147483647"), Command::MigrateHome(pid(i32::MAX)));
+        assert_eq!(
+            parse(Form::PidPath, "12 /a file\n"),
+            Command::Checkpoint { pid: pid(12), path: "/a file".to_owned() }
+        );
         assert_eq!(parse(Form::One, "1\n"), Command::Go);
     }
 

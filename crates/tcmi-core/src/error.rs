@@ -16,8 +16,12 @@ pub enum Errno {
     Access = 13,
     Busy = 16,
     Exists = 17,
+    NotDirectory = 20,
+    IsDirectory = 21,
     Invalid = 22,
     TooManyOpen = 23,
+    NoSpace = 28,
+    ReadOnly = 30,
     NotSupported = 95,
     AddressInUse = 98,
     AddressNotAvailable = 99,
@@ -51,6 +55,12 @@ pub enum MigrateError {
     /// One reason for each thing that stops the move.
     #[error("process {pid} cannot move: {}", reasons.join("; "))]
     Unsupported { pid: Pid, reasons: Vec<String> },
+    /// One reason for each thing that an image cannot hold.
+    #[error("process {pid} cannot be saved: {}", reasons.join("; "))]
+    NotSaved { pid: Pid, reasons: Vec<String> },
+    /// There is no new image; the file that may have been there is as it was.
+    #[error("image of process {pid}: {doing}: {source}")]
+    Image { pid: Pid, doing: String, source: io::Error },
     #[error("there is no node {0}")]
     NoSuchNode(NodeRef),
     #[error("node {node} is gone: {reason}")]
@@ -101,9 +111,11 @@ impl MigrateError {
         match self {
             Self::NoSuchProcess(_) | Self::NotAway(_) => Errno::NoProcess,
             Self::NotYours(_) | Self::RootOnly => Errno::NotPermitted,
-            Self::Unsupported { .. } | Self::PeerRefused { .. } | Self::StaysTogether { .. } => {
-                Errno::NotSupported
-            }
+            Self::Unsupported { .. }
+            | Self::NotSaved { .. }
+            | Self::PeerRefused { .. }
+            | Self::StaysTogether { .. } => Errno::NotSupported,
+            Self::Image { source, .. } => file_errno(source.kind()),
             Self::NoSuchNode(_) | Self::PeerGone { .. } | Self::ShuttingDown => {
                 Errno::HostUnreachable
             }
@@ -130,6 +142,18 @@ fn connect_errno(kind: io::ErrorKind) -> Errno {
         io::ErrorKind::ConnectionRefused => Errno::ConnectionRefused,
         io::ErrorKind::PermissionDenied => Errno::Access,
         _ => Errno::HostUnreachable,
+    }
+}
+
+fn file_errno(kind: io::ErrorKind) -> Errno {
+    match kind {
+        io::ErrorKind::NotFound => Errno::NoEntry,
+        io::ErrorKind::PermissionDenied => Errno::Access,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Errno::NoSpace,
+        io::ErrorKind::NotADirectory => Errno::NotDirectory,
+        io::ErrorKind::IsADirectory => Errno::IsDirectory,
+        io::ErrorKind::ReadOnlyFilesystem => Errno::ReadOnly,
+        _ => Errno::Io,
     }
 }
 
@@ -173,6 +197,15 @@ mod tests {
                 MigrateError::Listen { address: desk(), source: io(io::ErrorKind::AddrInUse) },
                 libc_value::EADDRINUSE,
             ),
+            (MigrateError::NotSaved { pid, reasons: vec![] }, libc_value::EOPNOTSUPP),
+            (
+                MigrateError::Image {
+                    pid,
+                    doing: "write".into(),
+                    source: io(io::ErrorKind::StorageFull),
+                },
+                libc_value::ENOSPC,
+            ),
         ];
         for (error, errno) in cases {
             assert_eq!(error.errno().raw(), errno, "{error}");
@@ -195,6 +228,7 @@ mod tests {
         pub const EIO: i32 = 5;
         pub const EBUSY: i32 = 16;
         pub const EINVAL: i32 = 22;
+        pub const ENOSPC: i32 = 28;
         pub const EOPNOTSUPP: i32 = 95;
         pub const EADDRINUSE: i32 = 98;
         pub const ETIMEDOUT: i32 = 110;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::fault::{self, Point};
-use crate::files::{Cache, joined};
+use crate::files::Cache;
 use crate::messages as msg;
 use crate::pages::Incoming;
 use std::collections::HashMap;
@@ -23,6 +23,7 @@ use tcmi_ckpt::image::{
     AddressSpace, Backing, Clocks, FileRef, ProcessImage, Segment, Vma, vma_flags,
 };
 use tcmi_ckpt::live::{LiveFile, Window};
+use tcmi_ckpt::mapped::joined;
 use tcmi_ckpt::rebuild::Pages;
 use tcmi_ckpt::remote::{self, Agent, page_up};
 use tcmi_ckpt::signalfds;
@@ -318,7 +319,7 @@ fn construct(
 
 /// Refuses what could not go on here: registers of another CPU.
 fn check_machine(n: &Newborn, begin: &msg::Begin) -> Result<()> {
-    let here = crate::source::xfeatures(&n.frozen.leader().stopped()?.xstate()?);
+    let here = capture::xfeatures(&n.frozen.leader().stopped()?.xstate()?);
     match begin.xfeatures & !here {
         0 => Ok(()),
         lacking => Err(tcmi_ckpt::Error::unsupported(format!(

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::fault::{self, Point};
-use crate::files::HomeFiles;
+use crate::files;
 use crate::messages as msg;
 use crate::module::{self, ByModule, Sending, freezer};
 use crate::pages::{self, Outgoing};
@@ -14,6 +14,7 @@ use tcmi_ckpt::devices;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::freezer::Freezer;
 use tcmi_ckpt::image::{FileRef, ProcessImage, Segment};
+use tcmi_ckpt::mapped::HomeFiles;
 use tcmi_ckpt::rebuild;
 use tcmi_ckpt::signalfds;
 use tcmi_ckpt::usage::Used;
@@ -345,10 +346,10 @@ fn tell_clocks(c: &mut Channel) -> Result<()> {
     Ok(())
 }
 
-fn send_files(files: &HomeFiles, c: &mut Channel) -> Result<()> {
+fn send_files(mapped: &HomeFiles, c: &mut Channel) -> Result<()> {
     for index in msg::expect::<msg::Need>(c.r)?.files {
         msg::send(c.w, &msg::File { index })?;
-        files.send(c.w, index)?;
+        files::send(mapped, c.w, index)?;
         c.w.flush()?;
     }
     Ok(())
@@ -436,7 +437,7 @@ fn transfer(
     if image.files.iter().any(|f| !known.contains(f)) {
         send_files(&files, c)?;
     }
-    files.send_live(c.w)?;
+    files::send_live(&files, c.w)?;
     let sent = |n| watch.memory(n, total);
     let worth = runs.iter().any(|r| r.end - r.start >= module::RUN_BYTES_MIN);
     let mut session = c.module.filter(|_| worth).and_then(ByModule::session);
@@ -512,6 +513,6 @@ pub fn make_own(f: &mut Frozen, a: &Attached, image: &ProcessImage) -> Result<()
 mod attach;
 mod back;
 mod install;
-pub use attach::{Attached, xfeatures};
+pub use attach::Attached;
 pub use back::rebuild_at_home;
 pub use install::{Installed, InstalledStream};

@@ -86,6 +86,10 @@ pub trait Tasks: Send + Sync + 'static {
     /// Moves out over this link that have not ended fail: their processes run at home.
     fn give_up_moves(&self, node: LinkId);
 
+    /// Writes an image of it to the file `path`, with the caller's rights. Ok: it is on disk. Err:
+    /// there is no new file. It runs on in either case.
+    fn checkpoint(&self, pid: Pid, path: String, caller: Caller, reply: Done);
+
     /// Lines for people: may it move, what stays home and why. `tree`: all below it, too.
     fn explain(
         &self,
@@ -264,6 +268,14 @@ impl Node {
                     Ok(side) => self.tasks.migrate_home(pid, side, caller, answer),
                     Err(error) => answer(Err(error)),
                 }
+                None
+            }
+            (Item::Checkpoint, Command::Checkpoint { pid, path }) => {
+                if let Err(error) = not_its_own_writer(caller, pid) {
+                    return done(Err(error));
+                }
+                let answer = later(caller, place, reply.take()?);
+                self.tasks.checkpoint(pid, path, caller, answer);
                 None
             }
             (Item::PeerStop | Item::PeerMigrateHomeAll, Command::Go) => {

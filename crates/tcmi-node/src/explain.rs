@@ -9,7 +9,7 @@ use tcmi_ckpt::capture;
 use tcmi_ckpt::copies;
 use tcmi_ckpt::devices::Device;
 use tcmi_ckpt::{signalfds, sysv};
-use tcmi_core::command::Pid;
+use tcmi_core::command::{NOT_IN_IMAGES, Pid};
 use tcmi_core::error::MigrateError;
 use tcmi_core::limits::TREE_PROCESSES_MAX;
 use tcmi_sys::maps::Mapping;
@@ -250,7 +250,10 @@ impl Examined {
         text += &under(rules.mapped_files, "mapped files");
         text += &under(rules.processors, "numbers of processors");
         text += "comes home for a moment: fork, exec\n";
-        text
+        // A process that ended meanwhile has none.
+        let others = tcmi_image::look::obstacles(self.pid.raw()).unwrap_or_default();
+        let reasons = self.obstacles.iter().chain(&others);
+        text + &reasons.map(|why| format!("{NOT_IN_IMAGES}{why}\n")).collect::<String>()
     }
 
     pub fn text_of_away(&self) -> String {

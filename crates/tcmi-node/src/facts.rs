@@ -8,11 +8,6 @@ use tcmi_migr::module::ByModule;
 
 use crate::beat;
 
-/// Processor features that programs use, by the start of their names in /proc/cpuinfo.
-const CPU_FEATURE_PREFIXES: [&str; 19] = [
-    "abm", "adx", "aes", "amx", "avx", "bmi", "f16c", "fma", "fsgsbase", "gfni", "movbe", "pclmul",
-    "popcnt", "pku", "sha", "sse", "ssse", "vaes", "vpclmul",
-];
 /// Room for the other features under the bound of a link's greeting.
 const CPU_FEATURES_MAX: usize = 100;
 
@@ -33,19 +28,9 @@ pub fn features(module: Option<ByModule>) -> io::Result<Vec<String>> {
         if module.is_some_and(|m| m.sends) { "pages=kernel" } else { "pages=userspace" }.to_owned(),
         if module.is_some() { beat::FEATURE } else { "beat=none" }.to_owned(),
     ];
-    features.extend(cpu_features(&fs::read_to_string("/proc/cpuinfo")?));
+    let cpu = tcmi_sys::cpu::features().map_err(|e| io::Error::from_raw_os_error(e.code))?;
+    features.extend(cpu.iter().take(CPU_FEATURES_MAX).map(|feature| format!("cpu={feature}")));
     Ok(features)
-}
-
-fn cpu_features(cpuinfo: &str) -> Vec<String> {
-    let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags"));
-    let words = flags.and_then(|line| line.split_once(':')).map_or("", |(_, words)| words);
-    let wanted = |word: &&str| CPU_FEATURE_PREFIXES.iter().any(|prefix| word.starts_with(prefix));
-    let mut found: Vec<String> =
-        words.split_whitespace().filter(wanted).map(|word| format!("cpu={word}")).collect();
-    found.sort();
-    found.truncate(CPU_FEATURES_MAX);
-    found
 }
 
 /// One-minute load average in thousandths.
@@ -59,12 +44,6 @@ pub fn load() -> io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cpu_features_are_those_that_programs_use() {
-        let cpuinfo = "processor\t: 0\nflags\t\t: fpu sse2 avx512f lm tsc_adjust aes\nbugs\t:\n";
-        assert_eq!(cpu_features(cpuinfo), ["cpu=aes", "cpu=avx512f", "cpu=sse2"]);
-    }
 
     #[test]
     fn this_machine_has_features_that_a_greeting_may_carry() {

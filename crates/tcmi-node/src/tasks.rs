@@ -1,13 +1,13 @@
 //! Who moves processes: home's keepers and the execution node's monitors, by their pids.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
@@ -30,6 +30,7 @@ use used::Elsewhere;
 
 mod armed;
 mod party;
+mod saved;
 pub(crate) mod used;
 mod visits;
 
@@ -44,6 +45,10 @@ type Answer = (i32, String);
 struct Shared {
     home: Arc<Mutex<Away>>,
     armed: Mutex<HashMap<Pid, Arc<armed::Armed>>>,
+    /// Of which an image is being written: nobody else holds them meanwhile.
+    saving: Mutex<HashSet<Pid>>,
+    /// One of them is done.
+    saved: Condvar,
     links: Mutex<HashMap<LinkId, Link>>,
     /// Offers that wait for their answer, by migration.
     offers: Mutex<HashMap<u64, Sender<Answer>>>,
@@ -88,6 +93,8 @@ impl Engine {
         let shared = Shared {
             home: Arc::default(),
             armed: Mutex::default(),
+            saving: Mutex::default(),
+            saved: Condvar::new(),
             links: Mutex::default(),
             offers: Mutex::default(),
             next_migration: AtomicU64::new(first_migration),
@@ -129,7 +136,7 @@ impl Shared {
                 return Err(MigrateError::Busy { pid, state });
             }
         }
-        if self.armed.lock().contains_key(&pid) {
+        if self.armed.lock().contains_key(&pid) || self.saving.lock().contains(&pid) {
             return Err(MigrateError::Busy { pid, state: State::Running });
         }
         examined.refusal()?;
@@ -328,6 +335,13 @@ impl Tasks for Engine {
         self.shared.armed.lock().iter().map(|(pid, armed)| (*pid, armed.node)).collect()
     }
 
+    fn checkpoint(&self, pid: Pid, path: String, caller: Caller, reply: Done) {
+        match self.shared.ending.load(Ordering::Relaxed) {
+            true => reply(Err(MigrateError::ShuttingDown)),
+            false => self.shared.checkpoint(pid, path, caller, reply),
+        }
+    }
+
     fn migrate_home(&self, pid: Pid, side: Side, _: Caller, reply: Done) {
         match side {
             Side::Guest => self.guests.send_home(pid, reply),
@@ -429,6 +443,7 @@ impl Tasks for Engine {
 
     fn shut_down(&self) {
         self.shared.ending.store(true, Ordering::Relaxed);
+        self.shared.wait_for_images(EVACUATION);
         if let Err(error) = self.recall(|_| true) {
             tracing::warn!(%error, "not all processes came home");
         }

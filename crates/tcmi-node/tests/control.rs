@@ -59,6 +59,10 @@ impl Tasks for Pretender {
     fn emigrate_tree(&self, pid: Pid, node: LinkId, caller: Caller, reply: Done) {
         self.emigrate(pid, node, caller, reply);
     }
+    fn checkpoint(&self, pid: Pid, _: String, _: Caller, reply: Done) {
+        self.asked.lock().unwrap().push((pid, None));
+        reply(Ok(()));
+    }
     fn explain(
         &self,
         pid: Pid,

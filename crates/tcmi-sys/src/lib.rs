@@ -2,7 +2,9 @@
 //! namespaces. Policy-free: every function does one thing and reports errno.
 #![allow(clippy::missing_safety_doc)]
 
+pub mod access;
 pub mod affinity;
+pub mod cpu;
 pub mod errno;
 pub mod heap;
 pub mod kmod;

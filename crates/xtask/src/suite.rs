@@ -32,6 +32,7 @@ const END_TO_END: &[&str] = &[
     "files",
     "huge",
     "signalfds",
+    "images",
     "limits",
     "escapes",
     "differ",

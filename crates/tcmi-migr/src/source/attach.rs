@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use tcmi_call::abi::{ProcArea, ThreadArea};
 use tcmi_ckpt::blob::Blob;
-use tcmi_ckpt::capture;
+use tcmi_ckpt::capture::{self, xfeatures};
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::freezer::Freezer;
 use tcmi_ckpt::layout::gap;
@@ -118,14 +118,4 @@ fn away_from_stacks(maps: &[Mapping], len: u64) -> Option<u64> {
     let grows = |m: &Mapping| if m.has(b"gd") { GROWTH } else { 0 };
     let taken: Vec<_> = maps.iter().map(|m| (m.start.saturating_sub(grows(m)), m.end)).collect();
     gap(&taken, len)
-}
-
-/// XCR0 bits in an XSAVE image as ptrace gives it.
-pub fn xfeatures(xstate: &[u8]) -> u64 {
-    let mut w = [0; 8];
-    match xstate.get(464..472) {
-        Some(b) => w.copy_from_slice(b),
-        None => w[0] = 3,
-    }
-    u64::from_le_bytes(w)
 }

@@ -96,7 +96,7 @@ fn rebuild_with(
     let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, me);
     rebuild::lock(&mut b, want)?;
     rebuild::protect_shared(&mut b, want)?;
-    rebuild::set_mm(&mut b, &image.mm)?;
+    rebuild::set_mm(&mut b, &image.mm, None)?;
     rebuild::set_process(&mut b, image, &timers, readable)?;
     b.flush()?;
     for t in &mut f.threads {

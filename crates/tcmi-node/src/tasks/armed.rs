@@ -61,7 +61,7 @@ impl Shared {
         let (bell, disarmed) = (Arc::new(bell), Mutex::default());
         let armed = Arc::new(Armed { uid: owner, node, bell, disarmed });
         let mut all = self.armed.lock();
-        if all.contains_key(&pid) {
+        if all.contains_key(&pid) || self.saving.lock().contains(&pid) {
             return Err(MigrateError::Busy { pid, state: State::Running });
         }
         self.doorbell.add(&armed.bell);

@@ -7,12 +7,18 @@ use tcmi_sys::namespace::{self, Parent};
 
 /// A child of ours with this pid, which only waits, and ends with us. The caller has one thread.
 pub fn waiting_child(pid: i32) -> Result<i32> {
+    // SAFETY: a plain call.
+    let parent = unsafe { libc::getpid() };
     // SAFETY: the child makes plain calls only.
     let child = unsafe { namespace::fork_as(Some(pid), Parent::Me) };
     match child {
         // SAFETY: plain calls.
         Ok(0) => unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            // We may have ended before it asked for the signal.
+            if libc::getppid() != parent {
+                libc::_exit(0);
+            }
             loop {
                 libc::pause();
             }

@@ -100,7 +100,8 @@ pub fn mount_all() -> Result<()> {
         }
         plain_mount(kind, target, Some(kind), MsFlags::empty())?;
     }
-    Ok(())
+    // The kernel gives a script's interpreter such names, and makes none.
+    std::os::unix::fs::symlink("/proc/self/fd", "/dev/fd").context("/dev/fd")
 }
 
 pub fn load_modules() -> Result<()> {

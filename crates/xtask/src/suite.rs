@@ -32,6 +32,7 @@ const END_TO_END: &[&str] = &[
     "files",
     "huge",
     "signalfds",
+    "reach",
     "images",
     "limits",
     "escapes",

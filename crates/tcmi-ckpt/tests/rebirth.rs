@@ -15,6 +15,7 @@ use tcmi_ckpt::remote::{self, Agent};
 use tcmi_ckpt::{Result, freeze};
 use tcmi_sys::maps::Mapping;
 use tcmi_sys::namespace::Parent;
+use tcmi_sys::ptrace::{Waited, try_wait_any};
 use tcmi_sys::{memory, namespace};
 
 /// Opens each mapped file under its own path.
@@ -181,6 +182,10 @@ fn main() {
         assert!(std::time::Instant::now() < deadline, "{:?} {before:?}", count(host));
         let status = tcmi_sys::proc::status(host).expect("the copy lives");
         assert_ne!(status.state, 'Z', "the copy died");
+        // Each of its threads stops once.
+        while let Some((_, Waited::Stopped(thread, _))) = try_wait_any().expect("news") {
+            thread.cont(0).expect("it goes on");
+        }
         std::thread::yield_now();
     }
     // SAFETY: our own child.

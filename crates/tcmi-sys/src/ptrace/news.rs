@@ -83,27 +83,36 @@ pub(super) fn wait_any() -> Result<Option<(pid_t, c_int)>> {
     }
 }
 
-/// Of a process that has ended nothing else is told any more.
+/// Of a process that has ended nothing else is told any more. Its end is looked at and not taken:
+/// until it is waited for, the kernel tells what the process has used.
 pub(super) fn try_wait_any_but_end_of(pid: pid_t) -> Result<Option<(pid_t, c_int)>> {
-    let ends = |kept: &VecDeque<(pid_t, c_int)>| {
-        kept.front().is_some_and(|(tid, status)| *tid == pid && !libc::WIFSTOPPED(*status))
-    };
-    if KEPT.with_borrow(ends) || has_ended(pid)? { Ok(None) } else { try_wait_any() }
+    let kept = KEPT.with_borrow_mut(|kept| {
+        let is_that = |(tid, status): &(pid_t, c_int)| *tid == pid && !libc::WIFSTOPPED(*status);
+        let at = kept.iter().position(|one| !is_that(one))?;
+        kept.remove(at)
+    });
+    if kept.is_some() {
+        return Ok(kept);
+    }
+    match peek()? {
+        Some((tid, ends)) if tid != pid || !ends => ask(tid, libc::WNOHANG | libc::__WNOTHREAD),
+        _ => Ok(None),
+    }
 }
 
-/// Or it was waited for.
-fn has_ended(pid: pid_t) -> Result<bool> {
-    // The kernel tells of stops, too, whatever it is asked for.
+/// Who has news for this OS thread, and whether they are of its end.
+fn peek() -> Result<Option<(pid_t, bool)>> {
     const ENDS: [c_int; 3] = [libc::CLD_EXITED, libc::CLD_KILLED, libc::CLD_DUMPED];
+    const FLAGS: c_int = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
     // SAFETY: plain integers.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL | libc::__WNOTHREAD;
+    let flags = FLAGS | libc::__WALL | libc::__WNOTHREAD;
     // SAFETY: `info` is a live siginfo_t.
-    match unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) } {
-        0 => Ok(ENDS.contains(&info.si_code)),
-        _ => match Errno::last("waitid") {
-            e if e.code == libc::ECHILD => Ok(true),
-            e => Err(e),
-        },
+    if unsafe { libc::waitid(libc::P_ALL, 0, &mut info, flags) } < 0 {
+        let e = Errno::last("waitid");
+        return if e.code == libc::ECHILD { Ok(None) } else { Err(e) };
     }
+    // SAFETY: waitid has filled it in; 0 when there is nothing.
+    let tid = unsafe { info.si_pid() };
+    Ok((tid != 0).then_some((tid, ENDS.contains(&info.si_code))))
 }

@@ -2,6 +2,7 @@
 //! then on, what is shared keeps its own at home.
 
 use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use tcmi_tests::{Pair, Victim, VictimKind};
@@ -12,13 +13,19 @@ const PAGES: u64 = 9;
 /// Those of it that are shared.
 const SHARED_BYTES: u64 = 2 * (2 << 20);
 
-/// So many huge pages more on this machine, for as long as the test.
-struct Pool(u64);
+/// So many huge pages more on this machine, for as long as a test, one after the other.
+struct Pool {
+    had: u64,
+    _turn: MutexGuard<'static, ()>,
+}
+
+static TURN: Mutex<()> = Mutex::new(());
 
 impl Pool {
     fn new() -> Result<Self> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let had: u64 = fs::read_to_string(POOL)?.trim().parse()?;
-        let pool = Self(had);
+        let pool = Self { had, _turn: turn };
         fs::write(POOL, (had + PAGES).to_string())?;
         let has: u64 = fs::read_to_string(POOL)?.trim().parse()?;
         ensure!(has == had + PAGES, "no {PAGES} huge pages to be had on this machine");
@@ -28,7 +35,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        if let Err(error) = fs::write(POOL, self.0.to_string()) {
+        if let Err(error) = fs::write(POOL, self.had.to_string()) {
             eprintln!("huge pages not given back: {error}");
         }
     }

@@ -151,7 +151,8 @@ fn obstacle(kind: &VictimKind) -> Option<&'static str> {
         }
         ("ring", _) => Some("a child, process "),
         ("selves", _) => Some("a file of the kernel, /proc/"),
-        ("blocked", "accept") => Some("a socket"),
+        ("blocked", "accept") | ("channels", _) => Some("a socket"),
+        ("handles", _) => Some("a terminal, "),
         ("segment", _) if kind.args.len() > 1 => Some("System V memory"),
         ("mapped", "late") => None,
         ("mapped", _) => Some("a file mapped shared to be written"),
@@ -448,10 +449,10 @@ fn main() {
     let told = |result: Result<()>| Ok(result.map_err(|e| format!("{e:#}"))?);
     let mut trials: Vec<Trial> =
         tests.map(|(name, test)| Trial::test(name, move || told(test()))).into();
-    // Two look for their parent, which is another one; of the third, what it does to the file
+    // Three look for their parent, which is another one; of the last, what it does to the file
     // system between two of its steps is there when it is restarted.
-    let begins_again =
-        |kind: &VictimKind| !["identity", "sleepers", "world"].contains(&kind.program);
+    const OTHERS: [&str; 4] = ["clone3", "identity", "sleepers", "world"];
+    let begins_again = |kind: &VictimKind| !OTHERS.contains(&kind.program);
     for kind in VictimKind::all().into_iter().filter(begins_again) {
         let (obstacle, lacking) = (obstacle(&kind), kind.lacking());
         let way = if obstacle.is_some() { "is_refused" } else { "goes_on" };

@@ -277,13 +277,21 @@ impl Life {
         }
     }
 
-    fn ends_within(&self, time: Duration) -> Result<bool> {
-        let mut fds =
-            [libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
-        // SAFETY: a live array and its length.
-        match unsafe { libc::poll(fds.as_mut_ptr(), 1, time.as_millis() as i32) } {
-            -1 => Err(Errno::last("poll").into()),
-            n => Ok(n > 0),
+    /// Its threads' ends are the tracer's to take before its own shows.
+    fn ends_within(&mut self, time: Duration) -> Result<bool> {
+        let until = Instant::now() + time;
+        loop {
+            self.tracer.turn()?;
+            let left = until.saturating_duration_since(Instant::now());
+            let mut fds = [self.pidfd.as_raw_fd(), self.tracer.as_fd().as_raw_fd()]
+                .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+            // SAFETY: a live array and its length.
+            match unsafe { libc::poll(fds.as_mut_ptr(), 2, left.as_millis() as i32) } {
+                -1 => return Err(Errno::last("poll").into()),
+                0 => return Ok(false),
+                _ if fds[0].revents != 0 => return Ok(true),
+                _ => {}
+            }
         }
     }
 

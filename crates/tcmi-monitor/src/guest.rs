@@ -91,6 +91,10 @@ fn oversee(daemon: &OwnedFd) -> Result<String> {
     life.shadow.close();
     life.tracer.end();
     life.kill();
+    // Those who wait for its steward see its end when it shows.
+    if let Err(error) = life.ends_within(END_OF_BOTH) {
+        tracing::debug!(%error, "the end of the guest");
+    }
     ended
 }
 

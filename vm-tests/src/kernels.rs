@@ -38,13 +38,18 @@ impl Kernel {
     /// From the cache under `directory`, else from the archive.
     pub fn fetch(series: &str, directory: &Path) -> Result<Self> {
         let root = directory.join(series);
-        let names = package_names(series)?;
-        let wanted = names.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(" ");
+        let mut names = package_names(series)?;
         let stamp = root.join("packages");
-        if !fs::read_to_string(&stamp).is_ok_and(|had| had == wanted) {
+        if !fs::read_to_string(&stamp).is_ok_and(|had| had == names.join(" ")) {
             println!("fetching kernel {series}");
-            unpack(&root, &names).with_context(|| format!("kernel {series}"))?;
-            fs::write(&stamp, &wanted)?;
+            if let Err(error) = unpack_packages(&root, &names) {
+                println!("{error:#}\nasking for newer ones");
+                apt("apt-get", &["update"])?;
+                names = package_names(series)?;
+                unpack_packages(&root, &names).with_context(|| format!("kernel {series}"))?;
+            }
+            prepare(&root).with_context(|| format!("kernel {series}"))?;
+            fs::write(&stamp, names.join(" "))?;
         }
         let modules = root.join("lib/modules");
         let release = only_entry(&modules)?;
@@ -138,8 +143,8 @@ fn unpack_packages(root: &Path, names: &[String]) -> Result<()> {
     Ok(fs::remove_dir_all(&archives)?)
 }
 
-fn unpack(root: &Path, names: &[String]) -> Result<()> {
-    unpack_packages(root, names)?;
+/// What was unpacked there becomes a kernel that boots, and builds modules.
+fn prepare(root: &Path) -> Result<()> {
     let release = only_entry(&root.join("lib/modules"))?;
     relocate_headers(root, &release)?;
     let status = Command::new("/sbin/depmod").arg("-b").arg(root).arg(&release).status()?;

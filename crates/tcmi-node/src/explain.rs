@@ -250,8 +250,8 @@ impl Examined {
         text += &under(rules.mapped_files, "mapped files");
         text += &under(rules.processors, "numbers of processors");
         text += "comes home for a moment: fork, exec\n";
-        // A process that ended meanwhile has none.
-        let others = tcmi_image::look::obstacles(self.pid.raw()).unwrap_or_default();
+        let others = tcmi_image::look::obstacles(self.pid.raw());
+        let others = others.unwrap_or_else(|error| vec![error.to_string()]);
         let reasons = self.obstacles.iter().chain(&others);
         text + &reasons.map(|why| format!("{NOT_IN_IMAGES}{why}\n")).collect::<String>()
     }

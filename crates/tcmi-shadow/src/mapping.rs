@@ -130,8 +130,8 @@ pub(crate) fn remaps_at_home(shared: &Shared, notif: &Notification) -> bool {
         return false;
     }
     let end = start.saturating_add(len.max(1));
-    // Of one that is gone nobody waits for the answer.
-    let all = maps::read_short(notif.tid).unwrap_or_default();
+    // Where it cannot be seen, home is the safe place; of one that is gone nobody waits for it.
+    let Ok(all) = maps::read_short(notif.tid) else { return true };
     all.iter()
         .filter(|m| m.start < end && start < m.end)
         .any(|m| capture::is_segment(m) || shared.live.is_of(m))

@@ -184,8 +184,8 @@ impl<'a> Other<'a> {
 
     /// So much of `len` bytes as there is.
     fn read(&mut self, addr: u64, len: u64) -> Result<Vec<u8>, Halt> {
-        if self.began.is_some() {
-            return match self.reach(Access::Read { addr, len: len as u32 })? {
+        if let Some(began) = self.began {
+            return match self.reach(began, Access::Read { addr, len: len as u32 })? {
                 Found::Read(bytes) if bytes.len() as u64 <= len => Ok(bytes),
                 _ => Err(Halt::Again),
             };
@@ -199,9 +199,9 @@ impl<'a> Other<'a> {
 
     /// Returns how many bytes could be written.
     fn write(&mut self, addr: u64, bytes: Vec<u8>) -> Result<u64, Halt> {
-        if self.began.is_some() {
+        if let Some(began) = self.began {
             let len = bytes.len() as u32;
-            return match self.reach(Access::Write { addr, bytes })? {
+            return match self.reach(began, Access::Write { addr, bytes })? {
                 Found::Written(n) if n <= len => Ok(n.into()),
                 _ => Err(Halt::Again),
             };
@@ -212,8 +212,7 @@ impl<'a> Other<'a> {
         Ok(u64::try_from(written).unwrap_or(0))
     }
 
-    fn reach(&mut self, access: Access) -> Result<Found, Halt> {
-        let began = self.began.unwrap_or_default();
+    fn reach(&self, began: u64, access: Access) -> Result<Found, Halt> {
         match self.shared.hooks.reach(self.pid, began, access) {
             Found::Denied => Err(Halt::Errno(EPERM)),
             Found::Nobody => Err(Halt::Errno(EAGAIN)),

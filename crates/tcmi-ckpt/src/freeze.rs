@@ -157,29 +157,23 @@ fn has_ended(pid: i32, tid: i32) -> bool {
 ///
 /// Ok: every thread is held and nothing of the process runs. Err: it runs on.
 pub fn freeze(pid: i32) -> Result<Frozen> {
-    hold(pid, Vec::new(), &[], None)
+    hold(pid, Vec::new(), None)
 }
 
 /// As [`freeze`], for a process that the kernel module holds: it has not run in between.
 pub fn freeze_pinned(pid: i32, pin: kmod::Frozen) -> Result<Frozen> {
-    hold(pid, Vec::new(), &[], Some(pin))
+    hold(pid, Vec::new(), Some(pin))
 }
 
-/// As [`freeze`], for a process of which some threads are seized already; those in `except`
-/// are left alone.
-pub fn freeze_held(pid: i32, held: Vec<Running>, except: &[i32]) -> Result<Frozen> {
-    hold(pid, held, except, None)
+/// As [`freeze`], for a process of which some threads are seized already.
+pub fn freeze_held(pid: i32, held: Vec<Running>) -> Result<Frozen> {
+    hold(pid, held, None)
 }
 
-fn hold(
-    pid: i32,
-    mut held: Vec<Running>,
-    except: &[i32],
-    pin: Option<kmod::Frozen>,
-) -> Result<Frozen> {
+fn hold(pid: i32, mut held: Vec<Running>, pin: Option<kmod::Frozen>) -> Result<Frozen> {
     let mut stopped = BTreeMap::new();
     let mut group_stop = None;
-    let all = stop_all(pid, &mut held, except, pin, &mut stopped, &mut group_stop);
+    let all = stop_all(pid, &mut held, pin, &mut stopped, &mut group_stop);
     release(held);
     let leader = stopped.remove(&pid);
     let led = leader.is_some();
@@ -205,7 +199,6 @@ fn leaderless() -> Error {
 fn stop_all(
     pid: i32,
     held: &mut Vec<Running>,
-    except: &[i32],
     mut pin: Option<kmod::Frozen>,
     stopped: &mut BTreeMap<i32, Thread>,
     group_stop: &mut Option<i32>,
@@ -213,7 +206,7 @@ fn stop_all(
     for _ in 0..FREEZE_RESCAN_ATTEMPTS_MAX {
         // Seize before reading more of /proc: from then on the pid cannot be reused unseen.
         let seized: Vec<i32> = held.iter().map(Running::tid).collect();
-        let known = |t| stopped.contains_key(&t) || seized.contains(&t) || except.contains(&t);
+        let known = |t| stopped.contains_key(&t) || seized.contains(&t);
         let complete = scan(pid, OPTIONS, known, held)?;
         if complete && held.is_empty() {
             return Ok(());
@@ -270,15 +263,10 @@ fn settle_after(mut t: Running, before: BeforeSignal<'_>) -> Result<Option<(Thre
 /// What is done with a thread that is about to take a signal.
 pub type BeforeSignal<'a> = &'a dyn Fn(&Stopped, i32) -> tcmi_sys::Result<()>;
 
-/// Waits for all threads of `pid`, which are traced and begin no others. They were interrupted.
+/// Waits for all threads of guest `pid`, which are traced and begin no others. They were interrupted.
 ///
-/// Err: those that are there run on, traced with `options`.
-pub fn settle_all(
-    pid: i32,
-    told: Vec<Running>,
-    options: i32,
-    before: BeforeSignal<'_>,
-) -> Result<Frozen> {
+/// Err: those that are there run on, traced.
+pub fn settle_guest(pid: i32, told: Vec<Running>, before: BeforeSignal<'_>) -> Result<Frozen> {
     let (mut threads, mut group_stop, mut failed) = (Vec::new(), None, None);
     for t in told {
         match settle_after(t, before) {
@@ -299,7 +287,7 @@ pub fn settle_all(
         None => leaderless(),
         Some(e) => e,
     };
-    frozen.resume(options)?;
+    frozen.resume()?;
     Err(why)
 }
 
@@ -358,12 +346,14 @@ impl Frozen {
         self.let_go(|s| s.detach(0))
     }
 
-    /// As [`Frozen::thaw`], but its threads stay traced, with `options`.
-    pub fn resume(self, options: i32) -> Result<()> {
+    /// As [`Frozen::thaw`], of a guest, whose threads stay traced.
+    pub fn resume(self) -> Result<()> {
         let stopped = self.is_in_group_stop();
         self.let_go(|s| match s.tid() {
             // Whoever continues a thread ends its stop by job control; whoever lets go does not.
-            tid if stopped => s.detach(0).and_then(|()| Running::seize(tid, options).map(drop)),
+            tid if stopped => {
+                s.detach(0).and_then(|()| Running::seize(tid, GUEST_OPTIONS).map(drop))
+            }
             // Behind a call of ours its kernel would not look at what becomes of its own.
             _ => s.cont_to_stop().map(drop),
         })

@@ -18,7 +18,7 @@ use tcmi_ckpt::birth::{self, Guest, Newborn, ShutIn};
 use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::descriptors;
-use tcmi_ckpt::freeze::{Frozen, GUEST_OPTIONS};
+use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::image::{
     AddressSpace, Backing, Clocks, FileRef, ProcessImage, Segment, Vma, vma_flags,
 };
@@ -522,6 +522,6 @@ impl Held {
         let args = [self.agent.base, self.agent.len, 0, 0, 0, 0];
         let leader = self.frozen.leader_mut();
         remote::call(leader, self.vdso_call, "munmap agent", libc::SYS_munmap, args)?;
-        Ok(self.frozen.resume(GUEST_OPTIONS)?)
+        Ok(self.frozen.resume()?)
     }
 }

@@ -46,7 +46,7 @@ impl Callers {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// A worker has a call of the thread.
+    /// A worker has a call of the thread, or it has ended.
     pub(crate) fn called(&self, tid: i32) {
         self.interrupted.lock().remove(&tid);
     }
@@ -56,10 +56,6 @@ impl Callers {
         if matches!(with, Answer::Error(errno) if errno == Restart::SaRestart.code()) {
             self.interrupted.lock().insert(tid);
         }
-    }
-
-    pub(crate) fn forget(&self, tid: i32) {
-        self.called(tid);
     }
 
     /// Registers of a thread that is about to take a signal, if its call is to be made again.

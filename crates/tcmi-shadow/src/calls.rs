@@ -240,7 +240,7 @@ impl Shared {
 
     /// Returns how many threads are left.
     pub(crate) fn forget(&self, tid: i32) -> usize {
-        self.guest.callers.forget(tid);
+        self.guest.callers.called(tid);
         let mut threads = self.threads.lock();
         threads.remove(&tid);
         threads.len()

@@ -326,7 +326,7 @@ impl Shadow {
     pub fn hold(&mut self) -> Result<(Frozen, u32)> {
         self.wait_serving()?;
         let held = std::mem::take(&mut self.running).into_values().collect();
-        let mut f = freeze_held(self.pid, held, &[])?;
+        let mut f = freeze_held(self.pid, held)?;
         self.drop_pokes(&mut f)?;
         for (tid, cores) in &self.cores {
             // It matters again where the program runs; a thread may have ended meanwhile.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcmi_call::abi::UserRegs;
-use tcmi_ckpt::freeze::{self, Frozen, GUEST_OPTIONS};
+use tcmi_ckpt::freeze::{self, Frozen};
 use tcmi_sys::errno::{Errno, Result};
 use tcmi_sys::ptrace::{self, Running, Stop, Stopped, Waited};
 
@@ -68,7 +68,7 @@ impl Tracer {
         Arc::clone(&self.orders)
     }
 
-    /// These are traced by this OS thread, with [`GUEST_OPTIONS`].
+    /// These are traced by this OS thread, with [`freeze::GUEST_OPTIONS`].
     pub fn adopt(&mut self, threads: impl IntoIterator<Item = i32>) {
         self.threads.extend(threads);
     }
@@ -125,7 +125,7 @@ impl Tracer {
     pub fn freeze(&mut self, told: Vec<Running>) -> tcmi_ckpt::Result<Frozen> {
         let callers = &self.callers;
         let before = |thread: &Stopped, signal| set_back(callers, thread, signal);
-        let mut frozen = freeze::settle_all(self.pid, told, GUEST_OPTIONS, &before)?;
+        let mut frozen = freeze::settle_guest(self.pid, told, &before)?;
         for thread in &mut frozen.threads {
             self.callers.set_back_held(thread);
         }

@@ -274,13 +274,6 @@ pub enum Answer {
     Continue,
 }
 
-impl Answer {
-    /// Whether it is for the kernel to make the call again or to end it, as signals demand.
-    pub fn restarts(self) -> bool {
-        matches!(self, Answer::Error(512..=516))
-    }
-}
-
 #[repr(C)]
 #[derive(Default)]
 struct NotifAddfd {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tcmi_ckpt::capture::{self, Files};
-use tcmi_ckpt::freeze::{Frozen, GUEST_OPTIONS};
+use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::image::{FileRef, ProcessImage, Segment};
 use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_core::limits::{COMMIT_TIMEOUT_MS, PHASE_TIMEOUT_MS};
@@ -41,7 +41,7 @@ impl Life {
         let mut held = match Held::new(frozen, &self.image) {
             Ok(h) => h,
             Err((f, e)) => {
-                f.resume(GUEST_OPTIONS)?;
+                f.resume()?;
                 self.go_on();
                 return Err(e);
             }
@@ -97,7 +97,7 @@ impl Life {
         match quiet.and_then(written).and_then(|()| fault::pass(Point::NodeGuestFrozen)) {
             Ok(()) => Ok(frozen),
             Err(e) => {
-                frozen.resume(GUEST_OPTIONS)?;
+                frozen.resume()?;
                 Err(e)
             }
         }

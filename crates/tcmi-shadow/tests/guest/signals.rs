@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 
-use tcmi_ckpt::freeze::GUEST_OPTIONS;
-
 use crate::rig::{Rig, THREADS_MAX, board, sys, wait_until};
 
 pub const ALL: &[(&str, fn())] = &[
@@ -317,7 +315,7 @@ fn cancel_for_a_move() {
         is_quiet.recv().expect("the test");
         let frozen = tracer.freeze(all).expect("held");
         let regs = frozen.leader().regs;
-        frozen.resume(GUEST_OPTIONS).expect("it runs on");
+        frozen.resume().expect("it runs on");
         tracer.open();
         held.send(regs).expect("who waits");
     });

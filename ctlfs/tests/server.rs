@@ -12,6 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use nix::libc;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use tcmi_core::command::Command;
 use tcmi_ctlfs::{Owner, unmount_stale};
 
@@ -230,21 +232,23 @@ fn a_busy_mount_goes_away_all_the_same() {
 #[test]
 fn a_mount_namespace_that_has_the_mount_holds_up_nobody() {
     let mut rig = Rig::new();
-    let mut other = Program::new("unshare")
-        .args(["--mount", "--propagation", "private", "sh", "-c", "echo; read end"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It has made its namespace.
-    other.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let (made, is_made) = mpsc::channel();
+    let (end_it, is_over) = mpsc::channel::<()>();
+    // A thread can have one of its own, where no program is there to run.
+    let other = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+            .unwrap();
+        made.send(()).unwrap();
+        let _ = is_over.recv();
+    });
+    is_made.recv().unwrap();
     let server = rig.server.take().unwrap();
     let (ended, end) = mpsc::channel();
     let ending = thread::spawn(move || ended.send(server.unmount()).unwrap());
     let unmounted = end.recv_timeout(Duration::from_secs(20));
-    // Ends it: its input does.
-    drop(other.stdin.take());
-    other.wait().unwrap();
+    drop(end_it);
+    other.join().unwrap();
     ending.join().unwrap();
     unmounted.expect("the server does not end").unwrap();
 }

@@ -7,12 +7,15 @@
 #include <linux/openat2.h>
 #include <sched.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 
 #define MIB (1024L * 1024)
 #define TOUCHED (8 * MIB)
 
 static char *touched;
 static int held = -1;
+/* Its memory and its page map, opened before all moves, and in a check away or at home. */
+static int memories[2] = { -1, -1 }, maps_of_pages[2] = { -1, -1 };
 static char begun[64];
 static pthread_t other;
 static pid_t other_tid;
@@ -58,9 +61,25 @@ static void on_signal(int number)
 	(void)number;
 }
 
+/* Out of the way of those whose numbers follow each other. */
+static int high(int fd)
+{
+	int copy = fcntl(fd, F_DUPFD, 40);
+	close(fd);
+	return copy;
+}
+
+static void open_memory(int which)
+{
+	memories[which] = high(open("/proc/self/mem", O_RDWR));
+	maps_of_pages[which] = high(open("/proc/thread-self/pagemap", O_RDONLY));
+	must(memories[which] >= 0 && maps_of_pages[which] >= 0, "mem, pagemap");
+}
+
 static void setup(int argc, char **argv)
 {
 	(void)argc, (void)argv;
+	open_memory(0);
 	signal(SIGUSR2, on_signal);
 	must(pthread_create(&other, NULL, wait_for_ever, NULL) == 0, "pthread_create");
 	while (!__atomic_load_n(&other_tid, __ATOMIC_SEQ_CST))
@@ -285,6 +304,84 @@ static void other_ways(void)
 	must(chdir(here) == 0, "chdir");
 }
 
+/* By a descriptor of its own memory, or a copy of one. */
+static void through_memory(int memory)
+{
+	static char text[] = "it is its own memory";
+	char seen[sizeof text], more[8];
+	long at = (long)text, none = (long)mmap(0, 8192, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct iovec parts[2] = { { seen, 5 }, { seen + 5, sizeof text - 5 } };
+	expect_equal("pread", sizeof text, pread(memory, seen, sizeof text, at));
+	expect_equal("of what is there", 0, memcmp(seen, text, sizeof text));
+	memset(seen, 0, sizeof seen);
+	expect_equal("preadv", sizeof text, preadv(memory, parts, 2, at));
+	expect_equal("of what is there", 0, memcmp(seen, text, sizeof text));
+	expect_equal("lseek", at, lseek(memory, at, SEEK_SET));
+	expect_equal("read", 5, read(memory, seen, 5));
+	expect_equal("read on", sizeof text - 5, readv(memory, parts + 1, 1));
+	expect_equal("where it stands", at + sizeof text, lseek(memory, 0, SEEK_CUR));
+	expect_equal("pwrite", 2, pwrite(memory, "IT", 2, at));
+	expect_equal("it is there", 0, memcmp(text, "IT is", 5));
+	lseek(memory, at, SEEK_SET);
+	expect_equal("write", 2, write(memory, "it", 2));
+	expect_equal("it is there", 0, memcmp(text, "it is", 5));
+	/* The kernel writes to what the program may not. */
+	expect_equal("to read-only memory", 2, pwrite(memory, "ro", 2, none));
+	expect_equal("it is there", 0, memcmp((void *)none, "ro", 2));
+	munmap((void *)(none + 4096), 4096);
+	expect_equal("up to its end", 4, pread(memory, more, 8, none + 4092));
+	munmap((void *)none, 4096);
+	expect_equal("nothing", -1, pread(memory, more, 8, none));
+	expect_equal("nothing", EIO, errno);
+	expect_equal("to nowhere", -1, pread(memory, (void *)none, 8, at));
+	expect_equal("to nowhere", EFAULT, errno);
+	expect_equal("before it", -1, pread(memory, more, 8, -1));
+	expect_equal("before it", EINVAL, errno);
+	expect_equal("none", 0, pread(memory, more, 0, none));
+}
+
+static int is_present(int map, const volatile char *page)
+{
+	unsigned long entry = 0;
+	expect_equal("an entry", sizeof entry, pread(map, &entry, sizeof entry, (long)page / 4096 * 8));
+	return entry >> 63;
+}
+
+static void through_page_map(int map)
+{
+	char *pages = mmap(0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), entry[9];
+	must(pages != MAP_FAILED, "mmap");
+	madvise(pages, 8192, MADV_NOHUGEPAGE);
+	pages[0] = 1;
+	expect_equal("a page", 1, is_present(map, pages));
+	expect_equal("no page", 0, is_present(map, pages + 4096));
+	pages[4096] = 1;
+	expect_equal("a page now", 1, is_present(map, pages + 4096));
+	munmap(pages, 8192);
+	expect_equal("a part of an entry", -1, pread(map, entry, 9, 0));
+	expect_equal("a part of an entry", EINVAL, errno);
+	expect_equal("not to write", -1, pwrite(map, entry, 8, 0));
+	expect_equal("not to write", EBADF, errno);
+}
+
+static void own_memory(void)
+{
+	int copy, reader;
+	if (memories[1] < 0)
+		open_memory(1);
+	copy = dup(memories[1]);
+	for (int i = 0; i < 2; i++) {
+		through_memory(memories[i]);
+		through_page_map(maps_of_pages[i]);
+	}
+	through_memory(copy);
+	close(copy);
+	reader = open("/proc/self/mem", O_RDONLY);
+	expect_equal("a reader", -1, pwrite(reader, "x", 1, (long)&copy));
+	expect_equal("does not write", EBADF, errno);
+	close(reader);
+}
+
 static void check(void)
 {
 	char own[64];
@@ -298,4 +395,5 @@ static void check(void)
 	descriptors();
 	the_librarys_view();
 	other_ways();
+	own_memory();
 }

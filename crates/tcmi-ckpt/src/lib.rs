@@ -17,6 +17,7 @@ pub mod image;
 pub mod layout;
 pub mod live;
 pub mod mapped;
+pub mod own_memory;
 pub mod reach;
 pub mod rebuild;
 pub mod remote;

@@ -95,6 +95,8 @@ message! {
         /// On other nodes, before.
         used: Used,
         rebinds: Rebinds,
+        /// It has a file of its own memory open.
+        own_memory: bool,
     }
     6 Ready {}
     7 Commit {}

@@ -15,6 +15,7 @@ use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::freezer::Freezer;
 use tcmi_ckpt::image::{FileRef, ProcessImage, Segment};
 use tcmi_ckpt::mapped::HomeFiles;
+use tcmi_ckpt::own_memory;
 use tcmi_ckpt::rebuild;
 use tcmi_ckpt::signalfds;
 use tcmi_ckpt::usage::Used;
@@ -431,7 +432,8 @@ fn transfer(
     let moved = if c.segments.is_empty() { rules.moved } else { Vec::new() };
     let (processors, copied) = (rules.processors, rules.copied);
     let rebinds = msg::Rebinds { processors, devices, copied, open, moved };
-    let state = msg::State { image: image.clone(), calls, used: watch.used(), rebinds };
+    let own_memory = own_memory::is_open_in(f.pid)?;
+    let state = msg::State { image: image.clone(), calls, used: watch.used(), rebinds, own_memory };
     msg::send(c.w, &state)?;
     fault::pass(Point::HomeStateSent)?;
     if image.files.iter().any(|f| !known.contains(f)) {

@@ -20,6 +20,7 @@ mod mapping;
 mod memory;
 mod messenger;
 mod others;
+mod own_memory;
 mod placement;
 mod selves;
 pub mod shadow;

@@ -124,15 +124,30 @@ fn leaf(name: &str) -> Option<Leaf> {
     })
 }
 
-/// Whether a file is worth asking home which one it is.
-fn may_be_wanted(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or(path);
+/// Whether a file of that name is worth asking home which one it is.
+fn may_be_wanted(name: &str) -> bool {
     name == "cpuinfo" || CPU_LISTS.contains(&name) || leaf(name).is_some()
 }
 
-/// How a call opens what may be a file that is not home's to show. To be asked before it is
-/// forwarded.
-pub(crate) fn opening(shared: &Shared, notif: &Notification) -> Option<i32> {
+/// A call that opens a file.
+pub(crate) struct Opening {
+    path: String,
+    flags: i32,
+}
+
+impl Opening {
+    /// The last part of its name.
+    pub(crate) fn leaf(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or(&self.path)
+    }
+
+    fn may_be_wanted(&self) -> bool {
+        self.flags & OTHERWISE == libc::O_RDONLY && may_be_wanted(self.leaf())
+    }
+}
+
+/// To be asked of a call before it is forwarded.
+pub(crate) fn opening(shared: &Shared, notif: &Notification) -> Option<Opening> {
     let mut mem = ProcessMemory { pid: notif.tid, writable: &shared.writable };
     let (at, flags) = match i64::from(notif.nr) {
         libc::SYS_open => (notif.args[0], notif.args[1] as i32),
@@ -144,13 +159,10 @@ pub(crate) fn opening(shared: &Shared, notif: &Notification) -> Option<i32> {
         }
         _ => return None,
     };
-    if flags & OTHERWISE != libc::O_RDONLY {
-        return None;
-    }
     let mut path = Vec::new();
     mem.read_string(at, &mut path).ok()?;
     path.pop();
-    may_be_wanted(std::str::from_utf8(&path).ok()?).then_some(flags)
+    Some(Opening { path: String::from_utf8(path).ok()?, flags })
 }
 
 /// Home has opened `fd`, whose name may have led anywhere. If it is a file that is not home's to
@@ -159,15 +171,18 @@ pub(crate) fn opened(
     shared: &Shared,
     thread: &mut Thread,
     notif: &Notification,
-    flags: i32,
+    opening: &Opening,
     fd: i64,
 ) -> Result<Outcome, StreamError> {
+    if !opening.may_be_wanted() {
+        return Ok(Outcome::Answer(Answer::Value(fd)));
+    }
     let name = mapping::name(thread, fd as u64)?;
     let Some(shown) = wanted(&name).and_then(|wanted| shown(shared, wanted)) else {
         return Ok(Outcome::Answer(Answer::Value(fd)));
     };
     let replaced = match content(shared, thread, notif, &shown, fd)? {
-        Ok(content) => replace(thread, fd, &content, flags)?,
+        Ok(content) => replace(thread, fd, &content, opening.flags)?,
         Err(errno) => Err(errno),
     };
     Ok(match replaced {
@@ -388,11 +403,12 @@ mod tests {
 
     #[test]
     fn home_is_asked_only_for_names_that_these_files_have() {
+        let opening = |path: &str| Opening { path: path.to_owned(), flags: libc::O_RDONLY };
         for path in ["/proc/self/maps", "self/stat", "status", "../cpuinfo", "/x/online"] {
-            assert!(may_be_wanted(path), "{path}");
+            assert!(opening(path).may_be_wanted(), "{path}");
         }
         for path in ["/etc/passwd", "maps/", "/proc/self", "libstat", ""] {
-            assert!(!may_be_wanted(path), "{path}");
+            assert!(!opening(path).may_be_wanted(), "{path}");
         }
     }
 

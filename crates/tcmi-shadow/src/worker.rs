@@ -24,6 +24,7 @@ use crate::live;
 use crate::mapping::{self, Refusal};
 use crate::memory::{ProcessMemory, word};
 use crate::others;
+use crate::own_memory;
 use crate::selves;
 use crate::signalfds::{self, Mirror};
 use crate::stream::{CallStream, StreamError};
@@ -252,18 +253,23 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             if let Some(outcome) = devices::serve(shared, notif) {
                 return Ok(outcome);
             }
-            let showing = selves::opening(shared, notif);
-            let opening = devices::opening(shared, notif);
+            if let Some(outcome) = own_memory::serve(shared, &mut thread, notif)? {
+                return Ok(outcome);
+            }
+            let opening = selves::opening(shared, notif);
+            let opening_device = devices::opening(shared, notif);
             let outcome = with_files(shared, &mut thread, notif, row)?;
             if let Outcome::Answer(Answer::Value(0)) = outcome {
                 limits::set(shared, notif);
             }
-            if let (Some(opening), Outcome::Answer(Answer::Value(fd))) = (opening, &outcome) {
+            if let (Some(opening), Outcome::Answer(Answer::Value(fd))) = (opening_device, &outcome)
+            {
                 devices::opened(shared, &mut thread, &opening, *fd)?;
             }
             children::waited(shared, notif, &outcome);
-            if let (Some(flags), Outcome::Answer(Answer::Value(fd))) = (showing, &outcome) {
-                return selves::opened(shared, &mut thread, notif, flags, *fd);
+            if let (Some(opening), Outcome::Answer(Answer::Value(fd))) = (opening, &outcome) {
+                own_memory::opened(shared, &mut thread, &opening, *fd)?;
+                return selves::opened(shared, &mut thread, notif, &opening, *fd);
             }
             Ok(outcome)
         }

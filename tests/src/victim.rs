@@ -95,6 +95,7 @@ const PLAIN: &[&str] = &[
     "itimers",
     "jit",
     "latemap",
+    "locked",
     "memory",
     "memory-no-pie",
     "memory-static",

@@ -227,8 +227,8 @@ impl Newborn {
     }
 
     /// What was locked is locked.
-    pub fn lock(&mut self, vmas: &[Vma]) -> Result<()> {
-        rebuild::lock(&mut self.leader(), vmas)
+    pub fn lock(&mut self, mm: &AddressSpace) -> Result<()> {
+        rebuild::lock(&mut self.leader(), mm)
     }
 
     pub fn populate(&mut self, runs: &[std::ops::Range<u64>], vmas: &[Vma]) -> Result<()> {

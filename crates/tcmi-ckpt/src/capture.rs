@@ -4,11 +4,11 @@
 use crate::error::{Error, Result};
 use crate::freeze::{Frozen, interrupted};
 use crate::image::*;
-use crate::remote::{Agent, Calls, Ids, Slot, bytes_of, from_bytes};
+use crate::remote::{Agent, Calls, Ids, Slot, bytes_of, from_bytes, returned};
 use crate::sysv;
 use std::ops::Range;
 use tcmi_sys::maps::Mapping;
-use tcmi_sys::pages::Pagemap;
+use tcmi_sys::pages::{PAGE_BYTES, Pagemap};
 use tcmi_sys::ptrace::Rseq;
 use tcmi_sys::signal::{self, KernelAction};
 use tcmi_sys::{Errno, maps, memory, proc, ptrace};
@@ -223,6 +223,7 @@ pub fn capture(
             env_start: l.env_start,
             env_end: l.env_end,
             auxv: proc::auxv(pid)?,
+            locks: own.locks,
             vvar: space.vvar,
             vdso: space.vdso,
             vdso_text,
@@ -246,6 +247,7 @@ struct Own {
     itimers: [(i64, i64); 3],
     timers: Vec<PosixTimer>,
     brk: u64,
+    locks: u32,
 }
 
 /// What only the process itself can ask for.
@@ -280,10 +282,14 @@ fn leader_calls(f: &mut Frozen, agent: &Agent, names: Names, s: &proc::Status) -
         })
         .collect();
     let brk = c.push("brk", libc::SYS_brk, [0; 6]);
+    let (flags, nowhere) = ((libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64, u64::MAX);
+    let args = [0, PAGE_BYTES, libc::PROT_READ as u64, flags, nowhere, 0];
+    let probe = c.attempt("mmap", libc::SYS_mmap, args);
     let pid = f.pid;
     let me = Ids { tgid: names(pid), tid: names(pid) };
     let r = agent.run(f.leader_mut(), pid, &c, me)?;
     let word = |s: Slot, i: usize| r.u64_at(s, i) as i64;
+    let locks = locks(f, agent, me, r.ret(probe))?;
     Ok(Own {
         actions: actions
             .into_iter()
@@ -311,6 +317,34 @@ fn leader_calls(f: &mut Frozen, agent: &Agent, names: Names, s: &proc::Status) -
             })
             .collect(),
         brk: r.ret(brk) as u64,
+        locks,
+    })
+}
+
+/// How the process has what it maps locked, by the result of an mmap of a page, which is unmapped.
+fn locks(f: &mut Frozen, agent: &Agent, me: Ids, page: i64) -> Result<u32> {
+    // It would be locked, and no more may be.
+    if page == -i64::from(libc::EAGAIN) {
+        return Ok(libc::MCL_FUTURE as u32);
+    }
+    let page = returned("mmap", page)?;
+    let mut c = Calls::new();
+    let there = c.room(1);
+    let args = [page, PAGE_BYTES, agent.address(there), 0, 0, 0];
+    c.push("mincore", libc::SYS_mincore, args);
+    // Which the kernel does to no locked memory.
+    let dropped = c.attempt(
+        "madvise",
+        libc::SYS_madvise,
+        [page, PAGE_BYTES, libc::MADV_DONTNEED as u64, 0, 0, 0],
+    );
+    c.push("munmap", libc::SYS_munmap, [page, PAGE_BYTES, 0, 0, 0, 0]);
+    let pid = f.pid;
+    let r = agent.run(f.leader_mut(), pid, &c, me)?;
+    Ok(match (r.ret(dropped), r.bytes(there)) {
+        (0.., _) => 0,
+        (_, [0]) => (libc::MCL_FUTURE | libc::MCL_ONFAULT) as u32,
+        _ => libc::MCL_FUTURE as u32,
     })
 }
 

@@ -87,6 +87,8 @@ pub struct AddressSpace {
     pub env_start: u64,
     pub env_end: u64,
     pub auxv: Vec<u8>,
+    /// How what it maps from now on is locked: MCL_* of mlockall, or 0.
+    pub locks: u32,
     /// The vvar pages and the vdso, as (start, end); vvar lies below vdso.
     pub vvar: (u64, u64),
     pub vdso: (u64, u64),

@@ -137,10 +137,14 @@ pub fn protect_shared(b: &mut Batcher, vmas: &[Vma]) -> Result<()> {
     b.flush().map(drop)
 }
 
-/// Locks what was locked. Pages that are not there are locked when they come.
-pub fn lock(b: &mut Batcher, vmas: &[Vma]) -> Result<()> {
+/// Locks what was locked, and has locked what is mapped from then on. Pages that are not there are
+/// locked when they come.
+pub fn lock(b: &mut Batcher, mm: &AddressSpace) -> Result<()> {
     const MLOCK_ONFAULT: u64 = 1;
-    for v in vmas.iter().filter(|v| v.flags & vma_flags::LOCKED != 0) {
+    if mm.locks != 0 {
+        b.attempt("mlockall", libc::SYS_mlockall, [mm.locks.into(), 0, 0, 0, 0, 0])?;
+    }
+    for v in mm.vmas.iter().filter(|v| v.flags & vma_flags::LOCKED != 0) {
         let args = [v.start, v.end - v.start, MLOCK_ONFAULT, 0, 0, 0];
         // Beyond a limit it is as any other memory.
         b.attempt("mlock2", libc::SYS_mlock2, args)?;

@@ -72,6 +72,9 @@ pub enum MigrateError {
     /// It would not hold still.
     #[error("process {pid}: {reason}")]
     Unsteady { pid: Pid, reason: String },
+    /// Something that a move needs did not work, here or on the node.
+    #[error("process {pid}: {reason}")]
+    Failed { pid: Pid, reason: String },
     /// Another one of its tree cannot move, and `reason` says which and why.
     #[error("process {pid} stays with its tree: {reason}")]
     StaysTogether { pid: Pid, reason: String },
@@ -130,7 +133,7 @@ impl MigrateError {
             Self::TimedOut { .. } => Errno::TimedOut,
             Self::Connect { source, .. } => connect_errno(source.kind()),
             Self::Listen { source, .. } => listen_errno(source.kind()),
-            Self::Protocol { .. } | Self::Local { .. } => Errno::Io,
+            Self::Protocol { .. } | Self::Failed { .. } | Self::Local { .. } => Errno::Io,
         }
     }
 }

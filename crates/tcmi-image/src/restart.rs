@@ -165,11 +165,7 @@ fn fill(n: &mut Newborn, image: &Image) -> Result<()> {
     }
     r.finish()?;
     n.protect_shared(vmas)?;
-    let mut b = n.leader();
-    for v in vmas.iter().filter(|v| v.flags & vma_flags::LOCKED != 0) {
-        b.push("mlock", libc::SYS_mlock, [v.start, v.end - v.start, 0, 0, 0, 0])?;
-    }
-    b.flush()?;
+    n.lock(&image.process.mm)?;
     Ok(())
 }
 

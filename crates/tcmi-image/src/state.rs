@@ -225,6 +225,7 @@ record!(AddressSpace {
     env_start,
     env_end,
     auxv,
+    locks,
     vvar,
     vdso,
     vdso_text,

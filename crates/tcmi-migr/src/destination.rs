@@ -273,7 +273,7 @@ fn construct(
     // A failure closes the stream: what home would still send would be for nothing.
     let bytes = Incoming::new(r).receive(&into, Point::NodePagesHalfReceived, &|_| {})?;
     n.protect_shared(&want)?;
-    n.lock(&want)?;
+    n.lock(&image.mm)?;
     fault::pass(Point::NodePagesReceived)?;
     let others: Vec<i32> =
         image.threads.iter().map(|t| t.tid).filter(|&t| t != image.pid).collect();

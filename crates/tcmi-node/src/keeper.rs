@@ -54,7 +54,12 @@ pub fn explain_error(task: &Task, node: &str, e: Error) -> MigrateError {
         libc::ETIMEDOUT => {
             MigrateError::TimedOut { phase: task.state(), limit_ms: PHASE_TIMEOUT_MS }
         }
-        _ => MigrateError::Protocol { node: node.to_owned(), reason: text },
+        _ => match e {
+            Error::Protocol { .. } | Error::PageRun { .. } | Error::Stream(_) => {
+                MigrateError::Protocol { node: node.to_owned(), reason: text }
+            }
+            _ => MigrateError::Failed { pid, reason: text },
+        },
     }
 }
 

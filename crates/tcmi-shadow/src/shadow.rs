@@ -10,7 +10,7 @@ use tcmi_call::abi::{
 };
 use tcmi_call::record::DirectionKeys;
 use tcmi_ckpt::freeze::{Frozen, Thread, ends_by_stop, freeze_held, settle};
-use tcmi_ckpt::image::{ProcessImage, Vma, vma_flags};
+use tcmi_ckpt::image::{ProcessImage, Vma};
 use tcmi_ckpt::rebuild::Batcher;
 use tcmi_ckpt::remote::{Agent, Ids};
 use tcmi_ckpt::{Error, Result};
@@ -130,11 +130,9 @@ impl Shadow {
     /// and environment, which `ps` reads.
     fn release_memory(&self, f: &mut Frozen) -> Result<()> {
         let mut b = leader(f, &self.places.agent);
+        // A return locks again what is to be.
+        b.push("munlockall", libc::SYS_munlockall, [0; 6])?;
         for v in &self.private {
-            if v.flags & vma_flags::LOCKED != 0 {
-                let args = [v.start, v.end - v.start, 0, 0, 0, 0];
-                b.push("munlock", libc::SYS_munlock, args)?;
-            }
             let below = (v.start, v.end.min(self.kept.0));
             let above = (v.start.max(self.kept.1.next_multiple_of(4096)), v.end);
             for (start, end) in [below, above] {

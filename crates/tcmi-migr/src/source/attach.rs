@@ -59,8 +59,8 @@ impl Attached {
             Ok(Self { pid: f.pid, agent, vdso_call, room, xfeatures })
         };
         match with(threads + spare) {
-            // Where memory is not overcommitted, addresses are not free.
-            Err(tcmi_ckpt::Error::Remote { errno: libc::ENOMEM, .. }) => {
+            // Where memory is not overcommitted, or all of it is locked, addresses are not free.
+            Err(tcmi_ckpt::Error::Remote { errno: libc::ENOMEM | libc::EAGAIN, .. }) => {
                 Ok(with(threads + SPARE_THREADS_MIN)?)
             }
             made => Ok(made?),

@@ -94,7 +94,7 @@ fn rebuild_with(
     let readable = signalfds::of(pid)?;
     let timers: Vec<i32> = tcmi_sys::proc::timers(pid)?.iter().map(|t| t.id).collect();
     let mut b = Batcher::new(&a.agent, f.leader_mut(), pid, me);
-    rebuild::lock(&mut b, want)?;
+    rebuild::lock(&mut b, &image.mm)?;
     rebuild::protect_shared(&mut b, want)?;
     rebuild::set_mm(&mut b, &image.mm, None)?;
     rebuild::set_process(&mut b, image, &timers, readable)?;

@@ -474,8 +474,7 @@ struct tcmi_freeze *tcmi_freeze(struct tcmi_freeze_args *args)
 	return freeze;
 }
 
-/* EAGAIN: it may be about to end, or to execve. */
-static int under_siglock(struct task_struct *task, tcmi_look_t look, void *arg)
+int tcmi_under_siglock(struct task_struct *task, tcmi_look_t look, void *arg)
 {
 	struct sighand_struct *sighand;
 	unsigned long flags;
@@ -518,7 +517,7 @@ static bool disarmed(struct tcmi_hold *hold)
 	/* There the kernel checks what type of function it calls. */
 	if (IS_ENABLED(CONFIG_CFI_CLANG))
 		return false;
-	return !under_siglock(hold->task, disarm_stopped, hold);
+	return !tcmi_under_siglock(hold->task, disarm_stopped, hold);
 }
 
 /* Lets go of a hold that the list had. */
@@ -604,7 +603,7 @@ static int try_to_look(struct look *look)
 
 	if (READ_ONCE(look->hold->state) == HOLD_ENDED || task->flags & PF_EXITING)
 		return -ESRCH;
-	return under_siglock(task, look_at_rest, look);
+	return tcmi_under_siglock(task, look_at_rest, look);
 }
 
 int tcmi_look_at(struct tcmi_hold *hold, tcmi_look_t look, void *arg)

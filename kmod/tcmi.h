@@ -47,6 +47,9 @@ struct task_struct *tcmi_held_task(const struct tcmi_hold *hold);
 typedef int (*tcmi_look_t)(struct task_struct *task, struct sighand_struct *sighand,
 			   void *arg);
 
+/* ESRCH: it is reaped. EAGAIN: it may be about to end, or to execve. */
+int tcmi_under_siglock(struct task_struct *task, tcmi_look_t look, void *arg);
+
 /*
  * Calls @look with the thread off its CPU, its stack in place and its siglock held.
  * ESRCH: it has ended.
@@ -58,6 +61,9 @@ void tcmi_restart_what_we_ended(struct pt_regs *regs);
 
 /* policy.c */
 bool tcmi_may_hold(struct task_struct *task);
+
+/* charge.c */
+int tcmi_charge(struct tcmi_charge_args *args);
 
 /* capture.c */
 int tcmi_capture(struct tcmi_freeze *freeze, struct tcmi_capture_args *args);

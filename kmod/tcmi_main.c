@@ -47,6 +47,7 @@ union tcmi_args {
 	struct tcmi_capture_args capture;
 	struct tcmi_send_args send;
 	struct tcmi_watch_args watch;
+	struct tcmi_charge_args charge;
 	struct tcmi_ctl_serve_args serve;
 	struct tcmi_ctl_add_args add;
 	struct tcmi_ctl_remove_args remove;
@@ -144,6 +145,8 @@ static long run(struct tcmi_session *session, unsigned int command, union tcmi_a
 		return session->peer ? tcmi_ask_peer(session->peer, &args->peer_ask) : -EINVAL;
 	case TCMI_PEER_FORGET:
 		return forget_peer(session);
+	case TCMI_CHARGE:
+		return tcmi_charge(&args->charge);
 	default:
 		return -ENOTTY;
 	}

@@ -13,7 +13,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define TCMI_ABI 2
+#define TCMI_ABI 3
 
 struct tcmi_version {
 	__u32 abi;
@@ -194,6 +194,21 @@ struct tcmi_peer_ask_args {
 	__u32 state;
 };
 
+/*
+ * Adds what a process has used elsewhere to what the kernel has counted for it, until it is
+ * reaped. Times in nanoseconds, maxrss in pages. Needs CAP_SYS_ADMIN.
+ */
+struct tcmi_charge_args {
+	__s32 pid;
+	__u32 reserved;
+	__u64 utime;
+	__u64 stime;
+	__u64 min_flt;
+	__u64 maj_flt;
+	/* The most at once; the larger counts. */
+	__u64 maxrss;
+};
+
 #define TCMI_VERSION	_IOR(0xB7, 0x00, struct tcmi_version)
 #define TCMI_FREEZE	_IOWR(0xB7, 0x01, struct tcmi_freeze_args)
 #define TCMI_CAPTURE	_IOWR(0xB7, 0x02, struct tcmi_capture_args)
@@ -207,6 +222,7 @@ struct tcmi_peer_ask_args {
 #define TCMI_PEER_SET	_IOW(0xB7, 0x0a, struct tcmi_peer_set_args)
 #define TCMI_PEER_ASK	_IOWR(0xB7, 0x0b, struct tcmi_peer_ask_args)
 #define TCMI_PEER_FORGET _IO(0xB7, 0x0c)
+#define TCMI_CHARGE	_IOW(0xB7, 0x0d, struct tcmi_charge_args)
 
 /*
  * read() gives one message and waits for it unless the file is O_NONBLOCK;

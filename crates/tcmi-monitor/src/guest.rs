@@ -230,7 +230,7 @@ impl Life {
         let mut daemon_lives = true;
         loop {
             match self.wait(daemon, daemon_lives)? {
-                Next::Ended => return self.ended(),
+                Next::Ended => return self.ended(None),
                 Next::Signalled => {
                     quiet(&self.signalled);
                     self.looks.signalled();
@@ -243,10 +243,12 @@ impl Life {
                     }
                     if self.shadow.lost.load(Ordering::Acquire) {
                         // Its end and its shadow's are one, and either may show first.
-                        return match self.ends_within(END_OF_BOTH)? {
-                            true => self.ended(),
-                            false => Ok("the shadow at home is gone".to_owned()),
-                        };
+                        if self.ends_within(END_OF_BOTH)? {
+                            return self.ended(None);
+                        }
+                        self.kill();
+                        self.ends_within(END_OF_BOTH)?;
+                        return self.ended(Some("its shadow is not reached any more"));
                     }
                     if let Some(question) = self.shadow.births.asked() {
                         self.put(question);
@@ -511,7 +513,8 @@ impl Life {
         self.calls.stats().snapshot().into_iter().map(count).collect()
     }
 
-    fn ended(&mut self) -> Result<String> {
+    /// `cut`: why it was ended here.
+    fn ended(&mut self, cut: Option<&str>) -> Result<String> {
         // Nothing tells of it when it has been waited for.
         let here = Usage::of_process(self.guest.host_pid).unwrap_or_default();
         let used = here.and(&self.used.process).and(&self.calls.children_used());
@@ -522,7 +525,8 @@ impl Life {
         }
         self.tell_keeper(&msg::Stats { calls: self.stats() });
         let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
-        let why = self.limits.broken().filter(|_| killed).unwrap_or_default();
+        let broken = self.limits.broken().filter(|_| killed);
+        let why = cut.map(str::to_owned).or(broken).unwrap_or_default();
         self.tell_keeper(&msg::Ended { status, why: why.clone(), used });
         Ok(format!("ended with wait status {status:#x} {why}").trim_end().to_owned())
     }

@@ -294,6 +294,9 @@ impl Keeper<'_> {
                 Fate::Ended => {
                     // The guest may have ended first and be the reason.
                     msg::send(&mut self.wire.w, &msg::Signal { signal: libc::SIGKILL })?;
+                    if !self.task.is_charged() {
+                        self.kept()?.shadow.tell_end()?;
+                    }
                     self.last_words();
                     return Ok(Some(End::Gone));
                 }
@@ -360,8 +363,12 @@ impl Keeper<'_> {
             }
             msg::Ended::KIND => {
                 let ended: msg::Ended = frame.decode().map_err(Error::from)?;
-                self.task.ended(&self.node, &ended.why);
+                // Whose end may be the reason.
+                if !source::has_ended(self.task.pid.raw()) {
+                    self.task.ended(&self.node, &ended.why);
+                }
                 self.task.set_used(Used { process: ended.used, ..Used::default() });
+                self.task.charge_used();
                 self.kept()?.shadow.end_as(ended.status).or_else(gone_is_fine)?;
                 Ok(Some(End::Gone))
             }
@@ -382,6 +389,7 @@ impl Keeper<'_> {
                 msg::Ended::KIND => {
                     if let Ok(msg::Ended { used, .. }) = frame.decode() {
                         self.task.set_used(Used { process: used, ..Used::default() });
+                        self.task.charge_used();
                     }
                     return;
                 }

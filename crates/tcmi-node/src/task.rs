@@ -212,6 +212,15 @@ impl Task {
     pub fn set_used(&self, used: Used) {
         self.inner.lock().used = used;
     }
+    /// Home's kernel is to count it from now on, where it can.
+    pub fn charge_used(&self) {
+        let used = self.used();
+        self.set_used(self.elsewhere.charge(self.pid, used));
+    }
+    /// Whether home's kernel counts it: then its end is not to be told before.
+    pub fn is_charged(&self) -> bool {
+        self.elsewhere.charges()
+    }
     /// What a child that it waited for has used elsewhere; once.
     pub fn left_by(&self, child: Pid) -> Usage {
         self.elsewhere.take(child, self.pid)

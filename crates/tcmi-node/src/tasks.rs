@@ -104,7 +104,7 @@ impl Engine {
             tree,
             family_processes,
             rules,
-            elsewhere: Arc::default(),
+            elsewhere: Arc::new(Elsewhere::new(module.is_some())),
         };
         Ok(Self { shared: Arc::new(shared), guests, features })
     }

@@ -15,7 +15,7 @@ use tcmi_ckpt::rebuild::Batcher;
 use tcmi_ckpt::remote::{Agent, Ids};
 use tcmi_ckpt::{Error, Result};
 use tcmi_sys::affinity::Cores;
-use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited, try_wait_any};
+use tcmi_sys::ptrace::{self, Running, Stop, Stopped, Waited, try_wait_any_but_end_of};
 use tcmi_sys::signal::{self, KernelAction};
 use tcmi_sys::{Errno, memory};
 
@@ -220,17 +220,15 @@ impl Shadow {
         self.decide(decision::HOME)
     }
 
-    /// Handles what happened since the last time; tells what the guest must follow.
+    /// Handles what happened since the last time; tells what the guest must follow. The end of the
+    /// process is told to nobody else before [`Shadow::tell_end`], or [`Shadow::reap`].
     pub fn poll(&mut self) -> Result<Vec<Fate>> {
         let mut fates = std::mem::take(&mut self.missed);
-        while let Some((tid, waited)) = try_wait_any()? {
+        while let Some((tid, waited)) = try_wait_any_but_end_of(self.pid)? {
             match waited {
                 Waited::Ended(_) => {
                     self.running.remove(&tid);
                     self.left(tid);
-                    if tid == self.pid || self.running.is_empty() {
-                        fates.push(Fate::Ended);
-                    }
                 }
                 Waited::Stopped(s, stop) => {
                     let going = self.go_on(s, stop, &mut fates)?;
@@ -238,7 +236,18 @@ impl Shadow {
                 }
             }
         }
+        if self.running.is_empty() || ptrace::has_ended(self.pid)? {
+            fates.push(Fate::Ended);
+        }
         Ok(fates)
+    }
+
+    /// Of a process that has ended.
+    pub fn tell_end(&mut self) -> Result<()> {
+        match self.running.remove(&self.pid) {
+            Some(leader) => Ok(leader.wait().map(drop)?),
+            None => Ok(()),
+        }
     }
 
     /// Every thread shows a stop and its end; the guest is told each once.

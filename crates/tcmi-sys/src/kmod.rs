@@ -156,6 +156,11 @@ impl Session {
         self.ioctl("kmod unwatch", TCMI_UNWATCH, &mut WatchArgs { pid, reserved: 0 })
     }
 
+    /// Adds `args` to what the kernel has counted for a process that is not reaped yet.
+    pub fn charge(&self, mut args: ChargeArgs) -> Result<()> {
+        self.ioctl("kmod charge", TCMI_CHARGE, &mut args)
+    }
+
     /// From now on this session gets the control filesystem's requests.
     pub fn serve(&self) -> Result<()> {
         self.ioctl("kmod serve", TCMI_CTL_SERVE, &mut ServeArgs { reserved: 0 })

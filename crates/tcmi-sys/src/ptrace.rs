@@ -281,6 +281,11 @@ pub fn try_wait_any_but_end_of(pid: pid_t) -> Result<Option<(pid_t, Waited)>> {
     Ok(news::try_wait_any_but_end_of(pid)?.map(|(tid, status)| (tid, decode(tid, status))))
 }
 
+/// Whether the end of `pid` is there to be waited for. It stays there.
+pub fn has_ended(pid: pid_t) -> Result<bool> {
+    news::has_ended(pid)
+}
+
 /// The same as [`try_wait_any`], but waits for it. None: there is no such thread.
 pub fn wait_any() -> Result<Option<(pid_t, Waited)>> {
     Ok(news::wait_any()?.map(|(tid, status)| (tid, decode(tid, status))))

@@ -27,7 +27,8 @@ fn checks() -> Vec<Check> {
         TCMI_EVENT_KILL TCMI_EVENT_EXIT TCMI_CTL_READ TCMI_CTL_WRITE TCMI_CTL_READLINK
         TCMI_CTL_NONBLOCK TCMI_VERSION TCMI_FREEZE TCMI_CAPTURE TCMI_THAW TCMI_WATCH TCMI_UNWATCH
         TCMI_CTL_SERVE TCMI_CTL_ADD TCMI_CTL_REMOVE TCMI_SEND TCMI_PEER_SERVED
-        TCMI_PEER_ABANDONED TCMI_PEERS_ABANDONED_MAX TCMI_PEER_SET TCMI_PEER_ASK TCMI_PEER_FORGET);
+        TCMI_PEER_ABANDONED TCMI_PEERS_ABANDONED_MAX TCMI_PEER_SET TCMI_PEER_ASK TCMI_PEER_FORGET
+        TCMI_CHARGE);
     all.extend(layout!(
         Version,
         "tcmi_version",
@@ -62,6 +63,17 @@ fn checks() -> Vec<Check> {
         sent = "sent"
     ));
     all.extend(layout!(WatchArgs, "tcmi_watch_args", pid = "pid", reserved = "reserved"));
+    all.extend(layout!(
+        ChargeArgs,
+        "tcmi_charge_args",
+        pid = "pid",
+        reserved = "reserved",
+        utime = "utime",
+        stime = "stime",
+        min_flt = "min_flt",
+        maj_flt = "maj_flt",
+        maxrss = "maxrss"
+    ));
     all.extend(layout!(ServeArgs, "tcmi_ctl_serve_args", reserved = "reserved"));
     all.extend(layout!(
         AddArgs,

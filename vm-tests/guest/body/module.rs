@@ -1,8 +1,12 @@
 //! With the kernel module.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::Signal;
+use nix::sys::time::TimeValLike;
 use tcmi_tests::{Victim, VictimKind, wait_until};
 use tcmi_vm_tests::wire::Order as HostOrder;
 
@@ -81,6 +85,8 @@ pub fn pair(port: &Port, words: &CommandLine) -> Result<()> {
         port.progress("served as it should be")?;
         memory(pair, words)?;
         port.progress("memory arrived")?;
+        used_away(pair, words.home_module)?;
+        port.progress("what was used away is counted as it should be")?;
         // The rest is the same code with a module on one side as on both.
         if words.home_module && words.desk_module {
             moves::everything_well(port, pair)
@@ -148,6 +154,53 @@ fn wait_beat(pair: &Pair) -> Result<()> {
         let both = told(pair.home.log()) && told(pair.desk.order(&Order::Log)?);
         Ok(both.then_some(()))
     })
+}
+
+/// What this process's children have used that it has waited for.
+fn children_used() -> Result<Duration> {
+    let used = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let all = used.user_time() + used.system_time();
+    Ok(Duration::from_micros(u64::try_from(all.num_microseconds())?))
+}
+
+fn burn(victim: &mut Victim, ms: i64) -> Result<()> {
+    victim.say(&format!("burn {ms}"))?;
+    victim.expect("BURNT", TIMEOUT)
+}
+
+/// A parent that never left home has it in the wait for one that has been away, if home's kernel
+/// counts it: by the module.
+fn used_away(pair: &Pair, counted: bool) -> Result<()> {
+    // Most of what they use, so that twice as much would show.
+    const BURNT_MS: i64 = 3000;
+    for killed in [false, true] {
+        let before = children_used()?;
+        let mut victim = Victim::spawn(&VictimKind::plain("usage"))?;
+        let pid = victim.pid();
+        for _ in 0..2 {
+            pair.migrate(pid)?;
+            burn(&mut victim, BURNT_MS / 3)?;
+            pair.bring_home(pid)?;
+        }
+        let at_home = victim.ask("tell", "USED")?;
+        let home = Duration::from_nanos(at_home[0].try_into()?);
+        let twice = Duration::from_millis(BURNT_MS as u64 * 2 / 3);
+        ensure!((home >= twice) == counted, "home again it has used {home:?}");
+        pair.migrate(pid)?;
+        burn(&mut victim, BURNT_MS / 3)?;
+        let away = victim.ask("tell", "USED")?;
+        if killed {
+            victim.signal(Signal::SIGKILL)?;
+            victim.wait(TIMEOUT)?;
+        } else {
+            victim.end(7)?;
+        }
+        let used = children_used()? - before;
+        let all = Duration::from_nanos(away[0].try_into()?);
+        ensure!((used >= all) == counted, "{used:?} in the wait, {all:?} by itself ({killed})");
+        ensure!(used < all + twice, "{used:?} in the wait, {all:?} by itself ({killed})");
+    }
+    Ok(())
 }
 
 /// Sent by the module of who sends, where there is one, and the same either way.

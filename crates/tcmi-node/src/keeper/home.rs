@@ -167,6 +167,7 @@ impl Keeper<'_> {
             kept.shadow.decide_home().map_err(|_| Return::Ended)?;
         }
         fault::pass_or_die(Point::HomeDecidedHome);
+        self.task.charge_used();
         if let Err(e) = msg::send(&mut self.wire.w, &msg::Finish {}) {
             tracing::warn!(error = %e, "the node is gone; the process is home");
         }
@@ -218,6 +219,7 @@ impl Keeper<'_> {
                     let ended: msg::Ended = frame.decode().map_err(|e| Return::lost(e.into()))?;
                     self.task.ended(&self.node, &ended.why);
                     self.task.set_used(Used { process: ended.used, ..Used::default() });
+                    self.task.charge_used();
                     let kept = self.kept().map_err(Return::lost)?;
                     kept.shadow
                         .end_as(ended.status)

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_core::command::Pid;
-use tcmi_sys::proc;
+use tcmi_sys::kmod::Session;
+use tcmi_sys::kmod::abi::ChargeArgs;
+use tcmi_sys::pages::PAGE_BYTES;
+use tcmi_sys::{Errno, proc};
 
 /// Of those that are no more, for whom nobody may ever ask.
 const ENDED_MAX: usize = 4096;
@@ -17,6 +20,8 @@ const BOOKS_TIMEOUT: Duration = Duration::from_secs(1);
 /// By process, with the time that it began at: ids come again.
 #[derive(Default)]
 pub struct Elsewhere {
+    /// The module is here, which adds it to what home's kernel has counted.
+    charges: bool,
     books: Mutex<Books>,
     changed: Condvar,
 }
@@ -34,11 +39,45 @@ struct Kept {
     used: Used,
 }
 
+fn charge(pid: Pid, used: &Usage) -> Result<(), Errno> {
+    Session::open()?.charge(ChargeArgs {
+        pid: pid.raw(),
+        reserved: 0,
+        utime: used.user,
+        stime: used.system,
+        min_flt: used.minor_faults,
+        maj_flt: used.major_faults,
+        maxrss: used.peak / PAGE_BYTES,
+    })
+}
+
 fn has_ended(pid: Pid) -> bool {
     proc::start_time(pid.raw()).is_err()
 }
 
 impl Elsewhere {
+    pub fn new(charges: bool) -> Self {
+        Self { charges, ..Self::default() }
+    }
+
+    pub fn charges(&self) -> bool {
+        self.charges
+    }
+
+    /// Has home's kernel count what `pid` used elsewhere, if it can. Returns what is left to keep.
+    pub fn charge(&self, pid: Pid, used: Used) -> Used {
+        if !self.charges || used.process == Usage::default() {
+            return used;
+        }
+        match charge(pid, &used.process) {
+            Ok(()) => Used { process: Usage::default(), ..used },
+            Err(error) => {
+                tracing::debug!(%pid, %error, "not charged");
+                used
+            }
+        }
+    }
+
     pub fn of(&self, pid: Pid) -> Used {
         let books = self.books.lock();
         match (books.all.get(&pid), proc::start_time(pid.raw())) {

@@ -2,7 +2,7 @@
 
 use crate::ptrace::UserRegs;
 
-pub const TCMI_ABI: u32 = 2;
+pub const TCMI_ABI: u32 = 3;
 pub const TCMI_FREEZE_TREE: u32 = 1;
 pub const TCMI_EVENT_STOP: u32 = 1;
 pub const TCMI_EVENT_CONTINUE: u32 = 2;
@@ -44,6 +44,7 @@ pub const TCMI_SEND: u64 = request::<SendArgs>(IN | OUT, 9);
 pub const TCMI_PEER_SET: u64 = request::<PeerSetArgs>(IN, 10);
 pub const TCMI_PEER_ASK: u64 = request::<PeerAskArgs>(IN | OUT, 11);
 pub const TCMI_PEER_FORGET: u64 = request::<Nothing>(NONE, 12);
+pub const TCMI_CHARGE: u64 = request::<ChargeArgs>(IN, 13);
 
 /// # Safety
 /// Any bytes are a value of the type: integers, without padding.
@@ -61,7 +62,7 @@ macro_rules! argument {
     )*};
 }
 argument!(Version FreezeArgs CaptureArgs Nothing WatchArgs ServeArgs AddArgs RemoveArgs SendArgs);
-argument!(PeerSetArgs PeerAskArgs);
+argument!(PeerSetArgs PeerAskArgs ChargeArgs);
 argument!(RawEvent RawRequest RawProcess RawThread);
 
 #[repr(C)]
@@ -110,6 +111,18 @@ pub struct Nothing;
 pub struct WatchArgs {
     pub pid: i32,
     pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ChargeArgs {
+    pub pid: i32,
+    pub reserved: u32,
+    pub utime: u64,
+    pub stime: u64,
+    pub min_flt: u64,
+    pub maj_flt: u64,
+    pub maxrss: u64,
 }
 
 #[repr(C)]

@@ -87,8 +87,7 @@ pub(super) fn wait_any() -> Result<Option<(pid_t, c_int)>> {
 /// until it is waited for, the kernel tells what the process has used.
 pub(super) fn try_wait_any_but_end_of(pid: pid_t) -> Result<Option<(pid_t, c_int)>> {
     let kept = KEPT.with_borrow_mut(|kept| {
-        let is_that = |(tid, status): &(pid_t, c_int)| *tid == pid && !libc::WIFSTOPPED(*status);
-        let at = kept.iter().position(|one| !is_that(one))?;
+        let at = kept.iter().position(|one| !is_end_of(pid, one))?;
         kept.remove(at)
     });
     if kept.is_some() {
@@ -100,15 +99,30 @@ pub(super) fn try_wait_any_but_end_of(pid: pid_t) -> Result<Option<(pid_t, c_int
     }
 }
 
+fn is_end_of(pid: pid_t, (tid, status): &(pid_t, c_int)) -> bool {
+    *tid == pid && !libc::WIFSTOPPED(*status)
+}
+
+/// Looked at, and not taken.
+pub(super) fn has_ended(pid: pid_t) -> Result<bool> {
+    if KEPT.with_borrow(|kept| kept.iter().any(|one| is_end_of(pid, one))) {
+        return Ok(true);
+    }
+    Ok(look(libc::P_PID, pid, libc::WEXITED)?.is_some())
+}
+
 /// Who has news for this OS thread, and whether they are of its end.
 fn peek() -> Result<Option<(pid_t, bool)>> {
+    look(libc::P_ALL, 0, libc::WEXITED | libc::WSTOPPED)
+}
+
+fn look(of: libc::idtype_t, id: pid_t, what: c_int) -> Result<Option<(pid_t, bool)>> {
     const ENDS: [c_int; 3] = [libc::CLD_EXITED, libc::CLD_KILLED, libc::CLD_DUMPED];
-    const FLAGS: c_int = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
     // SAFETY: plain integers.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let flags = FLAGS | libc::__WALL | libc::__WNOTHREAD;
+    let flags = what | libc::WNOHANG | libc::WNOWAIT | libc::__WALL | libc::__WNOTHREAD;
     // SAFETY: `info` is a live siginfo_t.
-    if unsafe { libc::waitid(libc::P_ALL, 0, &mut info, flags) } < 0 {
+    if unsafe { libc::waitid(of, id as libc::id_t, &mut info, flags) } < 0 {
         let e = Errno::last("waitid");
         return if e.code == libc::ECHILD { Ok(None) } else { Err(e) };
     }

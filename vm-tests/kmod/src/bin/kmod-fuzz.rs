@@ -45,7 +45,8 @@ impl Random {
     }
 }
 
-const COMMANDS: [u64; 13] = [
+const COMMANDS: [u64; 14] = [
+    abi::TCMI_CHARGE,
     abi::TCMI_PEER_SET,
     abi::TCMI_PEER_ASK,
     abi::TCMI_PEER_FORGET,

@@ -16,7 +16,7 @@ use tcmi_sys::Errno;
 use tcmi_sys::maps::{self, Mapping};
 use tcmi_sys::namespace::CloneArgs;
 use tcmi_sys::ptrace::Running;
-use tcmi_sys::signal;
+use tcmi_sys::{proc, signal};
 
 /// Last address of user space on x86-64 with 47 bits.
 const USER_END: u64 = 0x7fff_ffff_f000;
@@ -510,9 +510,8 @@ fn settle_all(held: Vec<Running>) -> Result<Vec<Thread>> {
 
 /// The id that a thread has in its own pid namespace.
 pub fn inner_tid(host: i32, tid: i32) -> Option<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{host}/task/{tid}/status")).ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
-    line.split_ascii_whitespace().last()?.parse().ok()
+    let status = proc::status(tid).ok()?;
+    (status.tgid == host).then_some(status.inner_pid)
 }
 
 fn drop_privilege(b: &mut Batcher, uid: u32, gid: u32) -> Result<()> {

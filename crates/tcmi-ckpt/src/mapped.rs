@@ -10,8 +10,8 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::LazyLock;
-use tcmi_sys::Errno;
 use tcmi_sys::maps::{self, Mapping};
+use tcmi_sys::{Errno, memory};
 
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -107,12 +107,9 @@ pub fn joined(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
 pub fn hash_range(f: &File, first: u64, last: u64) -> Result<[u8; 32]> {
     let mut h = blake3::Hasher::new();
     let mut buf = vec![0; CHUNK_BYTES];
-    let mut at = first;
-    while at < last {
-        let n = ((last - at) as usize).min(CHUNK_BYTES);
+    for (at, n) in memory::parts(first..last, CHUNK_BYTES) {
         f.read_exact_at(&mut buf[..n], at).map_err(|e| Errno::from_io("read a mapped file", &e))?;
         h.update(&buf[..n]);
-        at += n as u64;
     }
     Ok(*h.finalize().as_bytes())
 }

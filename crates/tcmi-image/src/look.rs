@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use tcmi_ckpt::birth::take_descriptor;
 use tcmi_ckpt::{capture, sysv};
 use tcmi_sys::maps::{self, Mapping};
-use tcmi_sys::proc;
+use tcmi_sys::proc::{self, Status};
 
 /// Namespaces that a restarted process has of who restarts it.
 const NAMESPACES: [&str; 7] = ["mnt", "pid", "user", "net", "ipc", "uts", "time"];
@@ -41,8 +41,8 @@ fn of_process(pid: i32) -> Result<Vec<String>> {
     for tid in proc::tids(pid)? {
         let path = format!("/proc/{pid}/task/{tid}/children");
         let children = fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let mut children = children.split_ascii_whitespace();
-        if let Some(child) = children.find(|child| !is_what_is_left_of_a_copy(child)) {
+        let mut children = children.split_ascii_whitespace().filter_map(|c| c.parse().ok());
+        if let Some(child) = children.find(|child| !is_what_is_left_of_a_copy(*child)) {
             all.push(format!("a child, process {child}: trees are not saved yet"));
         }
     }
@@ -56,51 +56,20 @@ fn of_process(pid: i32) -> Result<Vec<String>> {
     if root != "/" {
         all.push(format!("a root directory of its own ({root})"));
     }
-    if capability(&Status::of(pid)?, "CapAmb")? != 0 {
+    if proc::status(pid)?.ambient_capabilities != 0 {
         all.push("ambient capabilities".to_owned());
     }
     Ok(all)
 }
 
 /// Of a [`tcmi_ckpt::snapshot::Snapshot`] whose daemon was killed: a zombie that told nobody.
-fn is_what_is_left_of_a_copy(child: &str) -> bool {
-    /// As proc(5) counts.
-    const STATE: usize = 3;
-    const EXIT_SIGNAL: usize = 38;
-    let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-    let Some((_, rest)) = stat.rsplit_once(')') else { return false };
-    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    let field = |n: usize| fields.get(n - STATE).copied();
-    field(STATE) == Some("Z") && field(EXIT_SIGNAL) == Some("0")
+fn is_what_is_left_of_a_copy(child: i32) -> bool {
+    proc::status(child).is_ok_and(|s| s.state == 'Z') && proc::exit_signal(child) == Ok(0)
 }
 
 fn link(path: String) -> Result<String> {
     let target = fs::read_link(&path).map_err(Error::io(path))?;
     Ok(target.to_string_lossy().into_owned())
-}
-
-/// Lines of /proc/PID/status.
-struct Status(String);
-
-impl Status {
-    fn of(pid: i32) -> Result<Self> {
-        let path = format!("/proc/{pid}/status");
-        fs::read_to_string(&path).map(Self).map_err(Error::io(path))
-    }
-    fn value(&self, key: &str) -> Option<&str> {
-        let line = |l: &'_ str| l.split_once(':').filter(|(k, _)| *k == key).map(|_| ());
-        let found = self.0.lines().find(|l| line(l).is_some())?;
-        found.split_once(':').map(|(_, value)| value.trim())
-    }
-}
-
-fn capability(status: &Status, name: &str) -> Result<u64> {
-    let value = status.value(name).and_then(|v| u64::from_str_radix(v, 16).ok());
-    value.ok_or_else(|| malformed("status"))
-}
-
-fn malformed(file: &str) -> Error {
-    Error::Unsupported(vec![format!("this kernel's /proc/PID/{file} has another form")])
 }
 
 /// What only the process itself can be asked.
@@ -118,17 +87,16 @@ pub fn surroundings(pid: i32, settings: Settings) -> Result<Surroundings> {
     if !reasons.is_empty() {
         return Err(Error::Unsupported(reasons));
     }
-    let status = Status::of(pid)?;
-    let umask = status.value("Umask").and_then(|v| u32::from_str_radix(v, 8).ok());
+    let status = proc::status(pid)?;
     let cwd = link(format!("/proc/{pid}/cwd"))?;
     if fs::metadata(&cwd).map(|m| (m.dev(), m.ino())).ok() != identity(&format!("/proc/{pid}/cwd"))
     {
         return Err(Error::Unsupported(vec![format!("a directory that is gone ({cwd})")]));
     }
     Ok(Surroundings {
-        credentials: credentials(&status, settings.dumpable)?,
         cwd,
-        umask: umask.ok_or_else(|| malformed("status"))?,
+        umask: status.umask,
+        credentials: credentials(status, settings.dumpable),
         death_signal: settings.death_signal,
         is_subreaper: settings.is_subreaper,
         opens: look.opens,
@@ -141,29 +109,21 @@ fn identity(path: &str) -> Option<(u64, u64)> {
     fs::metadata(path).map(|m| (m.dev(), m.ino())).ok()
 }
 
-fn credentials(status: &Status, dumpable: bool) -> Result<Credentials> {
-    let numbers = |key| -> Result<Vec<u32>> {
-        let words = status.value(key).ok_or_else(|| malformed("status"))?;
-        let all: Option<_> = words.split_ascii_whitespace().map(|w| w.parse().ok()).collect();
-        all.ok_or_else(|| malformed("status"))
-    };
-    let three = |key| -> Result<[u32; 3]> {
-        numbers(key)?.first_chunk().copied().ok_or_else(|| malformed("status"))
-    };
-    let capability = |key| capability(status, key);
-    Ok(Credentials {
-        uids: three("Uid")?,
-        gids: three("Gid")?,
-        groups: numbers("Groups")?,
+fn credentials(status: Status, dumpable: bool) -> Credentials {
+    let three = |[real, effective, saved, _]: [u32; 4]| [real, effective, saved];
+    Credentials {
+        uids: three(status.uid),
+        gids: three(status.gid),
+        groups: status.groups,
         capabilities: [
-            capability("CapInh")?,
-            capability("CapPrm")?,
-            capability("CapEff")?,
-            capability("CapBnd")?,
+            status.inheritable_capabilities,
+            status.permitted_capabilities,
+            status.effective_capabilities,
+            status.bounding_capabilities,
         ],
-        no_new_privileges: status.value("NoNewPrivs") == Some("1"),
+        no_new_privileges: status.no_new_privileges,
         dumpable,
-    })
+    }
 }
 
 /// A look at all descriptors of a process.

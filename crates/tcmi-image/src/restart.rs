@@ -15,6 +15,7 @@ use tcmi_ckpt::capture;
 use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, vma_flags};
 use tcmi_ckpt::layout::gap;
 use tcmi_ckpt::rebuild::{self, Batcher, Pages};
+use tcmi_sys::memory;
 
 const CHUNK_BYTES: usize = 1 << 20;
 /// Room for the vDSO of this kernel, beside that of the kernel that the process began on.
@@ -52,14 +53,11 @@ fn mapped_files(image: &Image) -> Result<Vec<OwnedFd>> {
     for f in &image.process.files {
         let here = same_here(f);
         let copy = File::from(memfd(f.path.rsplit('/').next().unwrap_or("mapped"))?);
-        let mut at = f.first;
-        while at < f.last {
-            let n = CHUNK_BYTES.min((f.last - at) as usize);
+        for (at, n) in memory::parts(f.first..f.last, CHUNK_BYTES) {
             r.read(&mut chunk[..n])?;
             if here.is_none() {
                 copy.write_all_at(&chunk[..n], at).map_err(Error::io("copy a mapped file"))?;
             }
-            at += n as u64;
         }
         all.push(raise(&here.unwrap_or(copy).into(), above)?);
     }
@@ -155,12 +153,9 @@ fn fill(n: &mut Newborn, image: &Image) -> Result<()> {
     let mut r = image.reader(Kind::Pages);
     let mut chunk = vec![0; CHUNK_BYTES];
     for run in runs {
-        let mut at = run.start;
-        while at < run.end {
-            let len = CHUNK_BYTES.min((run.end - at) as usize);
-            r.read(&mut chunk[..len])?;
-            pages.write(at, &chunk[..len])?;
-            at += len as u64;
+        for (at, n) in memory::parts(run, CHUNK_BYTES) {
+            r.read(&mut chunk[..n])?;
+            pages.write(at, &chunk[..n])?;
         }
     }
     r.finish()?;

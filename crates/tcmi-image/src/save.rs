@@ -19,6 +19,7 @@ use tcmi_ckpt::mapped::HomeFiles;
 use tcmi_ckpt::rebuild::{Pages, registers_of};
 use tcmi_ckpt::remote::{self, Agent, Calls, Ids, bytes_of};
 use tcmi_ckpt::snapshot::Snapshot;
+use tcmi_sys::memory;
 
 const CHUNK_BYTES: usize = 1 << 20;
 /// Largest part of a process that is copied into our memory while it is held.
@@ -206,12 +207,9 @@ impl Taken {
                 w.write(bytes)?;
                 continue;
             }
-            let mut at = run.start;
-            while at < run.end {
-                let n = CHUNK_BYTES.min((run.end - at) as usize);
+            for (at, n) in memory::parts(run.clone(), CHUNK_BYTES) {
                 pages.read(at, &mut chunk[..n])?;
                 w.write(&chunk[..n])?;
-                at += n as u64;
             }
         }
         Ok(())
@@ -221,13 +219,10 @@ impl Taken {
         let mut chunk = vec![0; CHUNK_BYTES];
         for (r, f) in self.process.files.iter().zip(&self.files.open) {
             let mut own = blake3::Hasher::new();
-            let mut at = r.first;
-            while at < r.last {
-                let n = CHUNK_BYTES.min((r.last - at) as usize);
+            for (at, n) in memory::parts(r.first..r.last, CHUNK_BYTES) {
                 f.read_exact_at(&mut chunk[..n], at).map_err(Error::io(&r.path))?;
                 own.update(&chunk[..n]);
                 w.write(&chunk[..n])?;
-                at += n as u64;
             }
             if own.finalize() != r.hash {
                 return Err(Error::Changed(format!("its mapped file {} changes", r.path)));

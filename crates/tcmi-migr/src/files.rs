@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use tcmi_ckpt::image::FileRef;
 use tcmi_ckpt::mapped::{HomeFiles, joined};
 use tcmi_kkc::{BulkReader, BulkWriter};
+use tcmi_sys::memory;
 
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -41,12 +42,9 @@ pub fn send(files: &HomeFiles, w: &mut BulkWriter, index: u32) -> Result<()> {
         _ => return Err(missing),
     };
     let mut buf = vec![0; CHUNK_BYTES];
-    let mut at = r.first;
-    while at < r.last {
-        let n = ((r.last - at) as usize).min(CHUNK_BYTES);
+    for (at, n) in memory::parts(r.first..r.last, CHUNK_BYTES) {
         f.read_exact_at(&mut buf[..n], at).map_err(Error::io("read a mapped file"))?;
         w.write(&buf[..n])?;
-        at += n as u64;
     }
     Ok(())
 }

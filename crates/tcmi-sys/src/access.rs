@@ -1,6 +1,7 @@
 //! Files with the rights of another user.
 
 use crate::errno::{Errno, Result, check};
+use crate::proc;
 
 /// Whose rights: a user, with all groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,17 +14,8 @@ pub struct User {
 impl User {
     /// Who the thread `tid` is for files.
     pub fn of_thread(tid: i32) -> Result<Self> {
-        let status = std::fs::read_to_string(format!("/proc/{tid}/status"))
-            .map_err(|e| Errno::from_io("read /proc/PID/status", &e))?;
-        Self::parse(&status).ok_or(Errno::new("parse /proc/PID/status", libc::EPROTO))
-    }
-    fn parse(status: &str) -> Option<Self> {
-        let numbers = |key: &str| -> Option<Vec<u32>> {
-            let line = status.lines().find_map(|l| l.strip_prefix(key))?;
-            line.split_ascii_whitespace().map(|word| word.parse().ok()).collect()
-        };
-        let (uid, gid) = (*numbers("Uid:")?.get(3)?, *numbers("Gid:")?.get(3)?);
-        Some(Self { uid, gid, groups: numbers("Groups:")? })
+        let status = proc::status(tid)?;
+        Ok(Self { uid: status.uid[3], gid: status.gid[3], groups: status.groups })
     }
 
     /// Does something with files as this user, in the calling thread alone. The caller is root.

@@ -4,6 +4,7 @@ use crate::errno::{Errno, Result};
 use libc::{iovec, pid_t};
 use std::fs::File;
 use std::io::IoSliceMut;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 /// Reads exactly `buf.len()` bytes of readable memory.
@@ -45,6 +46,12 @@ pub fn write_some(pid: pid_t, addr: u64, buf: &[u8]) -> Result<usize> {
     if n <= 0 { Err(Errno::last("process_vm_writev")) } else { Ok(n as usize) }
 }
 
+/// A range in parts of at most `most` bytes: where each begins, and its length.
+pub fn parts(of: Range<u64>, most: usize) -> impl Iterator<Item = (u64, usize)> {
+    let length = move |at| (most as u64).min(of.end - at) as usize;
+    of.clone().step_by(most).map(move |at| (at, length(at)))
+}
+
 /// /proc/PID/mem: reaches what protections hide (PROT_NONE, read-only text), slower.
 pub struct Forced(File);
 
@@ -62,5 +69,18 @@ impl Forced {
     }
     pub fn write(&self, addr: u64, buf: &[u8]) -> Result<()> {
         self.0.write_all_at(buf, addr).map_err(|e| Errno::from_io("write /proc/PID/mem", &e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parts;
+
+    #[test]
+    fn the_last_part_is_the_rest() {
+        let all = |range, most| parts(range, most).collect::<Vec<_>>();
+        assert_eq!(all(3..13, 4), [(3, 4), (7, 4), (11, 2)]);
+        assert_eq!(all(3..7, 4), [(3, 4)]);
+        assert_eq!(all(3..3, 4), []);
     }
 }

@@ -70,13 +70,21 @@ pub struct Status {
     /// Real, effective, saved, filesystem.
     pub uid: [u32; 4],
     pub gid: [u32; 4],
+    pub groups: Vec<u32>,
+    pub umask: u32,
+    /// In the innermost of its pid namespaces.
+    pub inner_pid: i32,
     pub threads: u32,
     pub kernel_thread: bool,
     /// It has an address space: neither a kernel thread nor on its way to be a zombie.
     pub has_memory: bool,
     pub seccomp: u32,
+    pub inheritable_capabilities: u64,
     pub permitted_capabilities: u64,
     pub effective_capabilities: u64,
+    pub bounding_capabilities: u64,
+    pub ambient_capabilities: u64,
+    pub no_new_privileges: bool,
     /// PR_SET_THP_DISABLE was not used.
     pub huge_pages: bool,
     pub sig_pending: u64,
@@ -116,9 +124,19 @@ fn parse_status(text: &str) -> Option<Status> {
             "TracerPid" => s.tracer = v.parse().ok()?,
             "Uid" => s.uid = four()?,
             "Gid" => s.gid = four()?,
+            "Groups" => {
+                s.groups =
+                    v.split_ascii_whitespace().map(|g| g.parse().ok()).collect::<Option<_>>()?;
+            }
+            "Umask" => s.umask = u32::from_str_radix(v, 8).ok()?,
+            "NSpid" => s.inner_pid = v.split_ascii_whitespace().last()?.parse().ok()?,
             "Threads" => s.threads = v.parse().ok()?,
             "THP_enabled" => s.huge_pages = v != "0",
             "Seccomp" => s.seccomp = v.parse().ok()?,
+            "NoNewPrivs" => s.no_new_privileges = v == "1",
+            "CapInh" => s.inheritable_capabilities = hex()?,
+            "CapBnd" => s.bounding_capabilities = hex()?,
+            "CapAmb" => s.ambient_capabilities = hex()?,
             "CapPrm" => s.permitted_capabilities = hex()?,
             "CapEff" => s.effective_capabilities = hex()?,
             "SigPnd" => s.sig_pending = hex()?,
@@ -164,11 +182,13 @@ fn stat_fields(pid: i32) -> Result<Vec<String>> {
     Ok(rest.split_ascii_whitespace().map(str::to_owned).collect())
 }
 
+fn stat_number(fields: &[String], n: usize) -> Result<u64> {
+    fields.get(n - 3).and_then(|s| s.parse().ok()).ok_or(malformed("parse /proc/PID/stat"))
+}
+
 pub fn layout(pid: i32) -> Result<Layout> {
     let fields = stat_fields(pid)?;
-    let f = |n: usize| -> Result<u64> {
-        fields.get(n - 3).and_then(|s| s.parse().ok()).ok_or(malformed("parse /proc/PID/stat"))
-    };
+    let f = |n| stat_number(&fields, n);
     Ok(Layout {
         start_code: f(26)?,
         end_code: f(27)?,
@@ -226,10 +246,12 @@ pub fn share_memory(one: i32, other: i32) -> bool {
 
 /// Start time in clock ticks since boot: with the pid it names a process for ever.
 pub fn start_time(pid: i32) -> Result<u64> {
-    stat_fields(pid)?
-        .get(22 - 3)
-        .and_then(|s| s.parse().ok())
-        .ok_or(malformed("parse /proc/PID/stat"))
+    stat_number(&stat_fields(pid)?, 22)
+}
+
+/// The signal that its end sends to its parent, or 0.
+pub fn exit_signal(pid: i32) -> Result<u64> {
+    stat_number(&stat_fields(pid)?, 38)
 }
 
 pub fn auxv(pid: i32) -> Result<Vec<u8>> {
@@ -431,9 +453,21 @@ mod tests {
         let s = status(pid).expect("status");
         assert_eq!(s.tgid, pid);
         assert!(!s.kernel_thread && s.rss > 0 && s.threads >= 1);
+        assert_eq!(s.inner_pid, pid);
+        assert_eq!(exit_signal(pid), Ok(libc::SIGCHLD as u64));
         let l = layout(pid).expect("layout");
         assert!(l.arg_start < l.arg_end && l.start_stack > l.start_brk);
         assert!(status(2).map_or(true, |s| s.kernel_thread || s.tgid != 2 || s.rss > 0));
+    }
+
+    #[test]
+    fn status_parses() {
+        let text =
+            "State:\tS (sleeping)\nUmask:\t0027\nGroups:\t4 20 \nNSpid:\t900\t3\nCapAmb:\t10\n";
+        let s = parse_status(text).expect("parses");
+        assert_eq!((s.state, s.umask, s.groups, s.inner_pid), ('S', 0o27, vec![4, 20], 3));
+        assert_eq!(s.ambient_capabilities, 0x10);
+        assert!(parse_status("Groups:\tmany\n").is_none());
     }
 
     #[test]

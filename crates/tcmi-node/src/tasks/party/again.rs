@@ -67,14 +67,14 @@ impl Pace {
 /// A process that is home for a call, with its party, as it came.
 pub struct Rest {
     party: Arc<Party>,
-    status: Status,
+    status: Box<Status>,
     memory: Vec<maps::Object>,
 }
 
 impl Rest {
     /// Of one that is held.
     pub fn of(pid: Pid, party: Arc<Party>) -> Result<Self, Errno> {
-        let status = proc::status(pid.raw())?;
+        let status = Box::new(proc::status(pid.raw())?);
         Ok(Self { party, status, memory: objects_of(pid.raw()) })
     }
 

@@ -9,9 +9,9 @@ use tcmi_tests::{Pair, Victim, VictimKind};
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
 /// What victims/huge.c has, and one that it asks for.
-const PAGES: u64 = 9;
+const PAGES: u64 = 10;
 /// Those of it that are shared.
-const SHARED_BYTES: u64 = 2 * (2 << 20);
+const SHARED_BYTES: u64 = 3 * (2 << 20);
 
 /// So many huge pages more on this machine, for as long as a test, one after the other.
 struct Pool {

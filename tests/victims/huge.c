@@ -1,9 +1,10 @@
 /*
  * Private memory of huge pages (hugetlbfs), of which a part is given back, a part is protected and
- * a part was never touched; and a shared page, one of a memfd and one of none.
+ * a part was never touched; and a shared page, one of a memfd, one of System V and one of none.
  */
 #define VICTIM_COMMAND
 #include "victim.h"
+#include <sys/shm.h>
 
 #define HUGE (2UL << 20)
 #define HUGE_PAGES 6
@@ -11,15 +12,17 @@
 #define UNTOUCHED 5
 #define SHARED 6
 #define FILED 7
-#define ALL_PAGES 8
+#define ATTACHED 8
+#define ALL_PAGES 9
 #define WORDS (HUGE / sizeof(uint64_t))
 
-static uint64_t *memory, *shared, *filed;
+static uint64_t *memory, *shared, *filed, *attached;
 static uint64_t generation[ALL_PAGES];
 
 static uint64_t *words(int page)
 {
-	return page == SHARED ? shared : page == FILED ? filed : memory + page * WORDS;
+	uint64_t *apart[] = { shared, filed, attached };
+	return page >= SHARED ? apart[page - SHARED] : memory + page * WORDS;
 }
 
 static uint64_t seed(int page)
@@ -61,8 +64,14 @@ static void setup(int argc, char **argv)
 	must(fd >= 0 && ftruncate(fd, HUGE) == 0, "memfd");
 	filed = mmap(NULL, HUGE, rw, MAP_SHARED, fd, 0);
 	must(shared != MAP_FAILED && filed != MAP_FAILED, "shared huge pages");
+	int segment = shmget(IPC_PRIVATE, HUGE, SHM_HUGETLB | 0600);
+	must(segment >= 0, "shmget");
+	attached = shmat(segment, NULL, 0);
+	shmctl(segment, IPC_RMID, NULL);
+	must(attached != (void *)-1, "shmat");
 	fill(SHARED);
 	fill(FILED);
+	fill(ATTACHED);
 	must(mprotect(&memory[3 * WORDS], HUGE, PROT_READ) == 0, "mprotect");
 	must(munmap(&memory[GONE * WORDS], HUGE) == 0, "munmap");
 }
@@ -70,8 +79,8 @@ static void setup(int argc, char **argv)
 static void step(void)
 {
 	static int next;
-	static const int pages[] = { 0, 1, 2, SHARED, FILED };
-	next = (next + 1) % 5;
+	static const int pages[] = { 0, 1, 2, SHARED, FILED, ATTACHED };
+	next = (next + 1) % 6;
 	verify(pages[next]);
 	fill(pages[next]);
 }
@@ -82,6 +91,7 @@ static void check(void)
 		verify(page);
 	verify(SHARED);
 	verify(FILED);
+	verify(ATTACHED);
 	expect_equal("never touched", 0, memory[UNTOUCHED * WORDS]);
 	expect_equal("aligned", 0, (uintptr_t)memory % HUGE);
 }

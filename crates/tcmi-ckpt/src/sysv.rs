@@ -21,7 +21,7 @@ pub struct Listed {
 
 /// A mapping made by `shmat`. Its inode is the segment's number.
 pub fn is_segment(m: &Mapping) -> bool {
-    m.is_system_v() && !m.has(b"ht")
+    m.is_system_v()
 }
 
 /// The segment behind a mapping of `pid`. Err (unsupported): it is of another namespace.

@@ -236,6 +236,6 @@ fn whereabouts(shared: &Shared, pid: i32) -> Result<Option<u64>, Halt> {
         Found::Away { began } => Ok(Some(began)),
         Found::Nobody => Err(Halt::Errno(EAGAIN)),
         Found::Denied => Err(Halt::Errno(EPERM)),
-        Found::Moves | Found::Read(_) | Found::Written(_) => Err(Halt::Again),
+        Found::Moves | Found::Read(_) | Found::Written(_) | Found::Told(_) => Err(Halt::Again),
     }
 }

@@ -1,15 +1,16 @@
-//! Files in which a program reads of itself and of its processors: what home's kernel would tell of
-//! the shadow is not what the guest is. They are opened as a file at home that has the content, so
-//! that the descriptor is one of home's like any other.
+//! Files in which a program reads of itself, of other guests and of its processors: what home's kernel
+//! would tell of a shadow is not what its guest is. They are opened as a file at home that has the
+//! content, so that the descriptor is one of home's like any other.
 
 use std::collections::HashMap;
 use std::fs;
 
 use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::errno::{EIO, Errno};
-use tcmi_ckpt::birth;
 use tcmi_ckpt::image::FileRef;
-use tcmi_ckpt::usage::TICK_NS;
+use tcmi_ckpt::reach::{Access, Found};
+use tcmi_ckpt::texts::{File, Gathered};
+use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::calls::Shared;
@@ -17,11 +18,12 @@ use crate::mapping;
 use crate::memory::ProcessMemory;
 use crate::stream::StreamError;
 use crate::usage;
+use crate::visit;
 use crate::worker::{OWN_BASE, Outcome, Thread, failed};
 
 mod merge;
 
-use merge::{Known, maps, stat, status};
+use merge::{Known, counted, named, placed, public, stat, status};
 
 const PAGE_BYTES: usize = 4096;
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -72,21 +74,11 @@ fn scheduled(stat: &str) -> Vec<u8> {
     (text.join(",") + "\n").into_bytes()
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leaf {
-    Maps,
-    Smaps,
-    /// As the guest's kernel has it.
-    Verbatim(&'static str),
-    Stat,
-    Status,
-}
-
 /// Ids are home's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
     /// Of a process, or of a thread of it.
-    Of(i32, Option<i32>, Leaf),
+    Of(i32, Option<i32>, File),
     CpuInfo,
     Cpus(usize),
 }
@@ -108,26 +100,14 @@ fn wanted(path: &str) -> Option<Wanted> {
         tid = Some(parts.next()?.parse().ok()?);
         name = parts.next()?;
     }
-    let leaf = leaf(name)?;
-    parts.next().is_none().then_some(Wanted::Of(pid, tid, leaf))
-}
-
-fn leaf(name: &str) -> Option<Leaf> {
-    Some(match name {
-        "maps" => Leaf::Maps,
-        "smaps" => Leaf::Smaps,
-        "smaps_rollup" => Leaf::Verbatim("smaps_rollup"),
-        "statm" => Leaf::Verbatim("statm"),
-        "stat" => Leaf::Stat,
-        "status" => Leaf::Status,
-        _ => return None,
-    })
+    let file = File::named(name)?;
+    parts.next().is_none().then_some(Wanted::Of(pid, tid, file))
 }
 
 /// Whether a file is worth asking home which one it is.
 fn may_be_wanted(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    name == "cpuinfo" || CPU_LISTS.contains(&name) || leaf(name).is_some()
+    name == "cpuinfo" || CPU_LISTS.contains(&name) || File::named(name).is_some()
 }
 
 /// How a call opens what may be a file that is not home's to show. To be asked before it is
@@ -153,6 +133,22 @@ pub(crate) fn opening(shared: &Shared, notif: &Notification) -> Option<i32> {
     may_be_wanted(std::str::from_utf8(&path).ok()?).then_some(flags)
 }
 
+/// Why there is no content of ours.
+enum Halt {
+    /// What home has opened is right, or all there is.
+    Homes,
+    /// It is of one that is neither at home nor away, or this one is about to leave.
+    Again,
+    Errno(Errno),
+    Stream(StreamError),
+}
+
+impl From<StreamError> for Halt {
+    fn from(error: StreamError) -> Self {
+        Self::Stream(error)
+    }
+}
+
 /// Home has opened `fd`, whose name may have led anywhere. If it is a file that is not home's to
 /// show, one with the guest's content takes its place.
 pub(crate) fn opened(
@@ -163,113 +159,145 @@ pub(crate) fn opened(
     fd: i64,
 ) -> Result<Outcome, StreamError> {
     let name = mapping::name(thread, fd as u64)?;
-    let Some(shown) = wanted(&name).and_then(|wanted| shown(shared, wanted)) else {
-        return Ok(Outcome::Answer(Answer::Value(fd)));
+    let replaced = match wanted(&name) {
+        Some(wanted) => content(shared, thread, notif, wanted, fd)
+            .and_then(|content| replace(thread, fd, &content, flags)),
+        None => Err(Halt::Homes),
     };
-    let replaced = match content(shared, thread, notif, &shown, fd)? {
-        Ok(content) => replace(thread, fd, &content, flags)?,
-        Err(errno) => Err(errno),
-    };
-    Ok(match replaced {
-        Ok(()) => Outcome::Answer(Answer::Value(fd)),
-        Err(errno) => {
+    match replaced {
+        Ok(()) | Err(Halt::Homes) => Ok(Outcome::Answer(Answer::Value(fd))),
+        Err(Halt::Again) => {
             close(thread, fd)?;
-            failed(errno)
+            Ok(visit::again())
         }
-    })
-}
-
-/// A file that is not home's to show.
-struct Shown {
-    wanted: Wanted,
-    /// The thread that it is about, as it is called here; None: the process.
-    tid: Option<i32>,
-}
-
-/// None: it is home's.
-fn shown(shared: &Shared, wanted: Wanted) -> Option<Shown> {
-    let tid = match wanted {
-        Wanted::Of(pid, tid, _) => {
-            let own = shared.guest.pid;
-            if birth::inner_tid(own, own) != Some(pid) {
-                return None;
-            }
-            tid.map(|tid| shared.called_at_home(tid)).map_or(Some(None), |here| here.map(Some))?
+        Err(Halt::Errno(errno)) => {
+            close(thread, fd)?;
+            Ok(failed(errno))
         }
-        _ if shared.guest.processors.is_none() => return None,
-        _ => None,
-    };
-    Some(Shown { wanted, tid })
+        Err(Halt::Stream(error)) => Err(error),
+    }
 }
-
-type Content = Result<Vec<u8>, Errno>;
 
 fn content(
     shared: &Shared,
     thread: &mut Thread,
     notif: &Notification,
-    shown: &Shown,
+    wanted: Wanted,
     fd: i64,
-) -> Result<Content, StreamError> {
-    let (pid, tid) = (shared.guest.pid, shown.tid);
-    let here = |name: &str| {
-        let file = tid.map_or(name.to_owned(), |tid| format!("task/{tid}/{name}"));
-        fs::read(format!("/proc/{pid}/{file}")).map_err(|_| EIO)
-    };
-    let leaf = match shown.wanted {
-        Wanted::CpuInfo => return Ok(fs::read("/proc/cpuinfo").map_err(|_| EIO)),
+) -> Result<Vec<u8>, Halt> {
+    match wanted {
+        Wanted::Of(pid, tid, file) => match shared.called_at_home(pid) {
+            Some(here) => of_self(shared, thread, notif, (here, tid, file), fd),
+            None => of_another(shared, thread, (pid, tid, file), fd),
+        },
+        Wanted::CpuInfo if shared.guest.processors.is_some() => {
+            fs::read("/proc/cpuinfo").map_err(|_| Halt::Errno(EIO))
+        }
         Wanted::Cpus(list) => {
-            let lists = shared.guest.processors.as_ref();
-            let text = lists.and_then(|lists| lists.0.get(list)).map(|(_, text)| text.clone());
-            return Ok(text.ok_or(EIO));
+            let processors = shared.guest.processors.as_ref().ok_or(Halt::Homes)?;
+            let list = processors.0.get(list).ok_or(Halt::Errno(EIO))?;
+            Ok(list.1.clone())
         }
-        Wanted::Of(_, _, leaf) => leaf,
-    };
-    let (name, needs_home) = match leaf {
-        Leaf::Maps => ("maps", true),
-        Leaf::Smaps => ("smaps", true),
-        Leaf::Stat => ("stat", true),
-        Leaf::Status => ("status", true),
-        Leaf::Verbatim(name) => (name, false),
-    };
-    let ours = match here(name) {
-        Ok(text) => text,
-        Err(errno) => return Ok(Err(errno)),
-    };
-    if !needs_home {
-        return Ok(Ok(ours));
+        Wanted::CpuInfo => Err(Halt::Homes),
     }
-    let home = match leaf {
-        Leaf::Smaps => read_by_name(thread, "/proc/self/maps")?,
-        _ => read(thread, fd)?,
-    };
-    let home = match home {
-        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
-        Err(errno) => return Ok(Err(errno)),
-    };
-    let ours = String::from_utf8_lossy(&ours);
-    let known = Known { names: &shared.guest.names, mapped: &shared.mapped };
-    let is_caller = tid.unwrap_or(pid) == notif.tid;
-    let text = match leaf {
-        Leaf::Maps | Leaf::Smaps => maps(&known, &ours, &home),
-        Leaf::Status => status(&ours, &home, is_caller),
-        _ => {
-            let who = tid.map_or(usage::Who::Process, usage::Who::Thread);
-            let used = usage::used(shared, thread, notif.tid, who);
-            stat(
-                &ours,
-                &home,
-                is_caller,
-                &[
-                    (7, used.minor_faults),
-                    (9, used.major_faults),
-                    (11, used.user / TICK_NS),
-                    (12, used.system / TICK_NS),
-                ],
-            )
+}
+
+/// `pid` is as the process, or the thread by which it is looked at, is called here.
+fn of_self(
+    shared: &Shared,
+    thread: &mut Thread,
+    notif: &Notification,
+    (pid, tid, file): (i32, Option<i32>, File),
+    fd: i64,
+) -> Result<Vec<u8>, Halt> {
+    let here = |tid| shared.called_at_home(tid).ok_or(Halt::Homes);
+    let tid = tid.map(here).transpose()?;
+    let who = tid.map_or(usage::Who::Process, usage::Who::Thread);
+    let used = || usage::used(shared, thread, notif.tid, who);
+    let guests = guests(shared, pid, tid, file, used).ok_or(Halt::Errno(EIO))?;
+    if matches!(file, File::SmapsRollup | File::Statm) {
+        return Ok(guests);
+    }
+    let home = read(thread, fd)?;
+    Ok(merged(file, guests, &home, tid.unwrap_or(pid) == notif.tid))
+}
+
+/// Home is read behind the guest: as long as that can be, the process that was opened has not
+/// ended, and the one of its number is it.
+fn of_another(
+    shared: &Shared,
+    thread: &mut Thread,
+    (pid, tid, file): (i32, Option<i32>, File),
+    fd: i64,
+) -> Result<Vec<u8>, Halt> {
+    let guests = fetch(shared, (pid, tid, file), fd as i32)?;
+    let home = read(thread, fd)?;
+    Ok(merged(file, guests, &home, false))
+}
+
+/// From the node of another guest.
+fn fetch(
+    shared: &Shared,
+    (pid, tid, file): (i32, Option<i32>, File),
+    fd: i32,
+) -> Result<Vec<u8>, Halt> {
+    let mut gathered = Gathered::default();
+    let mut rest = None;
+    loop {
+        let piece = match shared.hooks.reach(pid, 0, Access::Tell { file, tid, fd, rest }) {
+            Found::Told(piece) => piece,
+            Found::AtHome | Found::Denied | Found::Nobody => return Err(Halt::Homes),
+            _ => return Err(Halt::Again),
+        };
+        rest = gathered.take(piece);
+        if rest.is_none() {
+            return Ok(gathered.into_text());
         }
+    }
+}
+
+/// For another process, which calls them as home does. None: there is nothing of the kind here.
+pub(crate) fn for_another(
+    shared: &Shared,
+    pid: i32,
+    tid: Option<i32>,
+    file: File,
+) -> Option<Vec<u8>> {
+    let pid = shared.called_at_home(pid)?;
+    let tid = tid.map(|tid| shared.called_at_home(tid).ok_or(())).transpose().ok()?;
+    let who = tid.map_or(usage::Who::Process, usage::Who::Thread);
+    guests(shared, pid, tid, file, || usage::used_by(shared, who))
+}
+
+/// What is known here. None: it has ended.
+fn guests(
+    shared: &Shared,
+    pid: i32,
+    tid: Option<i32>,
+    file: File,
+    used: impl FnOnce() -> Usage,
+) -> Option<Vec<u8>> {
+    let text = fs::read(file.path(pid, tid)).ok()?;
+    let ours = String::from_utf8_lossy(&text);
+    let known = Known { names: &shared.guest.names, mapped: &shared.mapped };
+    let text = match file {
+        File::Maps | File::Smaps => named(&known, &ours),
+        File::Stat => counted(&ours, &used())?,
+        File::PublicStat => public(&counted(&ours, &used())?)?,
+        File::SmapsRollup | File::Statm | File::Status => return Some(text),
     };
-    Ok(Ok(text.into_bytes()))
+    Some(text.into_bytes())
+}
+
+fn merged(file: File, guests: Vec<u8>, home: &[u8], is_caller: bool) -> Vec<u8> {
+    let (ours, home) = (String::from_utf8_lossy(&guests), String::from_utf8_lossy(home));
+    let text = match file {
+        File::Maps | File::Smaps => placed(&ours, &home),
+        File::Stat | File::PublicStat => stat(&ours, &home, is_caller),
+        File::Status => status(&ours, &home, is_caller),
+        File::SmapsRollup | File::Statm => return guests,
+    };
+    text.into_bytes()
 }
 
 const HERE: u64 = libc::AT_FDCWD as u64;
@@ -281,31 +309,21 @@ fn path_bytes(path: &str) -> Vec<u8> {
     bytes
 }
 
-/// By the shadow.
-fn read_by_name(thread: &mut Thread, path: &str) -> Result<Content, StreamError> {
-    let mut name = path_bytes(path);
-    let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
-    let fd = thread.ask_own(libc::SYS_openat, &[HERE, OWN_BASE, flags, 0, 0, 0], &mut name)?;
-    if fd < 0 {
-        return Ok(Err(Errno(-fd as i32)));
-    }
-    let content = read(thread, fd)?;
-    close(thread, fd)?;
-    Ok(content)
-}
-
 /// All that it has from its position on.
-fn read(thread: &mut Thread, fd: i64) -> Result<Content, StreamError> {
+fn read(thread: &mut Thread, fd: i64) -> Result<Vec<u8>, Halt> {
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut content = Vec::new();
     loop {
         let args = [fd as u64, OWN_BASE, CHUNK_BYTES as u64, 0, 0, 0];
-        match thread.ask_own(libc::SYS_read, &args, &mut buffer)? {
-            0 => return Ok(Ok(content)),
-            n @ 1.. => content.extend_from_slice(&buffer[..n as usize]),
-            error => return Ok(Err(Errno(-error as i32))),
+        match positive(thread.ask_own(libc::SYS_read, &args, &mut buffer)?)? {
+            0 => return Ok(content),
+            n => content.extend_from_slice(&buffer[..n as usize]),
         }
     }
+}
+
+fn positive(ret: i64) -> Result<i64, Halt> {
+    if ret < 0 { Err(Halt::Errno(Errno(-ret as i32))) } else { Ok(ret) }
 }
 
 fn close(thread: &mut Thread, fd: i64) -> Result<(), StreamError> {
@@ -313,49 +331,37 @@ fn close(thread: &mut Thread, fd: i64) -> Result<(), StreamError> {
 }
 
 /// Has `fd` at home be a file that has this content, to read from.
-fn replace(
-    thread: &mut Thread,
-    fd: i64,
-    content: &[u8],
-    flags: i32,
-) -> Result<Result<(), Errno>, StreamError> {
+fn replace(thread: &mut Thread, fd: i64, content: &[u8], flags: i32) -> Result<(), Halt> {
     let args = [OWN_BASE, libc::MFD_CLOEXEC as u64, 0, 0, 0, 0];
-    let file = thread.ask_own(libc::SYS_memfd_create, &args, &mut path_bytes("self"))?;
-    if file < 0 {
-        return Ok(Err(Errno(-file as i32)));
-    }
-    let filled = fill(thread, file, content)?;
-    let reader = match filled {
-        Ok(()) => {
-            let mut name = path_bytes(&format!("/proc/self/fd/{file}"));
-            let how = (flags & !libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
-            thread.ask_own(libc::SYS_openat, &[HERE, OWN_BASE, how, 0, 0, 0], &mut name)?
-        }
-        Err(errno) => errno.ret(),
-    };
+    let made = thread.ask_own(libc::SYS_memfd_create, &args, &mut path_bytes("self"))?;
+    let file = positive(made)?;
+    let reader = fill(thread, file, content).and_then(|()| reopen(thread, file, flags));
     close(thread, file)?;
-    if reader < 0 {
-        return Ok(Err(Errno(-reader as i32)));
-    }
+    let reader = reader?;
     let kept = (flags & libc::O_CLOEXEC) as u64;
     let args = [reader as u64, fd as u64, kept, 0, 0, 0];
     let placed = thread.ask_own(libc::SYS_dup3, &args, &mut [])?;
     close(thread, reader)?;
-    Ok(if placed < 0 { Err(Errno(-placed as i32)) } else { Ok(()) })
+    positive(placed).map(drop)
 }
 
-fn fill(thread: &mut Thread, fd: i64, content: &[u8]) -> Result<Result<(), Errno>, StreamError> {
+fn reopen(thread: &mut Thread, file: i64, flags: i32) -> Result<i64, Halt> {
+    let mut name = path_bytes(&format!("/proc/self/fd/{file}"));
+    let how = (flags & !libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
+    positive(thread.ask_own(libc::SYS_openat, &[HERE, OWN_BASE, how, 0, 0, 0], &mut name)?)
+}
+
+fn fill(thread: &mut Thread, fd: i64, content: &[u8]) -> Result<(), Halt> {
     let mut done = 0;
     while done < content.len() {
         let mut chunk = content[done..content.len().min(done + CHUNK_BYTES)].to_vec();
         let args = [fd as u64, OWN_BASE, chunk.len() as u64, done as u64, 0, 0];
-        match thread.ask_own(libc::SYS_pwrite64, &args, &mut chunk)? {
-            n @ 1.. => done += n as usize,
-            0 => return Ok(Err(EIO)),
-            error => return Ok(Err(Errno(-error as i32))),
+        match positive(thread.ask_own(libc::SYS_pwrite64, &args, &mut chunk)?)? {
+            0 => return Err(Halt::Errno(EIO)),
+            n => done += n as usize,
         }
     }
-    Ok(Ok(()))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -364,9 +370,9 @@ mod tests {
 
     #[test]
     fn only_what_is_about_a_process_or_processors_is_wanted() {
-        let of = |tid, leaf| Some(Wanted::Of(42, tid, leaf));
-        assert_eq!(wanted("/proc/42/maps"), of(None, Leaf::Maps));
-        assert_eq!(wanted("/proc/42/task/43/stat"), of(Some(43), Leaf::Stat));
+        let of = |tid, file| Some(Wanted::Of(42, tid, file));
+        assert_eq!(wanted("/proc/42/maps"), of(None, File::Maps));
+        assert_eq!(wanted("/proc/42/task/43/stat"), of(Some(43), File::Stat));
         assert_eq!(wanted("/proc/cpuinfo"), Some(Wanted::CpuInfo));
         assert_eq!(wanted("/sys/devices/system/cpu/possible"), Some(Wanted::Cpus(1)));
         for path in [

@@ -1,4 +1,5 @@
-//! Processes that read and write each other's memory, wherever each of them is.
+//! Processes that read and write each other's memory, and look at each other in /proc, wherever each of
+//! them is.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -99,6 +100,17 @@ fn who_may_not_reach_a_process_at_home_may_not_when_both_are_away() -> Result<()
         ensure!(user.ask(&of_root, "PEEKED ")? == [i64::from(libc::EPERM)], "a user's, {when}");
         // It may, whatever memory there is at its own address.
         ensure!(root.ask(&of_user, "PEEKED ")? != [i64::from(libc::EPERM)], "root's, {when}");
+        let [[_, resident, begin], of_root, of_user] = [
+            root.ask(&format!("look {}", pids[1]), "LOOKED ")?,
+            user.ask(&format!("look {}", pids[1]), "LOOKED ")?,
+            root.ask(&format!("look {}", pids[0]), "LOOKED ")?,
+        ]
+        .map(|seen| <[i64; 3]>::try_from(seen).unwrap_or_default());
+        // Its size is everybody's to see, its addresses are not.
+        let [denied, seen, addresses] = of_root;
+        let is_public = denied == i64::from(libc::EACCES) && begin > 1 && addresses == 1;
+        ensure!(is_public && (seen - resident).abs() < 64, "{of_root:?} of {resident}, {when}");
+        ensure!(of_user[0] == 0 && of_user[2] > 1, "{of_user:?} by root, {when}");
         Ok(())
     };
     expect("at home")?;

@@ -152,3 +152,133 @@ fn may_reach(caller: i32, pid: i32) -> bool {
         && of.permitted_capabilities & !by.permitted_capabilities == 0;
     by.permitted_capabilities & CAP_SYS_PTRACE != 0 || (is_its && is_open)
 }
+
+/// What a node asks that lies about what home's kernel has let its guest do.
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command};
+
+    use crossbeam_channel::unbounded;
+    use parking_lot::Mutex;
+    use tcmi_kkc::LinkId;
+
+    use super::*;
+    use crate::task::Away;
+
+    const NOBODY: u32 = 65534;
+    const BEGAN: u64 = 77;
+
+    /// A process that is away, as far as its keeper knows.
+    struct Guest {
+        task: Arc<Task>,
+        process: Child,
+    }
+
+    impl Guest {
+        /// With the file as its descriptor 0, opened by us.
+        fn new(away: &Arc<Mutex<Away>>, uid: u32, open: Option<fs::File>) -> Self {
+            let mut command = Command::new("sleep");
+            command.arg("infinity").uid(uid).gid(uid);
+            if let Some(file) = open {
+                command.stdin(file);
+            }
+            let process = command.spawn().unwrap();
+            let pid = Pid::new(process.id() as i32).unwrap();
+            let mut task = Task::new(pid, (uid, uid), LinkId(1), 1).unwrap();
+            (task.origin, task.all) = ((BEGAN, 1), Arc::downgrade(away));
+            let way = [State::Preparing, State::Freezing, State::Transferring, State::Committing];
+            way.into_iter().chain([State::Emigrated]).for_each(|state| task.to(state));
+            let task = Arc::new(task);
+            away.lock().insert(pid, Arc::clone(&task));
+            Self { task, process }
+        }
+
+        fn pid(&self) -> i32 {
+            self.task.pid.raw()
+        }
+
+        fn file(&self, name: &str, flags: i32) -> Option<fs::File> {
+            let mut how = OpenOptions::new();
+            let path = format!("/proc/{}/{name}", self.pid());
+            Some(how.read(true).custom_flags(flags).open(path).unwrap())
+        }
+
+        /// Ok: what the other one's node is asked then. Err: the answer.
+        fn ask(
+            &self,
+            other: &Guest,
+            began: u64,
+            access: Access,
+        ) -> std::result::Result<Access, Found> {
+            let (answers, answered) = unbounded();
+            let bell = Arc::clone(&self.task.bell);
+            let asker = Asker { answers, bell, number: 1, found: Found::Moves };
+            put(&self.task, began, Reaching { pid: other.pid(), access, asker });
+            match other.task.next_reaching() {
+                Some(reaching) => Ok(reaching.access),
+                None => Err(answered.try_recv().unwrap().found),
+            }
+        }
+
+        fn asks_to_be_told(&self, other: &Guest, file: File) -> std::result::Result<File, Found> {
+            let told = Access::Tell { file, tid: None, fd: 0, rest: None };
+            self.ask(other, 0, told).map(|granted| match granted {
+                Access::Tell { file, .. } => file,
+                other => panic!("{other:?}"),
+            })
+        }
+    }
+
+    impl Drop for Guest {
+        fn drop(&mut self) {
+            self.process.kill().unwrap();
+            self.process.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn memory_of_another_user_or_of_one_that_began_then_is_not_reached() {
+        let away = Arc::default();
+        let [root, also_root, user] = [0, 0, NOBODY].map(|uid| Guest::new(&away, uid, None));
+        let read = || Access::Read { addr: 4096, len: 1 };
+        let write = || Access::Write { addr: 4096, bytes: vec![1] };
+        assert_eq!(root.ask(&also_root, 0, Access::Find), Err(Found::Away { began: BEGAN }));
+        for access in [read, write] as [fn() -> Access; 2] {
+            assert_eq!(root.ask(&also_root, BEGAN, access()), Ok(access()));
+            assert_eq!(root.ask(&also_root, BEGAN + 1, access()), Err(Found::Moves));
+            assert_eq!(user.ask(&root, BEGAN, access()), Err(Found::Denied));
+        }
+        also_root.task.release();
+        assert_eq!(root.ask(&also_root, BEGAN, read()), Err(Found::AtHome));
+    }
+
+    #[test]
+    fn who_has_no_such_file_open_is_not_told_of_it() {
+        let away = Arc::default();
+        let [one, other] = [0, 0].map(|uid| Guest::new(&away, uid, None));
+        let reader = Guest::new(&away, 0, one.file("maps", 0));
+        assert_eq!(reader.asks_to_be_told(&one, File::Maps), Ok(File::Maps));
+        assert_eq!(reader.asks_to_be_told(&one, File::Smaps), Err(Found::Denied));
+        assert_eq!(reader.asks_to_be_told(&other, File::Maps), Err(Found::Denied));
+        assert_eq!(other.asks_to_be_told(&one, File::Status), Err(Found::Denied));
+        let knows_its_path = Guest::new(&away, 0, one.file("maps", libc::O_PATH));
+        assert_eq!(knows_its_path.asks_to_be_told(&one, File::Maps), Err(Found::Denied));
+    }
+
+    /// Home's kernel let it, once.
+    #[test]
+    fn who_may_not_look_into_a_process_is_told_what_everybody_is() {
+        let away = Arc::default();
+        let root = Guest::new(&away, 0, None);
+        for (file, told) in [
+            (File::Maps, Err(Found::Denied)),
+            (File::SmapsRollup, Err(Found::Denied)),
+            (File::Stat, Ok(File::PublicStat)),
+            (File::Statm, Ok(File::Statm)),
+        ] {
+            let user = Guest::new(&away, NOBODY, root.file(file.name(), 0));
+            assert_eq!(user.asks_to_be_told(&root, file), told);
+        }
+    }
+}

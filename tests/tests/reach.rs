@@ -88,6 +88,20 @@ fn one_that_moves_meanwhile_is_reached() -> Result<()> {
     pair.stop()
 }
 
+/// Each has a node's answer for the other on its way, in pieces, while it asks for one.
+#[test]
+fn two_that_look_at_each_other_do_not_wait_for_each_other() -> Result<()> {
+    const LOOKS_OF_BOTH: i64 = 80;
+    let pair = Pair::new()?;
+    let (mut victim, _) = family()?;
+    pair.try_migrate_tree(victim.pid()).with_context(|| pair.logs())?;
+    let seen = victim.ask("stare", "STARED ").with_context(|| pair.logs())?;
+    ensure!(seen == [LOOKS_OF_BOTH], "{seen:?}\n{}", pair.logs());
+    victim.check()?;
+    victim.end(7)?;
+    pair.stop()
+}
+
 #[test]
 fn who_may_not_reach_a_process_at_home_may_not_when_both_are_away() -> Result<()> {
     let pair = Pair::new()?;

@@ -1,7 +1,8 @@
 /*
  * A parent reads and writes the memory of its child, which lies at the same addresses in both, and
  * reads in /proc of it what the child reads of itself.
- * "back": the child reads its parent's, "peek PID": the parent a stranger's, "look PID": in /proc.
+ * "back": the child reads its parent's, "peek PID": the parent a stranger's, "look PID": in /proc,
+ * "stare": both look at each other.
  */
 #define VICTIM_COMMAND
 #include "victim.h"
@@ -14,6 +15,7 @@
 
 #define GROWN (16 << 20)
 #define STRIPES 1000
+#define LOOKS 20
 
 /* One after the other; what is sealed cannot be written, what is gone has no memory. */
 static unsigned char *area, *sealed, *gone;
@@ -71,6 +73,15 @@ static long read_about(pid_t pid, const char *file, char *text)
 static const char *const FILES[] = { "maps", "stat", "statm", "status" };
 enum { MAPS, STAT, STATM, STATUS };
 
+/* Time and again, while the other one does so. Returns how often that worked. */
+static long look_at(pid_t pid)
+{
+	long seen = 0;
+	for (int i = 0; i < 2 * LOOKS; i++)
+		seen += read_about(pid, FILES[i % 2], its) > 0;
+	return seen;
+}
+
 static void send_about_itself(unsigned file)
 {
 	long length = read_about(getpid(), FILES[file], own);
@@ -110,6 +121,8 @@ static _Noreturn void obey(void)
 			answer = (long)(grown = grow());
 		if (order.what == 's')
 			answer = munmap(grown, GROWN);
+		if (order.what == 'l')
+			answer = look_at(parent);
 		if (order.what == 't')
 			send_about_itself(order.seed);
 		else if (write(to_parent[1], &answer, sizeof answer) != sizeof answer)
@@ -118,13 +131,23 @@ static _Noreturn void obey(void)
 	_exit(0);
 }
 
-static long order(char what, unsigned of)
+static void say_to_child(char what, unsigned of)
 {
 	struct { char what; unsigned seed; } order = { what, of };
-	long answer = -1;
 	expect_equal("an order", sizeof order, write(to_child[1], &order, sizeof order));
+}
+
+static long answer_of_child(void)
+{
+	long answer = -1;
 	expect_equal("an answer", sizeof answer, read(to_parent[0], &answer, sizeof answer));
 	return answer;
+}
+
+static long order(char what, unsigned of)
+{
+	say_to_child(what, of);
+	return answer_of_child();
 }
 
 /* What the child reads of itself is in `own` then, what its parent reads of it in `its`. */
@@ -235,6 +258,7 @@ static void what_it_is(void)
 	read_both(MAPS);
 	expect_equal("its mappings", 0, strcmp(own, its));
 	expect_equal("what it has just mapped", 1, strstr(its, grown) != NULL);
+	expect_range("more than a piece", 64 << 10, sizeof its, strlen(its));
 	read_both(STAT);
 	for (size_t i = 0; i < sizeof SAME / sizeof *SAME; i++) {
 		char what[32];
@@ -274,6 +298,16 @@ static void command(const char *line)
 	if (!strcmp(line, "back")) {
 		fill(area, ++seed);
 		say("BACK %ld\n", order('p', seed));
+		return;
+	}
+	if (!strcmp(line, "stare")) {
+		char *grown = grow();
+		order('g', 0);
+		say_to_child('l', 0);
+		long seen = look_at(child);
+		say("STARED %ld\n", seen + answer_of_child());
+		order('s', 0);
+		munmap(grown, GROWN);
 		return;
 	}
 	pid_t pid = atoi(line + strlen("peek "));

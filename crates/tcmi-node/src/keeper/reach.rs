@@ -95,12 +95,17 @@ fn put(task: &Task, began: u64, what: Reaching) {
     let Some(other) = other.and_then(|pid| task.other(pid)) else {
         return asker.answer(Found::AtHome);
     };
-    let (is_away, origin) = (other.state() == State::Emigrated, other.origin.0);
+    let (state, origin) = (other.state(), other.origin.0);
+    let is_away = state == State::Emigrated;
     let granted = match access {
         _ if !other.is_held() => return asker.answer(Found::AtHome),
         Access::Find if is_away => return asker.answer(Found::Away { began: origin }),
         Access::Read { .. } | Access::Write { .. } if is_away && began == origin => {
             may_reach(task.pid.raw(), other.pid.raw()).then_some(access)
+        }
+        // It may be about to leave; until then home's kernel tells what there is.
+        Access::Tell { .. } if matches!(state, State::Running | State::Preparing) => {
+            return asker.answer(Found::AtHome);
         }
         Access::Tell { file, tid, fd, rest } if is_away => {
             may_be_told(task.pid.raw(), fd, pid, (file, tid)).map(|file| Access::Tell {
@@ -254,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_such_file_open_is_not_told_of_it() {
+    fn who_has_the_very_file_open_is_told_of_one_that_is_away() {
         let away = Arc::default();
         let [one, other] = [0, 0].map(|uid| Guest::new(&away, uid, None));
         let reader = Guest::new(&away, 0, one.file("maps", 0));
@@ -264,6 +269,10 @@ mod tests {
         assert_eq!(other.asks_to_be_told(&one, File::Status), Err(Found::Denied));
         let knows_its_path = Guest::new(&away, 0, one.file("maps", libc::O_PATH));
         assert_eq!(knows_its_path.asks_to_be_told(&one, File::Maps), Err(Found::Denied));
+        one.task.to(State::Returning);
+        assert_eq!(reader.asks_to_be_told(&one, File::Maps), Err(Found::Moves));
+        one.task.to(State::Running);
+        assert_eq!(reader.asks_to_be_told(&one, File::Maps), Err(Found::AtHome));
     }
 
     /// Home's kernel let it, once.

@@ -48,21 +48,30 @@ impl File {
         }
     }
 
-    /// The file of a process, or of a thread of it.
-    pub fn path(self, pid: i32, tid: Option<i32>) -> String {
-        let name = self.name();
-        match tid {
-            Some(tid) => format!("/proc/{pid}/task/{tid}/{name}"),
-            None => format!("/proc/{pid}/{name}"),
-        }
-    }
-
     /// What it has for those who may not look into the process.
     pub fn public(self) -> Option<Self> {
         match self {
             Self::Maps | Self::Smaps | Self::SmapsRollup => None,
             Self::Stat | Self::PublicStat => Some(Self::PublicStat),
             Self::Statm | Self::Status => Some(self),
+        }
+    }
+}
+
+/// A file of a process, or of a thread of it, by ids of whoever looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct About {
+    pub pid: i32,
+    pub tid: Option<i32>,
+    pub file: File,
+}
+
+impl About {
+    pub fn path(&self) -> String {
+        let (pid, name) = (self.pid, self.file.name());
+        match self.tid {
+            Some(tid) => format!("/proc/{pid}/task/{tid}/{name}"),
+            None => format!("/proc/{pid}/{name}"),
         }
     }
 }
@@ -90,6 +99,7 @@ pub struct Rest {
 pub struct Texts(Option<Kept>);
 
 struct Kept {
+    file: File,
     hash: Hash,
     text: Vec<u8>,
     asked: Instant,
@@ -97,7 +107,7 @@ struct Kept {
 
 impl Texts {
     /// The beginning of a text. Moves: another one is being fetched.
-    pub fn begin(&mut self, text: Vec<u8>) -> Found {
+    pub fn begin(&mut self, file: File, text: Vec<u8>) -> Found {
         if text.len() as u64 > TEXT_BYTES_MAX {
             return Found::Denied;
         }
@@ -108,13 +118,14 @@ impl Texts {
         if self.0.as_ref().is_some_and(|kept| kept.asked.elapsed() < KEPT) {
             return Found::Moves;
         }
-        self.0 = Some(Kept { hash, text, asked: Instant::now() });
-        self.go_on(&Rest { text: hash, from: 0 })
+        self.0 = Some(Kept { file, hash, text, asked: Instant::now() });
+        self.go_on(file, &Rest { text: hash, from: 0 })
     }
 
     /// Moves: that text is not here any more.
-    pub fn go_on(&mut self, rest: &Rest) -> Found {
-        let Some(kept) = self.0.as_mut().filter(|kept| kept.hash == rest.text) else {
+    pub fn go_on(&mut self, file: File, rest: &Rest) -> Found {
+        let asked = (file, rest.text);
+        let Some(kept) = self.0.as_mut().filter(|kept| (kept.file, kept.hash) == asked) else {
             return Found::Moves;
         };
         let left = usize::try_from(rest.from).ok().and_then(|from| kept.text.get(from..));
@@ -169,28 +180,33 @@ mod tests {
     fn a_text_comes_whole_and_another_waits_for_it() {
         let mut texts = Texts::default();
         let mut gathered = Gathered::default();
-        let mut rest = gathered.take(told(texts.begin(long(0))));
+        let mut rest = gathered.take(told(texts.begin(File::Maps, long(0))));
         while let Some(wanted) = rest {
-            assert_eq!(texts.begin(long(1)), Found::Moves);
-            assert_eq!(told(texts.begin(b"short".to_vec())).bytes, b"short");
-            rest = gathered.take(told(texts.go_on(&wanted)));
+            assert_eq!(texts.begin(File::Maps, long(1)), Found::Moves);
+            assert_eq!(told(texts.begin(File::Maps, b"short".to_vec())).bytes, b"short");
+            rest = gathered.take(told(texts.go_on(File::Maps, &wanted)));
         }
         assert!(gathered.into_text() == long(0));
-        told(texts.begin(long(1)));
+        told(texts.begin(File::Maps, long(1)));
     }
 
     #[test]
     fn the_rest_of_another_text_is_not_told() {
         let mut texts = Texts::default();
-        let first = told(texts.begin(long(0)));
+        let first = told(texts.begin(File::Maps, long(0)));
         for rest in [
             Rest { text: [7; 32], from: 0 },
             Rest { text: first.text, from: first.len + 1 },
             Rest { text: first.text, from: u64::MAX },
         ] {
-            assert_eq!(texts.go_on(&rest), Found::Moves);
+            assert_eq!(texts.go_on(File::Maps, &rest), Found::Moves);
         }
-        assert_eq!(told(texts.go_on(&Rest { text: first.text, from: first.len })).bytes, b"");
+        let rest = Rest { text: first.text, from: first.bytes.len() as u64 };
+        assert_eq!(texts.go_on(File::Stat, &rest), Found::Moves);
+        assert_eq!(
+            told(texts.go_on(File::Maps, &Rest { text: first.text, from: first.len })).bytes,
+            b""
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
 use tcmi_ckpt::reach::{Access, Found};
-use tcmi_ckpt::texts::Texts;
+use tcmi_ckpt::texts::{About, Texts};
 use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
@@ -508,11 +508,13 @@ impl Life {
     /// By another process, which calls the guest `pid`.
     fn reached_for(&mut self, pid: i32, access: &Access) -> Found {
         match access {
-            Access::Tell { rest: Some(rest), .. } => self.texts.go_on(rest),
-            Access::Tell { file, tid, .. } => match self.calls.tell(pid, *tid, *file) {
-                Some(text) => self.texts.begin(text),
-                None => Found::AtHome,
-            },
+            Access::Tell { file, rest: Some(rest), .. } => self.texts.go_on(*file, rest),
+            Access::Tell { file, tid, .. } => {
+                match self.calls.tell(About { pid, tid: *tid, file: *file }) {
+                    Some(text) => self.texts.begin(*file, text),
+                    None => Found::AtHome,
+                }
+            }
             _ => access.make(self.guest.host_pid),
         }
     }

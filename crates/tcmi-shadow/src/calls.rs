@@ -13,7 +13,7 @@ use tcmi_ckpt::birth;
 use tcmi_ckpt::devices::OpenDevice;
 use tcmi_ckpt::live::LiveFile;
 use tcmi_ckpt::reach::{Access, Found};
-use tcmi_ckpt::texts::File;
+use tcmi_ckpt::texts::About;
 use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::Listener;
 
@@ -450,10 +450,9 @@ impl Calls {
         }
     }
 
-    /// What another process is told in a file of /proc about this one, or a thread of it, by their
-    /// ids at home. None: there is no such thing here.
-    pub fn tell(&self, pid: i32, tid: Option<i32>, file: File) -> Option<Vec<u8>> {
-        selves::for_another(&self.0, pid, tid, file)
+    /// What another process is told, by ids at home. None: there is no such thing here.
+    pub fn tell(&self, about: About) -> Option<Vec<u8>> {
+        selves::for_another(&self.0, about)
     }
 
     /// Which memfd mappings of the guest stand for which files at home.

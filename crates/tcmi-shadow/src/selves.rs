@@ -7,9 +7,10 @@ use std::fs;
 
 use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::errno::{EIO, Errno};
+use tcmi_ckpt::birth;
 use tcmi_ckpt::image::FileRef;
 use tcmi_ckpt::reach::{Access, Found};
-use tcmi_ckpt::texts::{File, Gathered};
+use tcmi_ckpt::texts::{About, File, Gathered};
 use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::{Answer, Notification};
 
@@ -17,9 +18,8 @@ use crate::calls::Shared;
 use crate::mapping;
 use crate::memory::ProcessMemory;
 use crate::stream::StreamError;
-use crate::usage;
-use crate::visit;
-use crate::worker::{OWN_BASE, Outcome, Thread, failed};
+use crate::usage::{self, Who};
+use crate::worker::{Halt, OWN_BASE, Outcome, Thread};
 
 mod merge;
 
@@ -74,11 +74,10 @@ fn scheduled(stat: &str) -> Vec<u8> {
     (text.join(",") + "\n").into_bytes()
 }
 
-/// Ids are home's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
-    /// Of a process, or of a thread of it.
-    Of(i32, Option<i32>, File),
+    /// Ids are home's.
+    Of(About),
     CpuInfo,
     Cpus(usize),
 }
@@ -101,7 +100,7 @@ fn wanted(path: &str) -> Option<Wanted> {
         name = parts.next()?;
     }
     let file = File::named(name)?;
-    parts.next().is_none().then_some(Wanted::Of(pid, tid, file))
+    parts.next().is_none().then_some(Wanted::Of(About { pid, tid, file }))
 }
 
 /// Whether a file is worth asking home which one it is.
@@ -133,22 +132,6 @@ pub(crate) fn opening(shared: &Shared, notif: &Notification) -> Option<i32> {
     may_be_wanted(std::str::from_utf8(&path).ok()?).then_some(flags)
 }
 
-/// Why there is no content of ours.
-enum Halt {
-    /// What home has opened is right, or all there is.
-    Homes,
-    /// It is of one that is neither at home nor away, or this one is about to leave.
-    Again,
-    Errno(Errno),
-    Stream(StreamError),
-}
-
-impl From<StreamError> for Halt {
-    fn from(error: StreamError) -> Self {
-        Self::Stream(error)
-    }
-}
-
 /// Home has opened `fd`, whose name may have led anywhere. If it is a file that is not home's to
 /// show, one with the guest's content takes its place.
 pub(crate) fn opened(
@@ -158,132 +141,135 @@ pub(crate) fn opened(
     flags: i32,
     fd: i64,
 ) -> Result<Outcome, StreamError> {
+    let homes = Ok(Outcome::Answer(Answer::Value(fd)));
     let name = mapping::name(thread, fd as u64)?;
-    let replaced = match wanted(&name) {
-        Some(wanted) => content(shared, thread, notif, wanted, fd)
-            .and_then(|content| replace(thread, fd, &content, flags)),
-        None => Err(Halt::Homes),
+    let Some(wanted) = wanted(&name) else { return homes };
+    let replaced = match content(shared, thread, notif, wanted, fd) {
+        Ok(Some(content)) => replace(thread, fd, &content, flags),
+        Ok(None) => Ok(()),
+        Err(halt) => Err(halt),
     };
     match replaced {
-        Ok(()) | Err(Halt::Homes) => Ok(Outcome::Answer(Answer::Value(fd))),
-        Err(Halt::Again) => {
-            close(thread, fd)?;
-            Ok(visit::again())
-        }
-        Err(Halt::Errno(errno)) => {
-            close(thread, fd)?;
-            Ok(failed(errno))
-        }
+        Ok(()) => homes,
         Err(Halt::Stream(error)) => Err(error),
+        Err(halt) => {
+            close(thread, fd)?;
+            halt.outcome()
+        }
     }
 }
 
+/// None: what home has opened is right, or all there is.
 fn content(
     shared: &Shared,
     thread: &mut Thread,
     notif: &Notification,
     wanted: Wanted,
     fd: i64,
-) -> Result<Vec<u8>, Halt> {
-    match wanted {
-        Wanted::Of(pid, tid, file) => match shared.called_at_home(pid) {
-            Some(here) => of_self(shared, thread, notif, (here, tid, file), fd),
-            None => of_another(shared, thread, (pid, tid, file), fd),
-        },
-        Wanted::CpuInfo if shared.guest.processors.is_some() => {
-            fs::read("/proc/cpuinfo").map_err(|_| Halt::Errno(EIO))
+) -> Result<Option<Vec<u8>>, Halt> {
+    let about = match (wanted, &shared.guest.processors) {
+        (Wanted::Of(about), _) => about,
+        (_, None) => return Ok(None),
+        (Wanted::CpuInfo, Some(_)) => {
+            return fs::read("/proc/cpuinfo").map(Some).map_err(|_| Halt::Errno(EIO));
         }
-        Wanted::Cpus(list) => {
-            let processors = shared.guest.processors.as_ref().ok_or(Halt::Homes)?;
+        (Wanted::Cpus(list), Some(processors)) => {
             let list = processors.0.get(list).ok_or(Halt::Errno(EIO))?;
-            Ok(list.1.clone())
+            return Ok(Some(list.1.clone()));
         }
-        Wanted::CpuInfo => Err(Halt::Homes),
+    };
+    if process_here(shared, about.pid).is_none() {
+        return of_another(shared, thread, about, fd);
+    }
+    match called_here(shared, about) {
+        Some(about) => of_self(shared, thread, notif, about, fd).map(Some),
+        None => Ok(None),
     }
 }
 
-/// `pid` is as the process, or the thread by which it is looked at, is called here.
+/// None: there is no such process or thread here.
+fn called_here(shared: &Shared, about: About) -> Option<About> {
+    let pid = process_here(shared, about.pid)?;
+    let tid = match about.tid {
+        Some(tid) => Some(shared.called_at_home(tid)?),
+        None => None,
+    };
+    Some(About { pid, tid, ..about })
+}
+
+/// By any of its threads; by the first also when that has ended.
+fn process_here(shared: &Shared, pid: i32) -> Option<i32> {
+    let own = shared.guest.pid;
+    match birth::inner_tid(own, own) == Some(pid) {
+        true => Some(own),
+        false => shared.called_at_home(pid),
+    }
+}
+
+/// `about` is as it is called here.
 fn of_self(
     shared: &Shared,
     thread: &mut Thread,
     notif: &Notification,
-    (pid, tid, file): (i32, Option<i32>, File),
+    about: About,
     fd: i64,
 ) -> Result<Vec<u8>, Halt> {
-    let here = |tid| shared.called_at_home(tid).ok_or(Halt::Homes);
-    let tid = tid.map(here).transpose()?;
-    let who = tid.map_or(usage::Who::Process, usage::Who::Thread);
-    let used = || usage::used(shared, thread, notif.tid, who);
-    let guests = guests(shared, pid, tid, file, used).ok_or(Halt::Errno(EIO))?;
-    if matches!(file, File::SmapsRollup | File::Statm) {
+    let used = |who| usage::used(shared, thread, notif.tid, who);
+    let guests = guests(shared, about, used).ok_or(Halt::Errno(EIO))?;
+    if matches!(about.file, File::SmapsRollup | File::Statm) {
         return Ok(guests);
     }
-    let home = read(thread, fd)?;
-    Ok(merged(file, guests, &home, tid.unwrap_or(pid) == notif.tid))
+    let is_caller = about.tid.unwrap_or(about.pid) == notif.tid;
+    Ok(merged(about.file, guests, &read(thread, fd)?, is_caller))
 }
 
-/// Home is read behind the guest: as long as that can be, the process that was opened has not
-/// ended, and the one of its number is it.
+/// None: it is at home, or may not be looked at where it is.
 fn of_another(
     shared: &Shared,
     thread: &mut Thread,
-    (pid, tid, file): (i32, Option<i32>, File),
+    about: About,
     fd: i64,
-) -> Result<Vec<u8>, Halt> {
-    let guests = fetch(shared, (pid, tid, file), fd as i32)?;
+) -> Result<Option<Vec<u8>>, Halt> {
+    let Some(guests) = fetch(shared, about, fd as i32)? else { return Ok(None) };
+    // Behind the guest: as long as it can be read, the process that was opened has not ended, and
+    // the one of its number is it.
     let home = read(thread, fd)?;
-    Ok(merged(file, guests, &home, false))
+    Ok(Some(merged(about.file, guests, &home, false)))
 }
 
 /// From the node of another guest.
-fn fetch(
-    shared: &Shared,
-    (pid, tid, file): (i32, Option<i32>, File),
-    fd: i32,
-) -> Result<Vec<u8>, Halt> {
+fn fetch(shared: &Shared, about: About, fd: i32) -> Result<Option<Vec<u8>>, Halt> {
+    let About { pid, tid, file } = about;
     let mut gathered = Gathered::default();
     let mut rest = None;
     loop {
         let piece = match shared.hooks.reach(pid, 0, Access::Tell { file, tid, fd, rest }) {
             Found::Told(piece) => piece,
-            Found::AtHome | Found::Denied | Found::Nobody => return Err(Halt::Homes),
+            Found::AtHome | Found::Denied | Found::Nobody => return Ok(None),
             _ => return Err(Halt::Again),
         };
         rest = gathered.take(piece);
         if rest.is_none() {
-            return Ok(gathered.into_text());
+            return Ok(Some(gathered.into_text()));
         }
     }
 }
 
-/// For another process, which calls them as home does. None: there is nothing of the kind here.
-pub(crate) fn for_another(
-    shared: &Shared,
-    pid: i32,
-    tid: Option<i32>,
-    file: File,
-) -> Option<Vec<u8>> {
-    let pid = shared.called_at_home(pid)?;
-    let tid = tid.map(|tid| shared.called_at_home(tid).ok_or(())).transpose().ok()?;
-    let who = tid.map_or(usage::Who::Process, usage::Who::Thread);
-    guests(shared, pid, tid, file, || usage::used_by(shared, who))
+/// For another process. None: there is nothing of the kind here.
+pub(crate) fn for_another(shared: &Shared, about: About) -> Option<Vec<u8>> {
+    guests(shared, called_here(shared, about)?, |who| usage::used_by(shared, who))
 }
 
 /// What is known here. None: it has ended.
-fn guests(
-    shared: &Shared,
-    pid: i32,
-    tid: Option<i32>,
-    file: File,
-    used: impl FnOnce() -> Usage,
-) -> Option<Vec<u8>> {
-    let text = fs::read(file.path(pid, tid)).ok()?;
+fn guests(shared: &Shared, about: About, used: impl FnOnce(Who) -> Usage) -> Option<Vec<u8>> {
+    let text = fs::read(about.path()).ok()?;
     let ours = String::from_utf8_lossy(&text);
     let known = Known { names: &shared.guest.names, mapped: &shared.mapped };
-    let text = match file {
+    let who = about.tid.map_or(Who::Process, Who::Thread);
+    let text = match about.file {
         File::Maps | File::Smaps => named(&known, &ours),
-        File::Stat => counted(&ours, &used())?,
-        File::PublicStat => public(&counted(&ours, &used())?)?,
+        File::Stat => counted(&ours, &used(who))?,
+        File::PublicStat => public(&counted(&ours, &used(who))?)?,
         File::SmapsRollup | File::Statm | File::Status => return Some(text),
     };
     Some(text.into_bytes())
@@ -370,7 +356,7 @@ mod tests {
 
     #[test]
     fn only_what_is_about_a_process_or_processors_is_wanted() {
-        let of = |tid, file| Some(Wanted::Of(42, tid, file));
+        let of = |tid, file| Some(Wanted::Of(About { pid: 42, tid, file }));
         assert_eq!(wanted("/proc/42/maps"), of(None, File::Maps));
         assert_eq!(wanted("/proc/42/task/43/stat"), of(Some(43), File::Stat));
         assert_eq!(wanted("/proc/cpuinfo"), Some(Wanted::CpuInfo));

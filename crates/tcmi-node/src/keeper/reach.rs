@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use tcmi_ckpt::reach::{Access, Found};
-use tcmi_ckpt::texts::File;
+use tcmi_ckpt::texts::{About, File};
 use tcmi_core::command::Pid;
 use tcmi_core::lifecycle::State;
 use tcmi_migr::messages::{self as msg, Message};
@@ -60,7 +60,7 @@ impl Keeper<'_> {
         access.check()?;
         let (answers, bell) = (self.answers.0.clone(), Arc::clone(&self.task.bell));
         let asker = Asker { answers, bell, number, found: Found::Moves };
-        put(self.task, began, Reaching { pid, access, asker });
+        pass_on(self.task, began, Reaching { pid, access, asker });
         Ok(())
     }
 
@@ -89,7 +89,7 @@ impl Keeper<'_> {
 }
 
 /// Has the keeper of the process that `task` reaches for do it, if it may and that is away.
-fn put(task: &Task, began: u64, what: Reaching) {
+fn pass_on(task: &Task, began: u64, what: Reaching) {
     let Reaching { pid, access, asker } = what;
     let other = proc::status(pid).ok().and_then(|status| Pid::new(status.tgid));
     let Some(other) = other.and_then(|pid| task.other(pid)) else {
@@ -108,7 +108,7 @@ fn put(task: &Task, began: u64, what: Reaching) {
             return asker.answer(Found::AtHome);
         }
         Access::Tell { file, tid, fd, rest } if is_away => {
-            may_be_told(task.pid.raw(), fd, pid, (file, tid)).map(|file| Access::Tell {
+            may_be_told(task.pid.raw(), fd, About { pid, tid, file }).map(|file| Access::Tell {
                 file,
                 tid,
                 fd,
@@ -126,11 +126,11 @@ fn put(task: &Task, began: u64, what: Reaching) {
 /// As which file `caller` may be told of one about `pid`. Its shadow has that open, so home's kernel
 /// let it: whatever its node says, and whichever process had the number before. But who may look
 /// into a process may change behind an open.
-fn may_be_told(caller: i32, fd: i32, pid: i32, (file, tid): (File, Option<i32>)) -> Option<File> {
-    if !has_open(caller, fd, &file.path(pid, tid)) {
+fn may_be_told(caller: i32, fd: i32, about: About) -> Option<File> {
+    if !has_open(caller, fd, &about.path()) {
         return None;
     }
-    if may_reach(caller, pid) { Some(file) } else { file.public() }
+    if may_reach(caller, about.pid) { Some(about.file) } else { about.file.public() }
 }
 
 fn has_open(caller: i32, fd: i32, path: &str) -> bool {
@@ -219,7 +219,7 @@ mod tests {
             let (answers, answered) = unbounded();
             let bell = Arc::clone(&self.task.bell);
             let asker = Asker { answers, bell, number: 1, found: Found::Moves };
-            put(&self.task, began, Reaching { pid: other.pid(), access, asker });
+            pass_on(&self.task, began, Reaching { pid: other.pid(), access, asker });
             match other.task.next_reaching() {
                 Some(reaching) => Ok(reaching.access),
                 None => Err(answered.try_recv().unwrap().found),

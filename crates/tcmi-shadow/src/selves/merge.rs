@@ -50,7 +50,7 @@ fn line(text: &str) -> Option<Line<'_>> {
 
 /// The guest's mappings, with the files at home that we know them to be of.
 pub(super) fn named(known: &Known<'_>, text: &str) -> String {
-    with_files(text, |whole| match line(whole) {
+    each_line(text, |whole| match line(whole) {
         Some(l) if l.inode != 0 => Some(known.name(&l)),
         _ => None,
     })
@@ -59,7 +59,7 @@ pub(super) fn named(known: &Known<'_>, text: &str) -> String {
 /// Those with the files that the shadow has there.
 pub(super) fn placed(guests: &str, home: &str) -> String {
     let home: Vec<Line<'_>> = home.lines().filter_map(line).filter(|l| l.inode != 0).collect();
-    with_files(guests, |whole| {
+    each_line(guests, |whole| {
         let whole = whole.strip_prefix(OPEN)?;
         let at_home = line(whole).and_then(|l| {
             let h = home.iter().find(|h| (h.start..h.end).contains(&l.start))?;
@@ -70,7 +70,7 @@ pub(super) fn placed(guests: &str, home: &str) -> String {
 }
 
 /// None: the line stays as it is.
-fn with_files(text: &str, other: impl Fn(&str) -> Option<String>) -> String {
+fn each_line(text: &str, other: impl Fn(&str) -> Option<String>) -> String {
     let mut all = String::with_capacity(text.len());
     for line in text.lines() {
         match other(line) {
@@ -88,7 +88,7 @@ impl Known<'_> {
             let dev = ((file.dev >> 32) as u32, file.dev as u32);
             return shape(l, l.offset + from, dev, file.inode, &file.path);
         }
-        let else_named = match self.mapped.get(l.inode) {
+        let named = match self.mapped.get(l.inode) {
             Some(file) => {
                 let dev = (libc::major(file.dev), libc::minor(file.dev));
                 shape(l, l.offset + file.offset, dev, file.ino, &file.name)
@@ -96,7 +96,7 @@ impl Known<'_> {
             // The page that the guest shares with us.
             None => shape(l, 0, (0, 0), 0, ""),
         };
-        format!("{OPEN}{else_named}")
+        format!("{OPEN}{named}")
     }
 }
 

@@ -12,7 +12,9 @@ use tcmi_ckpt::copies::OpenCopy;
 use tcmi_ckpt::devices::{Device, OpenDevice};
 use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, ThreadImage, Vma};
 use tcmi_ckpt::layout::{gap, reconcile};
+use tcmi_ckpt::reach::{Access, Found};
 use tcmi_ckpt::rebuild::{Pages, thread_of};
+use tcmi_ckpt::texts::{self, Gathered, Piece, Rest};
 use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_kkc::codec::{self, Frame};
 use tcmi_kkc::{BulkReader, BulkWriter, Stream, StreamKind};
@@ -160,6 +162,28 @@ pub fn messages() -> Vec<Vec<u8>> {
         bytes(msg::Live { index: 0, size: 5000, dev: 8, ino: 9 }),
         bytes(msg::ThreadBegun { tid: 4243, stream: 7 }),
         bytes(msg::ThreadRefused {}),
+        bytes(msg::Reach {
+            number: 1,
+            pid: 4242,
+            began: 5,
+            access: Access::Write { addr: 4096, bytes: vec![7; 9] },
+        }),
+        bytes(msg::Reach {
+            number: 2,
+            pid: 4242,
+            began: 0,
+            access: Access::Tell {
+                file: texts::File::Maps,
+                tid: Some(4243),
+                fd: 3,
+                rest: Some(Rest { text: [1; 32], from: 4096 }),
+            },
+        }),
+        bytes(msg::Reached { number: 1, found: Found::Away { began: 5 } }),
+        bytes(msg::Reached {
+            number: 2,
+            found: Found::Told(Piece { text: [1; 32], len: 9, bytes: vec![7; 9] }),
+        }),
     ]
 }
 
@@ -189,6 +213,11 @@ pub fn message(input: &[u8]) -> Result<String, String> {
         msg::Live::KIND => plain::<msg::Live>(&frame),
         msg::ThreadBegun::KIND => plain::<msg::ThreadBegun>(&frame),
         msg::ThreadRefused::KIND => plain::<msg::ThreadRefused>(&frame),
+        msg::Reach::KIND => read::<msg::Reach>(&frame, |m| Ok(format!("{:?}", m.access.check()))),
+        msg::Reached::KIND => read::<msg::Reached>(&frame, |m| match &m.found {
+            Found::Told(piece) => Ok(format!("told {:?}", Gathered::default().take(piece.clone()))),
+            found => Ok(format!("{:?}", found.check())),
+        }),
         _ => Ok("another kind".into()),
     }
 }

@@ -201,6 +201,9 @@ static void identity_and_signals(void)
 	expect_equal("of another thread", other_tid, number(file, "Pid", 10));
 	expect_equal("its mask", 1L << (SIGWINCH - 1), number(file, "SigBlk", 16));
 	expect_equal("ours", 0, number("/proc/thread-self/status", "SigBlk", 16));
+	snprintf(file, sizeof file, "/proc/%d/status", other_tid);
+	expect_equal("by the thread's id", other_tid, number(file, "Pid", 10));
+	expect_range("its memory, in KiB", 500, INT64_MAX, number(file, "VmRSS", 10));
 }
 
 static void processors(void)

@@ -24,6 +24,7 @@ pub mod remote;
 pub mod signalfds;
 pub mod snapshot;
 pub mod sysv;
+pub mod texts;
 pub mod usage;
 pub mod vdso;
 pub mod watched;

@@ -1,10 +1,12 @@
-//! Memory that one process reaches for in another, where either may be away.
+//! What one process reaches for in another, where either may be away: its memory, and the files of
+//! /proc that tell of it.
 
 use std::io::IoSliceMut;
 
 use serde::{Deserialize, Serialize};
 use tcmi_sys::memory;
 
+use crate::texts::{File, Piece, Rest};
 use crate::{Error, Result};
 
 /// Most bytes of one access.
@@ -21,6 +23,14 @@ pub enum Access {
     Write {
         addr: u64,
         bytes: Vec<u8>,
+    },
+    /// What its kernel tells of it, or of a thread of it: a new text, or the rest of one.
+    Tell {
+        file: File,
+        tid: Option<i32>,
+        /// As which the asker's shadow has that file open.
+        fd: i32,
+        rest: Option<Rest>,
     },
 }
 
@@ -41,26 +51,24 @@ pub enum Found {
     Read(Vec<u8>),
     /// So many bytes, up to the first bad page.
     Written(u32),
+    Told(Piece),
 }
 
 impl Access {
     /// Whether it may be made. Before memory is taken for it.
     pub fn check(&self) -> Result<()> {
         let len = match self {
-            Self::Find => 0,
+            Self::Find | Self::Tell { .. } => 0,
             Self::Read { len, .. } => *len as usize,
             Self::Write { bytes, .. } => bytes.len(),
         };
-        match len <= PIECE_BYTES_MAX {
-            true => Ok(()),
-            false => Err(Error::Image("too large an access to memory")),
-        }
+        bounded(len)
     }
 
-    /// Makes it in `pid`, as far as its pages can be reached.
+    /// Makes one to memory in `pid`, as far as its pages can be reached.
     pub fn make(&self, pid: i32) -> Found {
         match self {
-            Self::Find => Found::Moves,
+            Self::Find | Self::Tell { .. } => Found::Moves,
             Self::Read { addr, len } => {
                 let mut bytes = vec![0; *len as usize];
                 let rooms = &mut [IoSliceMut::new(&mut bytes)];
@@ -75,6 +83,23 @@ impl Access {
     }
 }
 
+impl Found {
+    /// Whether an access can have found it.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Self::Read(bytes) | Self::Told(Piece { bytes, .. }) => bounded(bytes.len()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn bounded(len: usize) -> Result<()> {
+    match len <= PIECE_BYTES_MAX {
+        true => Ok(()),
+        false => Err(Error::Image("too large an access to a process")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,7 +110,9 @@ mod tests {
         assert!(Access::Read { addr: 0, len }.check().is_ok());
         assert!(Access::Read { addr: 0, len: len + 1 }.check().is_err());
         let bytes = vec![0; PIECE_BYTES_MAX + 1];
-        assert!(Access::Write { addr: 0, bytes }.check().is_err());
+        assert!(Access::Write { addr: 0, bytes: bytes.clone() }.check().is_err());
+        assert!(Found::Read(bytes.clone()).check().is_err());
+        assert!(Found::Told(Piece { text: [0; 32], len: 1 << 20, bytes }).check().is_err());
     }
 
     #[test]

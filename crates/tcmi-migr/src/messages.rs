@@ -149,8 +149,8 @@ message! {
     /// N: the guest has waited for a child, of which home is to tell what it used elsewhere.
     41 AskUsed { number: u64, pid: i32 }
     42 ChildUsed { number: u64, used: Usage }
-    /// N: the guest reaches for the memory of a process at home, which `began` then, as Found::Away
-    /// told. H: for this guest's memory.
+    /// N: the guest reaches for a process at home, which, if for its memory, `began` then, as
+    /// Found::Away told. H: another one for this guest.
     43 Reach { number: u64, pid: i32, began: u64, access: Access }
     /// The answer of either. H gives them in any order, N in that of the questions.
     44 Reached { number: u64, found: Found }

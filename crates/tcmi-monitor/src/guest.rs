@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tcmi_ckpt::birth::Guest;
 use tcmi_ckpt::image::ProcessImage;
 use tcmi_ckpt::reach::{Access, Found};
+use tcmi_ckpt::texts::{About, Texts};
 use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_kkc::codec::Frame;
 use tcmi_kkc::{BulkReader, BulkWriter};
@@ -103,7 +104,7 @@ struct Tidings {
     births: Births,
     /// What a child used that the guest has waited for.
     children: Inquiry<i32, Usage>,
-    /// Memory of another process: its id, when it began, and what is to be done there.
+    /// Another process: its id, when it began, and what is to be done there.
     others: Inquiry<(i32, u64, Access), Found>,
     bell: OwnedFd,
     /// It serves. Until then the process may go on at home.
@@ -194,6 +195,8 @@ struct Life {
     calls: Calls,
     tracer: Tracer,
     events: Arc<Events>,
+    /// That others fetch.
+    texts: Texts,
     shadow: Arc<Tidings>,
     pidfd: OwnedFd,
     limits: Limits,
@@ -475,9 +478,9 @@ impl Life {
                 self.shadow.others.answer(number, found);
             }
             msg::Reach::KIND => {
-                let msg::Reach { number, access, .. } = msg::decode(frame)?;
+                let msg::Reach { number, pid, access, .. } = msg::decode(frame)?;
                 access.check()?;
-                let found = access.make(self.guest.host_pid);
+                let found = self.reached_for(pid, &access);
                 self.tell_keeper(&msg::Reached { number, found });
             }
             msg::ThreadRefused::KIND => {
@@ -502,6 +505,20 @@ impl Life {
             other => return Err(Error::Protocol { want: "a command for the guest", got: other }),
         }
         Ok(None)
+    }
+
+    /// By another process, which calls the guest `pid`.
+    fn reached_for(&mut self, pid: i32, access: &Access) -> Found {
+        match access {
+            Access::Tell { file, rest: Some(rest), .. } => self.texts.go_on(*file, rest),
+            Access::Tell { file, tid, .. } => {
+                match self.calls.tell(About { pid, tid: *tid, file: *file }) {
+                    Some(text) => self.texts.begin(*file, text),
+                    None => Found::AtHome,
+                }
+            }
+            _ => access.make(self.guest.host_pid),
+        }
     }
 
     fn stats(&self) -> Vec<msg::CallCount> {

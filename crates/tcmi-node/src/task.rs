@@ -71,7 +71,7 @@ struct Inner {
     out: Times,
     calls: Calls,
     orders: VecDeque<Order>,
-    /// What others want of its guest's memory.
+    /// What others want of its guest.
     reachings: VecDeque<Reaching>,
     /// Its thread is at work.
     held: bool,
@@ -229,7 +229,7 @@ impl Task {
         self.all.upgrade()?.lock().get(&pid).cloned()
     }
 
-    /// Another process reaches for its guest's memory. Dropped if it is not away.
+    /// Another process reaches for its guest. Dropped if it is not away.
     pub fn reached_for(&self, what: Reaching) {
         let mut inner = self.inner.lock();
         if inner.state == State::Emigrated {

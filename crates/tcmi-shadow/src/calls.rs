@@ -13,6 +13,7 @@ use tcmi_ckpt::birth;
 use tcmi_ckpt::devices::OpenDevice;
 use tcmi_ckpt::live::LiveFile;
 use tcmi_ckpt::reach::{Access, Found};
+use tcmi_ckpt::texts::About;
 use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::Listener;
 
@@ -26,7 +27,7 @@ use crate::mapping::MappedFiles;
 use crate::memory::Writable;
 use crate::own_memory;
 use crate::placement::Placement;
-use crate::selves::{Names, Processors};
+use crate::selves::{self, Names, Processors};
 use crate::signalfds;
 use crate::stats::Stats;
 use crate::steward::Steward;
@@ -104,8 +105,8 @@ pub trait Hooks: Send + Sync {
     fn visit_home(&self, by: i32) -> Denied;
     /// On other nodes than home, by a child that was waited for.
     fn child_used(&self, pid: i32) -> Usage;
-    /// Reaches for memory of a process that is called so at home and `began` then. In an access of
-    /// its own, as Found::Away told.
+    /// Reaches for a process that is called so at home and, in an access to its memory, `began` then,
+    /// as Found::Away told.
     fn reach(&self, pid: i32, began: u64, access: Access) -> Found;
     /// It has been begun here as `here`, and does not run yet.
     fn thread_begun(&self, here: i32, tid: i32);
@@ -453,6 +454,11 @@ impl Calls {
             Ok(written) => written.map_err(io::Error::other),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         }
+    }
+
+    /// What another process is told, by ids at home. None: there is no such thing here.
+    pub fn tell(&self, about: About) -> Option<Vec<u8>> {
+        selves::for_another(&self.0, about)
     }
 
     /// Which memfd mappings of the guest stand for which files at home.

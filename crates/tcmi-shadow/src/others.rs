@@ -11,8 +11,7 @@ use tcmi_sys::seccomp::{Answer, Notification};
 use crate::calls::Shared;
 use crate::memory::{ProcessMemory, word};
 use crate::stream::StreamError;
-use crate::visit;
-use crate::worker::{Outcome, Thread, failed, returned};
+use crate::worker::{Halt, Outcome, Thread, returned};
 
 const IOVEC_BYTES: u64 = 16;
 const IOVECS_MAX: u64 = 1024;
@@ -20,20 +19,6 @@ const IOVECS_MAX: u64 = 1024;
 const MOVED_MAX: u64 = i32::MAX as u64 & !0xfff;
 /// Nobody has memory there.
 const NOWHERE: u64 = 16;
-
-/// Why a call ends before all is moved.
-enum Halt {
-    Errno(Errno),
-    /// The other one is neither at home nor away, or this one is about to leave.
-    Again,
-    Stream(StreamError),
-}
-
-impl From<StreamError> for Halt {
-    fn from(error: StreamError) -> Self {
-        Self::Stream(error)
-    }
-}
 
 pub(crate) fn serve(
     shared: &Shared,
@@ -45,10 +30,8 @@ pub(crate) fn serve(
     }
     match move_all(shared, thread, notif) {
         Ok(moved) => Ok(returned(moved as i64)),
-        Err(Halt::Errno(errno)) => Ok(failed(errno)),
-        // What was moved is moved once more.
-        Err(Halt::Again) => Ok(visit::again()),
-        Err(Halt::Stream(error)) => Err(error),
+        // Again: what was moved is moved once more.
+        Err(halt) => halt.outcome(),
     }
 }
 
@@ -236,6 +219,6 @@ fn whereabouts(shared: &Shared, pid: i32) -> Result<Option<u64>, Halt> {
         Found::Away { began } => Ok(Some(began)),
         Found::Nobody => Err(Halt::Errno(EAGAIN)),
         Found::Denied => Err(Halt::Errno(EPERM)),
-        Found::Moves | Found::Read(_) | Found::Written(_) => Err(Halt::Again),
+        Found::Moves | Found::Read(_) | Found::Written(_) | Found::Told(_) => Err(Halt::Again),
     }
 }

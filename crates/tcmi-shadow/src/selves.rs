@@ -1,6 +1,6 @@
-//! Files in which a program reads of itself and of its processors: what home's kernel would tell of
-//! the shadow is not what the guest is. They are opened as a file at home that has the content, so
-//! that the descriptor is one of home's like any other.
+//! Files in which a program reads of itself, of other guests and of its processors: what home's kernel
+//! would tell of a shadow is not what its guest is. They are opened as a file at home that has the
+//! content, so that the descriptor is one of home's like any other.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,19 +9,21 @@ use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::errno::{EIO, Errno};
 use tcmi_ckpt::birth;
 use tcmi_ckpt::image::FileRef;
-use tcmi_ckpt::usage::TICK_NS;
+use tcmi_ckpt::reach::{Access, Found};
+use tcmi_ckpt::texts::{About, File, Gathered};
+use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::calls::Shared;
 use crate::mapping;
 use crate::memory::ProcessMemory;
 use crate::stream::StreamError;
-use crate::usage;
-use crate::worker::{OWN_BASE, Outcome, Thread, failed};
+use crate::usage::{self, Who};
+use crate::worker::{Halt, OWN_BASE, Outcome, Thread};
 
 mod merge;
 
-use merge::{Known, maps, stat, status};
+use merge::{Known, counted, named, placed, public, stat, status};
 
 const PAGE_BYTES: usize = 4096;
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -73,20 +75,9 @@ fn scheduled(stat: &str) -> Vec<u8> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leaf {
-    Maps,
-    Smaps,
-    /// As the guest's kernel has it.
-    Verbatim(&'static str),
-    Stat,
-    Status,
-}
-
-/// Ids are home's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
-    /// Of a process, or of a thread of it.
-    Of(i32, Option<i32>, Leaf),
+    /// Ids are home's.
+    Of(About),
     CpuInfo,
     Cpus(usize),
 }
@@ -108,25 +99,13 @@ fn wanted(path: &str) -> Option<Wanted> {
         tid = Some(parts.next()?.parse().ok()?);
         name = parts.next()?;
     }
-    let leaf = leaf(name)?;
-    parts.next().is_none().then_some(Wanted::Of(pid, tid, leaf))
-}
-
-fn leaf(name: &str) -> Option<Leaf> {
-    Some(match name {
-        "maps" => Leaf::Maps,
-        "smaps" => Leaf::Smaps,
-        "smaps_rollup" => Leaf::Verbatim("smaps_rollup"),
-        "statm" => Leaf::Verbatim("statm"),
-        "stat" => Leaf::Stat,
-        "status" => Leaf::Status,
-        _ => return None,
-    })
+    let file = File::named(name)?;
+    parts.next().is_none().then_some(Wanted::Of(About { pid, tid, file }))
 }
 
 /// Whether a file of that name is worth asking home which one it is.
 fn may_be_wanted(name: &str) -> bool {
-    name == "cpuinfo" || CPU_LISTS.contains(&name) || leaf(name).is_some()
+    name == "cpuinfo" || CPU_LISTS.contains(&name) || File::named(name).is_some()
 }
 
 /// A call that opens a file.
@@ -174,117 +153,152 @@ pub(crate) fn opened(
     opening: &Opening,
     fd: i64,
 ) -> Result<Outcome, StreamError> {
+    let homes = Ok(Outcome::Answer(Answer::Value(fd)));
     if !opening.may_be_wanted() {
-        return Ok(Outcome::Answer(Answer::Value(fd)));
+        return homes;
     }
     let name = mapping::name(thread, fd as u64)?;
-    let Some(shown) = wanted(&name).and_then(|wanted| shown(shared, wanted)) else {
-        return Ok(Outcome::Answer(Answer::Value(fd)));
+    let Some(wanted) = wanted(&name) else { return homes };
+    let replaced = match content(shared, thread, notif, wanted, fd) {
+        Ok(Some(content)) => replace(thread, fd, &content, opening.flags),
+        Ok(None) => Ok(()),
+        Err(halt) => Err(halt),
     };
-    let replaced = match content(shared, thread, notif, &shown, fd)? {
-        Ok(content) => replace(thread, fd, &content, opening.flags)?,
-        Err(errno) => Err(errno),
-    };
-    Ok(match replaced {
-        Ok(()) => Outcome::Answer(Answer::Value(fd)),
-        Err(errno) => {
+    match replaced {
+        Ok(()) => homes,
+        Err(Halt::Stream(error)) => Err(error),
+        Err(halt) => {
             close(thread, fd)?;
-            failed(errno)
+            halt.outcome()
         }
-    })
+    }
 }
 
-/// A file that is not home's to show.
-struct Shown {
-    wanted: Wanted,
-    /// The thread that it is about, as it is called here; None: the process.
-    tid: Option<i32>,
-}
-
-/// None: it is home's.
-fn shown(shared: &Shared, wanted: Wanted) -> Option<Shown> {
-    let tid = match wanted {
-        Wanted::Of(pid, tid, _) => {
-            let own = shared.guest.pid;
-            if birth::inner_tid(own, own) != Some(pid) {
-                return None;
-            }
-            tid.map(|tid| shared.called_at_home(tid)).map_or(Some(None), |here| here.map(Some))?
-        }
-        _ if shared.guest.processors.is_none() => return None,
-        _ => None,
-    };
-    Some(Shown { wanted, tid })
-}
-
-type Content = Result<Vec<u8>, Errno>;
-
+/// None: what home has opened is right, or all there is.
 fn content(
     shared: &Shared,
     thread: &mut Thread,
     notif: &Notification,
-    shown: &Shown,
+    wanted: Wanted,
     fd: i64,
-) -> Result<Content, StreamError> {
-    let (pid, tid) = (shared.guest.pid, shown.tid);
-    let here = |name: &str| {
-        let file = tid.map_or(name.to_owned(), |tid| format!("task/{tid}/{name}"));
-        fs::read(format!("/proc/{pid}/{file}")).map_err(|_| EIO)
-    };
-    let leaf = match shown.wanted {
-        Wanted::CpuInfo => return Ok(fs::read("/proc/cpuinfo").map_err(|_| EIO)),
-        Wanted::Cpus(list) => {
-            let lists = shared.guest.processors.as_ref();
-            let text = lists.and_then(|lists| lists.0.get(list)).map(|(_, text)| text.clone());
-            return Ok(text.ok_or(EIO));
+) -> Result<Option<Vec<u8>>, Halt> {
+    let about = match (wanted, &shared.guest.processors) {
+        (Wanted::Of(about), _) => about,
+        (_, None) => return Ok(None),
+        (Wanted::CpuInfo, Some(_)) => {
+            return fs::read("/proc/cpuinfo").map(Some).map_err(|_| Halt::Errno(EIO));
         }
-        Wanted::Of(_, _, leaf) => leaf,
+        (Wanted::Cpus(list), Some(processors)) => {
+            let list = processors.0.get(list).ok_or(Halt::Errno(EIO))?;
+            return Ok(Some(list.1.clone()));
+        }
     };
-    let (name, needs_home) = match leaf {
-        Leaf::Maps => ("maps", true),
-        Leaf::Smaps => ("smaps", true),
-        Leaf::Stat => ("stat", true),
-        Leaf::Status => ("status", true),
-        Leaf::Verbatim(name) => (name, false),
-    };
-    let ours = match here(name) {
-        Ok(text) => text,
-        Err(errno) => return Ok(Err(errno)),
-    };
-    if !needs_home {
-        return Ok(Ok(ours));
+    if process_here(shared, about.pid).is_none() {
+        return of_another(shared, thread, about, fd);
     }
-    let home = match leaf {
-        Leaf::Smaps => read_by_name(thread, "/proc/self/maps")?,
-        _ => read(thread, fd)?,
+    match called_here(shared, about) {
+        Some(about) => of_self(shared, thread, notif, about, fd).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// None: there is no such process or thread here.
+fn called_here(shared: &Shared, about: About) -> Option<About> {
+    let pid = process_here(shared, about.pid)?;
+    let tid = match about.tid {
+        Some(tid) => Some(shared.called_at_home(tid)?),
+        None => None,
     };
-    let home = match home {
-        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
-        Err(errno) => return Ok(Err(errno)),
-    };
-    let ours = String::from_utf8_lossy(&ours);
-    let known = Known { names: &shared.guest.names, mapped: &shared.mapped };
-    let is_caller = tid.unwrap_or(pid) == notif.tid;
-    let text = match leaf {
-        Leaf::Maps | Leaf::Smaps => maps(&known, &ours, &home),
-        Leaf::Status => status(&ours, &home, is_caller),
-        _ => {
-            let who = tid.map_or(usage::Who::Process, usage::Who::Thread);
-            let used = usage::used(shared, thread, notif.tid, who);
-            stat(
-                &ours,
-                &home,
-                is_caller,
-                &[
-                    (7, used.minor_faults),
-                    (9, used.major_faults),
-                    (11, used.user / TICK_NS),
-                    (12, used.system / TICK_NS),
-                ],
-            )
+    Some(About { pid, tid, ..about })
+}
+
+/// By any of its threads; by the first also when that has ended.
+fn process_here(shared: &Shared, pid: i32) -> Option<i32> {
+    let own = shared.guest.pid;
+    match birth::inner_tid(own, own) == Some(pid) {
+        true => Some(own),
+        false => shared.called_at_home(pid),
+    }
+}
+
+/// `about` is as it is called here.
+fn of_self(
+    shared: &Shared,
+    thread: &mut Thread,
+    notif: &Notification,
+    about: About,
+    fd: i64,
+) -> Result<Vec<u8>, Halt> {
+    let used = |who| usage::used(shared, thread, notif.tid, who);
+    let guests = guests(shared, about, used).ok_or(Halt::Errno(EIO))?;
+    if matches!(about.file, File::SmapsRollup | File::Statm) {
+        return Ok(guests);
+    }
+    let is_caller = about.tid.unwrap_or(about.pid) == notif.tid;
+    Ok(merged(about.file, guests, &read(thread, fd)?, is_caller))
+}
+
+/// None: it is at home, or may not be looked at where it is.
+fn of_another(
+    shared: &Shared,
+    thread: &mut Thread,
+    about: About,
+    fd: i64,
+) -> Result<Option<Vec<u8>>, Halt> {
+    let Some(guests) = fetch(shared, about, fd as i32)? else { return Ok(None) };
+    // Behind the guest: as long as it can be read, the process that was opened has not ended, and
+    // the one of its number is it.
+    let home = read(thread, fd)?;
+    Ok(Some(merged(about.file, guests, &home, false)))
+}
+
+/// From the node of another guest.
+fn fetch(shared: &Shared, about: About, fd: i32) -> Result<Option<Vec<u8>>, Halt> {
+    let About { pid, tid, file } = about;
+    let mut gathered = Gathered::default();
+    let mut rest = None;
+    loop {
+        let piece = match shared.hooks.reach(pid, 0, Access::Tell { file, tid, fd, rest }) {
+            Found::Told(piece) => piece,
+            Found::AtHome | Found::Denied | Found::Nobody => return Ok(None),
+            _ => return Err(Halt::Again),
+        };
+        rest = gathered.take(piece);
+        if rest.is_none() {
+            return Ok(Some(gathered.into_text()));
         }
+    }
+}
+
+/// For another process. None: there is nothing of the kind here.
+pub(crate) fn for_another(shared: &Shared, about: About) -> Option<Vec<u8>> {
+    guests(shared, called_here(shared, about)?, |who| usage::used_by(shared, who))
+}
+
+/// What is known here. None: it has ended.
+fn guests(shared: &Shared, about: About, used: impl FnOnce(Who) -> Usage) -> Option<Vec<u8>> {
+    let text = fs::read(about.path()).ok()?;
+    let ours = String::from_utf8_lossy(&text);
+    let known = Known { names: &shared.guest.names, mapped: &shared.mapped };
+    let who = about.tid.map_or(Who::Process, Who::Thread);
+    let text = match about.file {
+        File::Maps | File::Smaps => named(&known, &ours),
+        File::Stat => counted(&ours, &used(who))?,
+        File::PublicStat => public(&counted(&ours, &used(who))?)?,
+        File::SmapsRollup | File::Statm | File::Status => return Some(text),
     };
-    Ok(Ok(text.into_bytes()))
+    Some(text.into_bytes())
+}
+
+fn merged(file: File, guests: Vec<u8>, home: &[u8], is_caller: bool) -> Vec<u8> {
+    let (ours, home) = (String::from_utf8_lossy(&guests), String::from_utf8_lossy(home));
+    let text = match file {
+        File::Maps | File::Smaps => placed(&ours, &home),
+        File::Stat | File::PublicStat => stat(&ours, &home, is_caller),
+        File::Status => status(&ours, &home, is_caller),
+        File::SmapsRollup | File::Statm => return guests,
+    };
+    text.into_bytes()
 }
 
 const HERE: u64 = libc::AT_FDCWD as u64;
@@ -296,31 +310,21 @@ fn path_bytes(path: &str) -> Vec<u8> {
     bytes
 }
 
-/// By the shadow.
-fn read_by_name(thread: &mut Thread, path: &str) -> Result<Content, StreamError> {
-    let mut name = path_bytes(path);
-    let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
-    let fd = thread.ask_own(libc::SYS_openat, &[HERE, OWN_BASE, flags, 0, 0, 0], &mut name)?;
-    if fd < 0 {
-        return Ok(Err(Errno(-fd as i32)));
-    }
-    let content = read(thread, fd)?;
-    close(thread, fd)?;
-    Ok(content)
-}
-
 /// All that it has from its position on.
-fn read(thread: &mut Thread, fd: i64) -> Result<Content, StreamError> {
+fn read(thread: &mut Thread, fd: i64) -> Result<Vec<u8>, Halt> {
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut content = Vec::new();
     loop {
         let args = [fd as u64, OWN_BASE, CHUNK_BYTES as u64, 0, 0, 0];
-        match thread.ask_own(libc::SYS_read, &args, &mut buffer)? {
-            0 => return Ok(Ok(content)),
-            n @ 1.. => content.extend_from_slice(&buffer[..n as usize]),
-            error => return Ok(Err(Errno(-error as i32))),
+        match positive(thread.ask_own(libc::SYS_read, &args, &mut buffer)?)? {
+            0 => return Ok(content),
+            n => content.extend_from_slice(&buffer[..n as usize]),
         }
     }
+}
+
+fn positive(ret: i64) -> Result<i64, Halt> {
+    if ret < 0 { Err(Halt::Errno(Errno(-ret as i32))) } else { Ok(ret) }
 }
 
 fn close(thread: &mut Thread, fd: i64) -> Result<(), StreamError> {
@@ -328,49 +332,37 @@ fn close(thread: &mut Thread, fd: i64) -> Result<(), StreamError> {
 }
 
 /// Has `fd` at home be a file that has this content, to read from.
-fn replace(
-    thread: &mut Thread,
-    fd: i64,
-    content: &[u8],
-    flags: i32,
-) -> Result<Result<(), Errno>, StreamError> {
+fn replace(thread: &mut Thread, fd: i64, content: &[u8], flags: i32) -> Result<(), Halt> {
     let args = [OWN_BASE, libc::MFD_CLOEXEC as u64, 0, 0, 0, 0];
-    let file = thread.ask_own(libc::SYS_memfd_create, &args, &mut path_bytes("self"))?;
-    if file < 0 {
-        return Ok(Err(Errno(-file as i32)));
-    }
-    let filled = fill(thread, file, content)?;
-    let reader = match filled {
-        Ok(()) => {
-            let mut name = path_bytes(&format!("/proc/self/fd/{file}"));
-            let how = (flags & !libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
-            thread.ask_own(libc::SYS_openat, &[HERE, OWN_BASE, how, 0, 0, 0], &mut name)?
-        }
-        Err(errno) => errno.ret(),
-    };
+    let made = thread.ask_own(libc::SYS_memfd_create, &args, &mut path_bytes("self"))?;
+    let file = positive(made)?;
+    let reader = fill(thread, file, content).and_then(|()| reopen(thread, file, flags));
     close(thread, file)?;
-    if reader < 0 {
-        return Ok(Err(Errno(-reader as i32)));
-    }
+    let reader = reader?;
     let kept = (flags & libc::O_CLOEXEC) as u64;
     let args = [reader as u64, fd as u64, kept, 0, 0, 0];
     let placed = thread.ask_own(libc::SYS_dup3, &args, &mut [])?;
     close(thread, reader)?;
-    Ok(if placed < 0 { Err(Errno(-placed as i32)) } else { Ok(()) })
+    positive(placed).map(drop)
 }
 
-fn fill(thread: &mut Thread, fd: i64, content: &[u8]) -> Result<Result<(), Errno>, StreamError> {
+fn reopen(thread: &mut Thread, file: i64, flags: i32) -> Result<i64, Halt> {
+    let mut name = path_bytes(&format!("/proc/self/fd/{file}"));
+    let how = (flags & !libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
+    positive(thread.ask_own(libc::SYS_openat, &[HERE, OWN_BASE, how, 0, 0, 0], &mut name)?)
+}
+
+fn fill(thread: &mut Thread, fd: i64, content: &[u8]) -> Result<(), Halt> {
     let mut done = 0;
     while done < content.len() {
         let mut chunk = content[done..content.len().min(done + CHUNK_BYTES)].to_vec();
         let args = [fd as u64, OWN_BASE, chunk.len() as u64, done as u64, 0, 0];
-        match thread.ask_own(libc::SYS_pwrite64, &args, &mut chunk)? {
-            n @ 1.. => done += n as usize,
-            0 => return Ok(Err(EIO)),
-            error => return Ok(Err(Errno(-error as i32))),
+        match positive(thread.ask_own(libc::SYS_pwrite64, &args, &mut chunk)?)? {
+            0 => return Err(Halt::Errno(EIO)),
+            n => done += n as usize,
         }
     }
-    Ok(Ok(()))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -379,9 +371,9 @@ mod tests {
 
     #[test]
     fn only_what_is_about_a_process_or_processors_is_wanted() {
-        let of = |tid, leaf| Some(Wanted::Of(42, tid, leaf));
-        assert_eq!(wanted("/proc/42/maps"), of(None, Leaf::Maps));
-        assert_eq!(wanted("/proc/42/task/43/stat"), of(Some(43), Leaf::Stat));
+        let of = |tid, file| Some(Wanted::Of(About { pid: 42, tid, file }));
+        assert_eq!(wanted("/proc/42/maps"), of(None, File::Maps));
+        assert_eq!(wanted("/proc/42/task/43/stat"), of(Some(43), File::Stat));
         assert_eq!(wanted("/proc/cpuinfo"), Some(Wanted::CpuInfo));
         assert_eq!(wanted("/sys/devices/system/cpu/possible"), Some(Wanted::Cpus(1)));
         for path in [

@@ -50,6 +50,17 @@ pub(crate) enum Who {
 }
 
 pub(crate) fn used(shared: &Shared, thread: &Thread, caller: i32, who: Who) -> Usage {
+    match who {
+        Who::Thread(tid) if tid == caller => {
+            let here = Usage::of_thread(shared.guest.pid, tid).unwrap_or_default();
+            thread.told.at_least(here.and(&thread.used))
+        }
+        _ => used_by(shared, who),
+    }
+}
+
+/// The same, asked by none of its threads.
+pub(crate) fn used_by(shared: &Shared, who: Who) -> Usage {
     let pid = shared.guest.pid;
     // One that ends while it asks does not see the answer.
     match who {
@@ -61,11 +72,7 @@ pub(crate) fn used(shared: &Shared, thread: &Thread, caller: i32, who: Who) -> U
         }
         Who::Thread(tid) => {
             let here = Usage::of_thread(pid, tid).unwrap_or_default();
-            if tid == caller {
-                thread.told.at_least(here.and(&thread.used))
-            } else {
-                here.and(&shared.used_before(tid))
-            }
+            here.and(&shared.used_before(tid))
         }
     }
 }

@@ -159,6 +159,30 @@ pub(crate) fn failed(errno: Errno) -> Outcome {
     Outcome::Answer(Answer::Error(errno.0))
 }
 
+/// Why a call that is made in steps ends before the last of them.
+pub(crate) enum Halt {
+    Errno(Errno),
+    /// Another process is neither at home nor away, or this one is about to leave.
+    Again,
+    Stream(StreamError),
+}
+
+impl From<StreamError> for Halt {
+    fn from(error: StreamError) -> Self {
+        Self::Stream(error)
+    }
+}
+
+impl Halt {
+    pub(crate) fn outcome(self) -> Result<Outcome, StreamError> {
+        match self {
+            Self::Errno(errno) => Ok(failed(errno)),
+            Self::Again => Ok(visit::again()),
+            Self::Stream(error) => Err(error),
+        }
+    }
+}
+
 /// Serves one call. A stream that broke leaves it unanswered: what becomes of a guest whose
 /// home is lost is for the hooks' owner to say.
 pub(crate) fn serve(shared: &Shared, notif: &Notification) {

@@ -402,6 +402,51 @@ pub fn descriptors(pid: i32) -> Result<Vec<(i32, String)>> {
     Ok(all)
 }
 
+/// Which file a descriptor is of, and how it was opened. Told by the kernel alone: what serves the
+/// file, as another process may, is not asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFile {
+    pub flags: i32,
+    /// Major and minor number.
+    pub device: (u32, u32),
+    pub inode: u64,
+}
+
+impl OpenFile {
+    pub fn is_of(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+
+    /// Who has it was let read the file.
+    pub fn is_to_read(&self) -> bool {
+        self.flags & libc::O_PATH == 0 && self.flags & libc::O_ACCMODE != libc::O_WRONLY
+    }
+}
+
+pub fn open_file(pid: i32, fd: i32) -> Result<OpenFile> {
+    let text = |file: &str| Ok(String::from_utf8_lossy(&bytes(pid, file)?).into_owned());
+    let (info, mounts) = (text(&format!("fdinfo/{fd}"))?, text("mountinfo")?);
+    parse_open_file(&info, &mounts).ok_or(malformed("parse /proc/PID/fdinfo"))
+}
+
+fn parse_open_file(info: &str, mounts: &str) -> Option<OpenFile> {
+    let field = |name: &str| {
+        let found = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        found.map(str::trim)
+    };
+    let mount = field("mnt_id")?;
+    let device = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        (words.next()? == mount).then_some(words.nth(1)?)
+    });
+    let (major, minor) = device?.split_once(':')?;
+    Some(OpenFile {
+        flags: i32::from_str_radix(field("flags")?, 8).ok()?,
+        device: (major.parse().ok()?, minor.parse().ok()?),
+        inode: field("ino")?.parse().ok()?,
+    })
+}
+
 /// Whether two descriptors, each (process, number), are one open file: by dup, fork or a message.
 /// True where the kernel does not tell.
 pub fn is_same_open(one: (i32, i32), other: (i32, i32)) -> bool {
@@ -429,6 +474,9 @@ fn is_same(kind: i32, one: (i32, i32), other: (i32, i32)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::OpenOptions;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
     #[test]
     fn limits_are_read_in_the_order_of_their_numbers() {
@@ -468,6 +516,21 @@ mod tests {
         assert_eq!((s.state, s.umask, s.groups, s.inner_pid), ('S', 0o27, vec![4, 20], 3));
         assert_eq!(s.ambient_capabilities, 0x10);
         assert!(parse_status("Groups:\tmany\n").is_none());
+    }
+
+    #[test]
+    fn an_open_file_is_told_from_others_and_from_a_mere_path() {
+        let open = |name: &str, flags: i32| {
+            let file = OpenOptions::new().read(true).custom_flags(flags).open(name).unwrap();
+            open_file(std::process::id() as i32, file.as_raw_fd()).unwrap()
+        };
+        let [one, again, other] =
+            ["/proc/self/maps", "/proc/self/task/../maps", "/proc/self/status"].map(|n| open(n, 0));
+        assert!(one.is_of(&again) && !one.is_of(&other));
+        let path = open("/proc/self/maps", libc::O_PATH);
+        assert!(one.is_of(&path) && one.is_to_read() && !path.is_to_read());
+        let dev = std::fs::metadata("/proc/self/maps").unwrap().dev();
+        assert_eq!(one.device, (libc::major(dev), libc::minor(dev)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tcmi_call::abi::{BatchOp, StewardArea};
+use tcmi_ckpt::texts::Texts;
 use tcmi_core::limits::{COMMIT_TIMEOUT_MS, PHASE_TIMEOUT_MS};
 use tcmi_kkc::{BulkReader, BulkWriter, Stream};
 use tcmi_migr::destination::{self, Built, Site};
@@ -128,6 +129,7 @@ impl Life {
             calls,
             tracer,
             events,
+            texts: Texts::default(),
             shadow,
             pidfd,
             limits,

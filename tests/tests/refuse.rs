@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited};
 use tcmi_tests::account::{children, descendants, state, with_variable};
 use tcmi_tests::node::Node;
-use tcmi_tests::{Launch, Pair, Root, Started, Victim, VictimKind, wait_until};
+use tcmi_tests::{Launch, Pair, Root, Scratch, Started, Victim, VictimKind, rights, wait_until};
 
 const EMIGRATE: &str = "ccn/mig/emigrate-ppm-p";
 const NOBODY: u32 = 65534;
@@ -260,6 +260,15 @@ fn a_user_moves_only_what_is_his() -> Result<()> {
     ensure!(errno == libc::EPERM, "root's process by another user: errno {errno}");
     let errno = write_as(NOBODY, &pair.home, "ccn/trust", "x\n")?;
     ensure!(matches!(errno, libc::EPERM | libc::EACCES), "trust by another user: errno {errno}");
+
+    for grant in [rights::set_uid, rights::may_read_all] {
+        let scratch = Scratch::new("gained")?;
+        let sleep = rights::granted(&scratch, "/bin/sleep", grant)?;
+        let gained = Started::by(Command::new(sleep).arg("60").uid(NOBODY).gid(NOBODY))?;
+        let errno = write_as(NOBODY, &pair.home, EMIGRATE, &format!("{} desk\n", gained.pid()))?;
+        ensure!(errno == libc::EPERM, "one with more rights than his: errno {errno}");
+        drop(gained);
+    }
 
     let mut theirs = Victim::spawn_as(&kind, NOBODY, &pair.home.path(".."))?;
     let errno = write_as(NOBODY, &pair.home, EMIGRATE, &format!("{} desk\n", theirs.pid()))?;

@@ -1,13 +1,10 @@
 //! Processes that are away begin others and execute other programs: by home's kernel, with what
 //! it gives them, and on the desk again behind it.
 
-use std::ffi::CString;
 use std::fs::{self, Permissions};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -15,14 +12,13 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tcmi_tests::catalogue::project;
+use tcmi_tests::rights::{CAP_DAC_READ_SEARCH, granted, may_read_all, set_uid};
 use tcmi_tests::{
     Launch, Pair, Root, Scratch, Started, Terminal, Victim, VictimKind, account, node, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(20);
 const NOBODY: u32 = 65534;
-/// As a set.
-const CAP_DAC_READ_SEARCH: u32 = 1 << 2;
 
 /// `tcmi run --on desk ARGV`.
 fn run(pair: &Pair, argv: &[&str]) -> Result<Command> {
@@ -163,39 +159,6 @@ fn what_a_process_begins_follows_it_and_each_comes_home_by_itself() -> Result<()
     kill(Pid::from_raw(children[0] as i32), Signal::SIGTERM)?;
     ensure!(status_of(shell)? == 0, "another status");
     pair.stop()
-}
-
-/// A copy of a program for everybody, with the rights that `grant` gives it.
-fn granted(
-    scratch: &Scratch,
-    program: &str,
-    grant: impl Fn(&Path) -> Result<()>,
-) -> Result<PathBuf> {
-    let copy = scratch.join(Path::new(program).file_name().context("a name")?);
-    // By another process: what a fork beside us has open for writing is not executed.
-    let copied = Command::new("cp").arg(program).arg(&copy).status()?;
-    ensure!(copied.success(), "cp {program}: {copied}");
-    fs::set_permissions(scratch.path(), Permissions::from_mode(0o755))?;
-    grant(&copy)?;
-    Ok(copy)
-}
-
-fn set_uid(program: &Path) -> Result<()> {
-    Ok(fs::set_permissions(program, Permissions::from_mode(0o4755))?)
-}
-
-/// As `setcap cap_dac_read_search=ep`.
-fn may_read_all(program: &Path) -> Result<()> {
-    const VERSION_2_EFFECTIVE: u32 = 0x0200_0001;
-    // Permitted and inheritable: of each the lower half and the upper.
-    let words = [VERSION_2_EFFECTIVE, CAP_DAC_READ_SEARCH, 0, 0, 0];
-    let value = words.map(u32::to_le_bytes).concat();
-    let path = CString::new(program.as_os_str().as_bytes())?;
-    let name = c"security.capability".as_ptr();
-    // SAFETY: strings that end, and as many bytes as the value has.
-    let set = unsafe { libc::setxattr(path.as_ptr(), name, value.as_ptr().cast(), value.len(), 0) };
-    ensure!(set == 0, "{}: {}", program.display(), io::Error::last_os_error());
-    Ok(())
 }
 
 /// A shell of nobody's with a script that begins as soon as it is given a line.

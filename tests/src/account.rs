@@ -3,8 +3,18 @@ use std::{fs, io};
 
 use anyhow::{Context, Result, ensure};
 
-/// Resident memory may move this much without being a leak.
-const RESIDENT_SLACK_KIB: u64 = 8 * 1024;
+/// More than an allocator keeps of a first move, which is no leak: 9.3 MiB of 400 threads, 6 of which
+/// the third such move gave back. Leaks that are less are found by repetition, with few threads
+/// (`Pair::expect_steady`).
+const RESIDENT_SLACK_KIB: u64 = 32 * 1024;
+
+/// From look to look. What an allocator scatters over its pages goes on for long, but is less.
+const GROWTH_KIB: u64 = 64;
+
+/// Whether resident memory grew from each look to the next, the same having been done before each.
+pub fn is_leak(looks_kib: &[u64]) -> bool {
+    looks_kib.windows(2).all(|looks| looks[1] > looks[0] + GROWTH_KIB)
+}
 
 /// What one node holds at a moment: the daemon, and the processes below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,6 +181,14 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    #[test]
+    fn what_grows_each_time_is_a_leak() {
+        assert!(is_leak(&[9_000, 9_100, 9_200, 9_300, 9_400]));
+        // As 400 threads were seen to have home hold.
+        assert!(!is_leak(&[9_036, 10_212, 15_028, 14_992, 8_132]));
+        assert!(!is_leak(&[6_708, 6_724, 6_796, 6_816, 6_824]));
+    }
 
     #[test]
     fn a_descriptor_and_a_process_more_are_a_leak() -> Result<()> {

@@ -7,6 +7,7 @@ pub mod catalogue;
 pub mod node;
 pub mod pair;
 pub mod program;
+pub mod rights;
 pub mod scratch;
 pub mod started;
 pub mod terminal;

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::account::Account;
+use crate::account::{Account, is_leak};
 use crate::node::{Launch, Node, Root};
 use crate::victim::{Victim, VictimKind};
 use crate::wait::wait_until;
@@ -12,6 +12,9 @@ const LINK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Unchanged for so long, what a node holds is what it holds at rest.
 const SETTLED: Duration = Duration::from_millis(300);
+
+/// The first is behind a warm-up.
+const LOOKS: usize = 5;
 
 /// A home and a bare desk that trust each other and are connected.
 pub struct Pair {
@@ -169,6 +172,28 @@ impl Pair {
             (Err(_), Some(leak)) => Err(leak),
             (settled, _) => settled,
         }
+    }
+
+    /// Does `round` over and over, and looks after each so many. Err: a node leaks memory, for it
+    /// held more at each look than at the one before.
+    pub fn expect_steady(
+        &self,
+        rounds: usize,
+        mut round: impl FnMut(usize) -> Result<()>,
+    ) -> Result<()> {
+        let mut looks = Vec::new();
+        for number in 0..LOOKS * rounds {
+            round(number)?;
+            if (number + 1).is_multiple_of(rounds) {
+                looks.push(self.settled_accounts()?.map(|node| node.resident_kib));
+            }
+        }
+        let leak = [0, 1].into_iter().any(|node| {
+            let held: Vec<u64> = looks.iter().map(|both| both[node]).collect();
+            is_leak(&held)
+        });
+        ensure!(!leak, "resident KiB of home and desk, look by look: {looks:?}");
+        Ok(())
     }
 
     /// Another process goes out and home as ever, whatever became of those before.

@@ -8,12 +8,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use tcmi_tests::account::{children, with_variable};
+use tcmi_sys::ptrace::{Running, Stop, Stopped, Waited};
+use tcmi_tests::account::{children, descendants, state, with_variable};
 use tcmi_tests::node::Node;
-use tcmi_tests::{Launch, Pair, Root, Started, Victim, VictimKind, wait_until};
+use tcmi_tests::{Launch, Pair, Root, Scratch, Started, Victim, VictimKind, rights, wait_until};
 
 const EMIGRATE: &str = "ccn/mig/emigrate-ppm-p";
 const NOBODY: u32 = 65534;
@@ -162,38 +163,59 @@ fn a_node_that_its_user_drops_in_a_move_is_not_waited_for() -> Result<()> {
     Ok(())
 }
 
-/// At another moment each time: the processes that it is about to have end with it.
+/// What it has begun ends with it, even where that cannot be told of its end any more.
 #[test]
 fn a_monitor_killed_while_it_makes_a_guest_leaves_nothing() -> Result<()> {
-    const TIMES: u32 = 100;
-    const STEP: Duration = Duration::from_micros(30);
+    monitor_killed(|_| Ok(Vec::new()))?;
+    monitor_killed(begin_first)
+}
+
+/// Runs until it has begun the first process of its namespaces, of which nothing has run.
+fn begin_first(midwife: i32) -> Result<Vec<Stopped>> {
+    let mut running = Running::seize(midwife, libc::PTRACE_O_TRACECLONE)?;
+    loop {
+        let Waited::Stopped(stopped, stop) = running.wait()? else { bail!("it has ended") };
+        running = match stop {
+            Stop::Event(libc::PTRACE_EVENT_CLONE) => {
+                let first = Running::attached_by_kernel(stopped.event_message()? as i32);
+                let Waited::Stopped(first, _) = first.wait()? else { bail!("the first has ended") };
+                return Ok(vec![stopped, first]);
+            }
+            Stop::Signal(signal) => stopped.cont(signal)?,
+            _ => stopped.cont(0)?,
+        };
+    }
+}
+
+/// `until`: from where the process that makes the namespaces has none, to where the monitor is
+/// killed. What it gives goes on behind that.
+fn monitor_killed(until: fn(i32) -> Result<Vec<Stopped>>) -> Result<()> {
     let mark = format!("TCMI_TEST_MARK=bears-{}", std::process::id());
     let (name, value) = mark.split_once('=').context("a variable")?;
-    let desk = Launch::new("desk", Root::Bare).env(name, value);
+    let desk = Launch::new("desk", Root::Bare).env(name, value).env("TCMI_FAULT", "NodeBears:stop");
     let pair = Pair::launch(Launch::new("home", Root::Normal), desk)?;
     let mut victim = Victim::spawn(&VictimKind::plain("memory"))?;
     let pid = victim.pid();
-    for n in 0..TIMES {
-        thread::scope(|scope| {
-            let moving = scope.spawn(|| pair.try_migrate(pid));
-            let bears = |monitor: &u32| children(*monitor).is_ok_and(|c| !c.is_empty());
-            let deadline = Instant::now() + SOON;
-            let monitor = loop {
-                if let Some(monitor) = children(pair.desk.pid())?.into_iter().find(bears) {
-                    break monitor;
-                }
-                ensure!(!moving.is_finished(), "the move ended: {:?}", moving.join());
-                ensure!(Instant::now() < deadline, "no monitor makes a guest");
-            };
-            let until = Instant::now() + STEP * n;
-            while Instant::now() < until {
-                std::hint::spin_loop();
-            }
-            nix::sys::signal::kill(Pid::from_raw(monitor as i32), Signal::SIGKILL)?;
-            ensure!(moving.join().expect("no panic").is_err(), "the kill came too late");
-            Ok(())
+    thread::scope(|scope| {
+        let moving = scope.spawn(|| pair.try_migrate(pid));
+        let midwife = wait_until("a guest is made", SOON, || {
+            let all = descendants(pair.desk.pid())?;
+            Ok(all.into_iter().find(|pid| state(*pid) == Some('T')))
         })?;
-    }
+        let held = until(midwife as i32)?;
+        let [monitor] = children(pair.desk.pid())?[..] else { bail!("one monitor") };
+        nix::sys::signal::kill(Pid::from_raw(monitor as i32), Signal::SIGKILL)?;
+        // The desk reaps it when what it began has let go of its socket.
+        wait_until("the end of the monitor", SOON, || {
+            Ok(matches!(state(monitor), None | Some('Z')).then_some(()))
+        })?;
+        nix::sys::signal::kill(Pid::from_raw(midwife as i32), Signal::SIGCONT)?;
+        for stopped in held {
+            stopped.detach(0)?;
+        }
+        ensure!(moving.join().expect("no panic").is_err(), "it has moved");
+        Ok(())
+    })?;
     victim.check()?;
     victim.end(7)?;
     ensure!(with_variable(&mark)?.contains(&pair.desk.pid()), "the mark is not seen");
@@ -238,6 +260,15 @@ fn a_user_moves_only_what_is_his() -> Result<()> {
     ensure!(errno == libc::EPERM, "root's process by another user: errno {errno}");
     let errno = write_as(NOBODY, &pair.home, "ccn/trust", "x\n")?;
     ensure!(matches!(errno, libc::EPERM | libc::EACCES), "trust by another user: errno {errno}");
+
+    for grant in [rights::set_uid, rights::may_read_all] {
+        let scratch = Scratch::new("gained")?;
+        let sleep = rights::granted(&scratch, "/bin/sleep", grant)?;
+        let gained = Started::by(Command::new(sleep).arg("60").uid(NOBODY).gid(NOBODY))?;
+        let errno = write_as(NOBODY, &pair.home, EMIGRATE, &format!("{} desk\n", gained.pid()))?;
+        ensure!(errno == libc::EPERM, "one with more rights than his: errno {errno}");
+        drop(gained);
+    }
 
     let mut theirs = Victim::spawn_as(&kind, NOBODY, &pair.home.path(".."))?;
     let errno = write_as(NOBODY, &pair.home, EMIGRATE, &format!("{} desk\n", theirs.pid()))?;

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use tcmi_tests::{Pair, Scratch, Victim, VictimKind};
 
 const WARM_UP: usize = 10;
-const ROUND_TRIPS: usize = 1000;
+/// 1000 in all.
+const ROUND_TRIPS_A_LOOK: usize = 200;
 const CHECK_EVERY: usize = 50;
 /// For thread ids: others on the machine take some, too.
 const ATTEMPTS: usize = 100;
@@ -32,12 +33,13 @@ fn a_thousand_round_trips_leak_nothing_and_lose_no_step() -> Result<()> {
         round_trip(&pair, pid, number)?;
     }
     let warm = pair.settled_accounts()?;
-    for number in 0..ROUND_TRIPS {
+    pair.expect_steady(ROUND_TRIPS_A_LOOK, |number| {
         round_trip(&pair, pid, number)?;
         if number % CHECK_EVERY == 0 {
             victim.check().with_context(|| format!("after round trip {number}"))?;
         }
-    }
+        Ok(())
+    })?;
     pair.expect_no_leak(&warm)?;
     victim.end(7)?;
     tcmi_tests::victim::expect_counted(&file)?;
@@ -60,12 +62,13 @@ fn fifty_times(program: &'static str) -> Result<()> {
     let mut victim = Victim::spawn(&VictimKind::plain(program))?;
     let pid = victim.pid();
     let before = pair.settled_accounts()?;
-    for number in 0..50 {
+    pair.expect_steady(10, |number| {
         round_trip(&pair, pid, number)?;
         if number % 10 == 9 {
             victim.check()?;
         }
-    }
+        Ok(())
+    })?;
     pair.expect_no_leak(&before)?;
     victim.end(7)
 }

@@ -2,7 +2,7 @@
 //! it gives them, and on the desk again behind it.
 
 use std::fs::{self, Permissions};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -12,7 +12,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tcmi_tests::catalogue::project;
-use tcmi_tests::{Pair, Scratch, Started, Terminal, Victim, VictimKind, account, node, wait_until};
+use tcmi_tests::rights::{CAP_DAC_READ_SEARCH, granted, may_read_all, set_uid};
+use tcmi_tests::{
+    Launch, Pair, Root, Scratch, Started, Terminal, Victim, VictimKind, account, node, wait_until,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 const NOBODY: u32 = 65534;
@@ -158,40 +161,99 @@ fn what_a_process_begins_follows_it_and_each_comes_home_by_itself() -> Result<()
     pair.stop()
 }
 
-/// What home's kernel makes of it, not the node's.
-#[test]
-fn a_set_uid_program_brings_the_process_home() -> Result<()> {
-    let pair = Pair::new()?;
-    let scratch = Scratch::new("set-uid")?;
-    fs::set_permissions(scratch.path(), Permissions::from_mode(0o755))?;
-    let id = scratch.join("id");
-    fs::copy("/usr/bin/id", &id)?;
-    let sleep = scratch.join("sleep");
-    fs::copy("/bin/sleep", &sleep)?;
-    for program in [&id, &sleep] {
-        fs::set_permissions(program, Permissions::from_mode(0o4755))?;
-    }
-    let script =
-        format!("read x; {} -u; {} -ru; exec {} 60", id.display(), id.display(), sleep.display());
+/// A shell of nobody's with a script that begins as soon as it is given a line.
+fn nobodys_shell(script: &str) -> Result<Started> {
     let mut command = Command::new("bash");
-    command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut shell = Started::by(command.uid(NOBODY).gid(NOBODY))?;
+    command.args(["-c", &format!("read x; {script}")]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    Started::by(command.uid(NOBODY).gid(NOBODY))
+}
+
+/// Away, the shell says `said`, and executes `sleep`, with which it stays at home.
+fn expect_brought_home(pair: &Pair, script: &str, said: &str) -> Result<Started> {
+    let mut shell = nobodys_shell(script)?;
     let pid = shell.pid();
     pair.migrate(pid)?;
-    shell.0.stdin.take().context("stdin")?.write_all(b"\n")?;
-    let mut said = [0; 8];
-    shell.0.stdout.as_mut().context("stdout")?.read_exact(&mut said)?;
-    ensure!(&said == b"0\n65534\n", "effective and real user: {}", String::from_utf8_lossy(&said));
+    shell.0.stdin.as_ref().context("stdin")?.write_all(b"\n")?;
+    let mut seen = vec![0; said.len()];
+    shell.0.stdout.as_mut().context("stdout")?.read_exact(&mut seen)?;
+    ensure!(seen == said.as_bytes(), "{:?} and not {said:?}", String::from_utf8_lossy(&seen));
     wait_until("at home, as another program", SOON, || {
         let name = fs::read_to_string(format!("/proc/{pid}/comm"))?;
         Ok((name == "sleep\n" && !pair.is_guest(pid)).then_some(()))
     })?;
     wait_until("why it stays", SOON, || {
         let why = pair.home.read(&format!("ccn/mig/migproc/{pid}/last-error"))?;
-        Ok(why.contains("set-uid").then_some(()))
+        Ok(why.contains("set-uid program, or one with capabilities").then_some(()))
     })?;
-    kill(Pid::from_raw(pid as i32), Signal::SIGKILL)?;
+    Ok(shell)
+}
+
+/// What home's kernel makes of it, not the node's.
+#[test]
+fn a_set_uid_program_brings_the_process_home() -> Result<()> {
+    let pair = Pair::new()?;
+    let scratch = Scratch::new("set-uid")?;
+    let id = granted(&scratch, "/usr/bin/id", set_uid)?;
+    let sleep = granted(&scratch, "/bin/sleep", set_uid)?;
+    let (id, sleep) = (id.display(), sleep.display());
+    let script = format!("{id} -u; {id} -ru; exec {sleep} 60");
+    let shell = expect_brought_home(&pair, &script, "0\n65534\n")?;
+    shell.signal(Signal::SIGKILL)?;
     drop(shell);
+    pair.stop()
+}
+
+#[test]
+fn a_program_with_capabilities_brings_the_process_home() -> Result<()> {
+    let pair = Pair::new()?;
+    let scratch = Scratch::new("capabilities")?;
+    let secret = scratch.join("secret");
+    fs::write(&secret, "read\n")?;
+    fs::set_permissions(&secret, Permissions::from_mode(0o600))?;
+    let cat = granted(&scratch, "/bin/cat", may_read_all)?;
+    let sleep = granted(&scratch, "/bin/sleep", may_read_all)?;
+    let (secret, cat, sleep) = (secret.display(), cat.display(), sleep.display());
+    let script = format!("cat {secret} 2>/dev/null || {cat} {secret}; exec {sleep} 60");
+    let shell = expect_brought_home(&pair, &script, "read\n")?;
+    let status = fs::read_to_string(format!("/proc/{}/status", shell.pid()))?;
+    let effective = format!("CapEff:\t{CAP_DAC_READ_SEARCH:016x}\n");
+    ensure!(status.contains(&effective), "its capabilities: {status}");
+    shell.signal(Signal::SIGKILL)?;
+    drop(shell);
+    pair.stop()
+}
+
+/// A user moves no process of more rights than his, whatever he sent away or armed before.
+#[test]
+fn what_gains_rights_does_not_follow() -> Result<()> {
+    let home = Launch::new("home", Root::Normal).env("TCMI_LOG", "debug");
+    let pair = Pair::launch(home, Launch::new("desk", Root::Bare))?;
+    let stays = |pid: u32| {
+        let did_not_go = format!(
+            "stays at home pid={pid} error=process {pid} cannot move: it has executed a set-uid"
+        );
+        wait_until(&format!("{pid} stays\n{}", pair.logs()), SOON, || {
+            // It may have gone before its program was another, and is home again with that.
+            let came = pair.home.read(&format!("ccn/mig/migproc/{pid}/last-error"));
+            let told = came.is_ok_and(|why| why.contains("set-uid"))
+                || pair.home.log().contains(&did_not_go);
+            Ok((told && !pair.is_guest(pid)).then_some(()))
+        })
+    };
+    for grant in [set_uid, may_read_all] {
+        let scratch = Scratch::new("gains")?;
+        let sleep = granted(&scratch, "/bin/sleep", grant)?;
+        let mut shell = nobodys_shell(&format!("{} 60 & echo $!; wait", sleep.display()))?;
+        pair.migrate(shell.pid())?;
+        shell.0.stdin.as_ref().context("stdin")?.write_all(b"\n")?;
+        let mut said = String::new();
+        BufReader::new(shell.0.stdout.as_mut().context("stdout")?).read_line(&mut said)?;
+        stays(said.trim().parse()?).context("what one that is away began")?;
+        let shell = nobodys_shell(&format!("exec {} 60", sleep.display()))?;
+        pair.home.echo("ccn/mig/emigrate-npm", &format!("{} desk", shell.pid()))?;
+        shell.0.stdin.as_ref().context("stdin")?.write_all(b"\n")?;
+        stays(shell.pid()).context("one that was armed")?;
+    }
     pair.stop()
 }
 
@@ -201,10 +263,7 @@ fn who_stays_at_home_after_a_visit_can_be_sent_away_at_once() -> Result<()> {
     const ROUNDS: u32 = 8;
     let pair = Pair::new()?;
     let scratch = Scratch::new("set-uid")?;
-    let cat = scratch.join("cat");
-    fs::copy("/bin/cat", &cat)?;
-    fs::set_permissions(scratch.path(), Permissions::from_mode(0o755))?;
-    fs::set_permissions(&cat, Permissions::from_mode(0o4755))?;
+    let cat = granted(&scratch, "/bin/cat", set_uid)?;
     let script = format!("read x; exec {}", cat.display());
     for round in 0..ROUNDS {
         let mut command = Command::new("bash");

@@ -13,12 +13,14 @@
 #include <linux/sockios.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/timex.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <termios.h>
 
 /* Newer than the headers of some systems. */
+#define NR_clone3 435
 #define NR_cachestat 451
 #define NR_fchmodat2 452
 #define NR_file_getattr 468
@@ -66,8 +68,14 @@ struct call {
 #define MESSAGE(at, name, name_len, parts, count, control, control_len) \
 	DATA(at, struct msghdr, { (void *)(name), name_len, (void *)(parts), count, (void *)(control), control_len, 0 })
 #define NAME_OF_SOCKET(at) DATA(at, struct sockaddr_un, { AF_UNIX, "socket" })
+#define STRINGS(at, string) DATA(at, uint64_t[3], { string, string, 0 })
+/* Each a page and more: beyond what the kernel takes, whatever the limit of the stack is. */
+#define TOO_MANY_STRINGS(at, string) DATA(at, uint64_t[1024], { [0 ... 1022] = string }), DATA(END(string) - 1, char, { 0 })
 #define LENGTH(at, n) DATA(at, uint32_t, { n })
 #define OFFSET(at, n) DATA(at, uint64_t, { n })
+
+/* One signal, and zeros behind it: whoever reads beside it finds no other. */
+#define SIGNALS(at, number) DATA(at, uint64_t[3], { 1UL << ((number) - 1) })
 
 struct capabilities {
 	struct __user_cap_header_struct header;
@@ -269,6 +277,9 @@ static const struct call calls[] = {
 	{ CALL(timerfd_create, CLOCK_MONOTONIC, TFD_NONBLOCK) },
 	{ CALL(timerfd_settime, TIMER, 0, A, B), .keep = KEEP(1), .fills = { DATA(A, struct itimerspec, { { 0, 0 }, { 0, 0 } }) } },
 	{ CALL(timerfd_gettime, TIMER, A) },
+	{ CALL(signalfd4, MINUS_1, A, 8, SFD_NONBLOCK), .fills = { SIGNALS(A, SIGUSR1) } },
+	{ CALL(signalfd4, FILE_RW, A, 8, SFD_CLOEXEC), .keep = ALL, .fills = { SIGNALS(A, SIGUSR1) } },
+	{ CALL(signalfd, MINUS_1, A, 8), .keep = KEEP(0), .fills = { SIGNALS(A, SIGUSR1) } },
 	{ CALL(inotify_init) },
 	{ CALL(inotify_init1, IN_NONBLOCK) },
 	{ CALL(inotify_add_watch, INOTIFY, A, IN_CREATE), .fills = { TEXT(A, "empty") } },
@@ -338,6 +349,18 @@ static const struct call calls[] = {
 	{ CALL(msgrcv, MESSAGES, A, 100, 0, IPC_NOWAIT), .flags = REFILL, .keep = KEEP(4) },
 	{ CALL(msgrcv, MESSAGES, A, 10, 0, IPC_NOWAIT | MSG_NOERROR), .flags = REFILL, .keep = KEEP(4) },
 	{ CALL(msgctl, MESSAGES, IPC_STAT, A), .flags = USER, .keep = KEEP(0) | KEEP(1) },
+	{ CALL(shmget, IPC_PRIVATE, 0x3000, 0600), .flags = VARIES, .keep = KEEP(0) },
+	{ CALL(shmctl, SEGMENT, IPC_STAT, A), .flags = USER, .keep = KEEP(0) | KEEP(1) },
+	{ CALL(shmctl, SEGMENT, IPC_SET, A), .flags = USER, .keep = KEEP(0) | KEEP(1) },
+	{ CALL(shmctl, SEGMENT, SHM_LOCK, 0), .flags = USER, .keep = KEEP(0) | KEEP(1) },
+	{ CALL(shmctl, SEGMENT, 12345, A), .flags = USER, .keep = KEEP(0) | KEEP(1) },
+	{ CALL(shmctl, MINUS_1, IPC_STAT, A), .flags = USER, .keep = KEEP(0) | KEEP(1) },
+	{ CALL(shmctl, 0x7ffffff0, IPC_RMID, 0), .flags = USER, .keep = KEEP(0) | KEEP(1) },
+	{ CALL(shmat, SEGMENT, 0, 0), .flags = VARIES, .keep = KEEP(0) },
+	{ CALL(shmat, SEGMENT, UNMAPPED, SHM_RDONLY), .keep = KEEP(0) | KEEP(1) },
+	{ CALL(shmat, 0x7ffffff0, 0, 0), .keep = KEEP(0) },
+	{ CALL(shmat, MINUS_1, 0, 0), .keep = KEEP(0) },
+	{ CALL(shmdt, A) },
 	{ CALL(mq_open, A, O_RDWR | O_NONBLOCK, 0600, 0), .fills = { TEXT(A, "tcmi-differ-none") } },
 	{ CALL(mq_unlink, A), .fills = { TEXT(A, "tcmi-differ-none") } },
 	{ CALL(mq_timedsend, QUEUE, A, 30, 2, 0), .flags = REFILL, .keep = KEEP(4) },
@@ -384,6 +407,48 @@ static const struct call calls[] = {
 	{ CALL(clock_nanosleep, CLOCK_MONOTONIC, 0, A, B), .keep = KEEP(0) | KEEP(1) | KEEP(2), .fills = { MOMENT(A, 0, 1000) } },
 	{ CALL(clock_nanosleep, CLOCK_MONOTONIC, 0, A, B), .keep = KEEP(1), .fills = { MOMENT(A, 0, -1) } },
 	{ CALL(restart_syscall) },
+
+	{ CALL(getrusage, RUSAGE_SELF, A) },
+	{ CALL(times, A), .flags = VARIES },
+	{ CALL(clock_gettime, CLOCK_PROCESS_CPUTIME_ID, A) },
+
+	/* Processes: what is refused. */
+	{ CALL(clone, CLONE_SIGHAND, 0, 0, 0, 0), .keep = ALL },
+	{ CALL(clone, CLONE_THREAD | CLONE_VM, 0, 0, 0, 0), .keep = ALL },
+	{ CALL(clone, CLONE_NEWNS | CLONE_FS, 0, 0, 0, 0), .keep = ALL },
+	{ NEW(clone3, A, 88), .keep = KEEP(0) },
+	{ NEW(clone3, A, 7), .keep = ALL },
+	{ NEW(clone3, 0, 88), .keep = KEEP(0) },
+	{ NEW(clone3, UNMAPPED, 88), .keep = KEEP(0) },
+	{ NEW(clone3, END(EDGE) - 64, 88), .keep = KEEP(0), .fills = { DATA(END(EDGE) - 64, uint64_t[8], { 0 }) } },
+	{ CALL(execve, A, B, C), .fills = { TEXT(A, "no-program"), STRINGS(B, D), STRINGS(C, D), TEXT(D, "string") } },
+	{ CALL(execve, A, B, C), .keep = ALL, .fills = { TEXT(A, "no-program"), STRINGS(B, UNMAPPED), STRINGS(C, D) } },
+	{ CALL(execve, A, B, C), .keep = ALL, .fills = { TEXT(A, "no-program"), STRINGS(B, A), STRINGS(C, END(D) - 8) } },
+	{ CALL(execve, A, D, 0), .keep = KEEP(0) | KEEP(1), .fills = { TEXT(A, "no-program"), TOO_MANY_STRINGS(D, B) } },
+	{ CALL(execve, A, 0, D), .keep = KEEP(0) | KEEP(2), .fills = { TEXT(A, "no-program"), TOO_MANY_STRINGS(D, B) } },
+	{ CALL(execve, A, B, C), .keep = ALL, .fills = { TEXT(A, ""), STRINGS(B, A), STRINGS(C, A) } },
+	{ CALL(execve, A, B, C), .keep = ALL, .fills = { TEXT(A, "none"), STRINGS(B, A), STRINGS(C, A) } },
+	{ CALL(execve, A, B, C), .keep = ALL, .fills = { TEXT(A, "file"), STRINGS(B, A), STRINGS(C, A) } },
+	{ CALL(execve, A, B, C), .keep = ALL, .fills = { TEXT(A, "file/below"), STRINGS(B, A), STRINGS(C, A) } },
+	{ CALL(execve, A, B, C), .keep = ALL, .fills = { TEXT(A, "dir"), STRINGS(B, A), STRINGS(C, A) } },
+	{ CALL(execve, A, B, C), .keep = ALL, .fills = { TEXT(A, "fifo"), STRINGS(B, A), STRINGS(C, A) } },
+	{ CALL(execve, A, B, C), .keep = ALL, .fills = { STRINGS(B, B), STRINGS(C, B) } },
+	{ CALL(execveat, HERE, A, B, C, 0), .fills = { TEXT(A, "no-program"), STRINGS(B, A), STRINGS(C, A) } },
+	{ CALL(execveat, MEMFD, A, B, C, AT_EMPTY_PATH), .fills = { TEXT(A, ""), STRINGS(B, A), STRINGS(C, A) } },
+	{ CALL(execveat, FILE_PATH, A, B, C, AT_EMPTY_PATH), .keep = ALL, .fills = { TEXT(A, ""), STRINGS(B, A), STRINGS(C, A) } },
+	{ CALL(execveat, 99, A, B, C, AT_EMPTY_PATH), .keep = ALL, .fills = { TEXT(A, ""), STRINGS(B, A), STRINGS(C, A) } },
+	{ CALL(execveat, HERE, A, B, C, AT_SYMLINK_NOFOLLOW), .keep = ALL, .fills = { TEXT(A, "link"), STRINGS(B, A), STRINGS(C, A) } },
+	{ CALL(execveat, HERE, A, B, C, 1), .keep = ALL, .fills = { TEXT(A, "none"), STRINGS(B, A), STRINGS(C, A) } },
+
+	/* Memory: of another's, and what is refused of its own. */
+	{ CALL(process_vm_readv, SELF, C, 3, D, 3, 0), .flags = USER, .keep = KEEP(0), .fills = { PARTS(C, A, B), PARTS(D, E, END(EDGE) - 20) } },
+	{ CALL(process_vm_readv, 0x7ffffff0, C, 3, D, 3, 0), .keep = KEEP(0), .fills = { PARTS(C, A, B), PARTS(D, E, EDGE) } },
+	{ CALL(process_vm_writev, SELF, C, 3, D, 3, 0), .flags = USER, .keep = KEEP(0), .fills = { PARTS(C, A, B), PARTS(D, E, END(EDGE) - 20) } },
+	{ CALL(process_vm_writev, 0x7ffffff0, C, 3, D, 3, 0), .keep = KEEP(0), .fills = { PARTS(C, A, B), PARTS(D, E, EDGE) } },
+	{ CALL(mremap, UNMAPPED, 4096, 8192, MREMAP_MAYMOVE, 0), .keep = KEEP(0) },
+	{ CALL(mremap, READ_ONLY, 4096, 4096, MREMAP_FIXED, A), .keep = KEEP(0) | KEEP(3) },
+	{ CALL(msync, A, 4096, MS_SYNC) },
+	{ CALL(remap_file_pages, A, 4096, 0, 0, 0) },
 
 	/* Privileged, or of this process for good: last. */
 	{ CALL(adjtimex, A), .flags = USER, .fills = { DATA(A, struct timex, { 0 }) } },
@@ -459,6 +524,8 @@ static const struct {
 	/* The sequence number of its id, times and processes. */
 	{ "semctl", 3, 24, 2 }, { "semctl", 3, 48, 32 },
 	{ "msgctl", 2, 24, 2 }, { "msgctl", 2, 48, 24 }, { "msgctl", 2, 96, 8 },
+	{ "shmctl", 2, 24, 2 }, { "shmctl", 2, 56, 32 },
+	{ "getrusage", 1, 0, 144 }, { "times", 0, 0, 32 }, { "clock_gettime", 1, 0, 16 },
 };
 
 #endif

@@ -92,6 +92,8 @@ static uint64_t known(uint64_t value)
 		return messages;
 	case DEVICE:
 		return device;
+	case SEGMENT:
+		return segment;
 	default:
 		return value;
 	}
@@ -182,6 +184,19 @@ static void note_buffers(void)
 	}
 }
 
+/* Of what a case has made, all that make_world() does not find. */
+static void undo(long number, long made)
+{
+	if (number == SYS_msgget)
+		msgctl(made, IPC_RMID, NULL);
+	if (number == SYS_semget)
+		semctl(made, 0, IPC_RMID);
+	if (number == SYS_shmget)
+		shmctl(made, IPC_RMID, NULL);
+	if (number == SYS_shmat)
+		need(shmdt((void *)made) == 0, "shmdt");
+}
+
 /* `i` < 0: as it stands. 0: there is no such case. */
 static int try(const struct call *call, int index, int i, unsigned n)
 {
@@ -201,10 +216,8 @@ static int try(const struct call *call, int index, int i, unsigned n)
 	long result = syscall(call->number, args[0], args[1], args[2], args[3], args[4], args[5]);
 	int error = errno;
 	alarm(0);
-	if (result >= 0 && call->number == SYS_msgget)
-		msgctl(result, IPC_RMID, NULL);
-	if (result >= 0 && call->number == SYS_semget)
-		semctl(result, 0, IPC_RMID);
+	if (result >= 0)
+		undo(call->number, result);
 	steady(call->name, args);
 	if (i < 0)
 		note("%s#%d good", call->name, index);

@@ -15,6 +15,7 @@
 #include <sys/msg.h>
 #include <sys/resource.h>
 #include <sys/sem.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
@@ -47,9 +48,10 @@ enum {
 #define SEMAPHORES 0x7e570001UL
 #define MESSAGES 0x7e570002UL
 #define DEVICE 0x7e570003UL
+#define SEGMENT 0x7e570004UL
 
 static char queue_name[32];
-static int semaphores, messages;
+static int semaphores, messages, segment;
 static uint64_t device;
 
 /* Descriptor 1 is the world's. */
@@ -108,6 +110,9 @@ static void make_files(void)
 	need(mkdir("dir", 0755) == 0 && mkdir("dir/below", 0755) == 0 && mkdir("empty", 0755) == 0, "mkdir");
 	put(open("dir", O_RDONLY | O_DIRECTORY), DIRECTORY);
 	need(symlink("file", "link") == 0 && mkfifo("fifo", 0644) == 0, "names");
+	int program = open("no-program", O_WRONLY | O_CREAT, 0755);
+	need(write(program, content, 100) == 100, "what is no program");
+	close(program);
 	struct stat status;
 	fstat(FILE_RW, &status);
 	device = status.st_dev;
@@ -252,7 +257,8 @@ static void make_world(void)
 	make_events();
 	semaphores = semget(IPC_PRIVATE, 3, 0600);
 	messages = msgget(IPC_PRIVATE, 0600);
-	need(semaphores >= 0 && messages >= 0, "System V");
+	segment = shmget(IPC_PRIVATE, 0x3000, 0600);
+	need(semaphores >= 0 && messages >= 0 && segment >= 0, "System V");
 	memset(bytes, 'd', 100);
 	refill_pipes();
 	refill_streams();
@@ -266,6 +272,7 @@ static void unmake_world(void)
 {
 	semctl(semaphores, 0, IPC_RMID);
 	msgctl(messages, IPC_RMID, NULL);
+	shmctl(segment, IPC_RMID, NULL);
 	mq_unlink(queue_name);
 }
 

@@ -39,6 +39,8 @@ points! {
     HomeReadyReceived,
     /// Node: before anything is built.
     NodeBeginReceived,
+    /// Node: in the process that makes the guest's namespaces, before it has any.
+    NodeBears,
     /// Node: a failure only makes the vDSO that of another kernel.
     NodeVdsoCompared,
     NodePrepared,

@@ -5,6 +5,7 @@ use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
+use tcmi_migr::fault::{self, Point};
 use tcmi_migr::messages::Begin;
 use tcmi_migr::{Error, Result, destination};
 use tcmi_sys::namespace::Parent;
@@ -113,6 +114,7 @@ fn deliver(
     offsets: (i64, i64),
 ) -> Result<()> {
     let io = || Error::io("make the guest's namespaces");
+    fault::pass(Point::NodeBears)?;
     namespace::unshare(libc::CLONE_NEWUSER)?;
     parent.write_all(&[1]).map_err(io())?;
     let mut mapped = [0];

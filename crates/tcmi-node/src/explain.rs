@@ -45,7 +45,9 @@ pub fn examine(pid: Pid, uid: u32, away: bool, sharers: Sharers) -> Result<Exami
     if status.tgid != pid.raw() || matches!(status.state, 'Z' | 'X') {
         return Err(MigrateError::NoSuchProcess(pid));
     }
-    if uid != 0 && status.uid[..3].iter().any(|&owner| owner != uid) {
+    // With more rights than his it is not his, as for ptrace.
+    let of_another = status.uid[..3].iter().any(|&owner| owner != uid);
+    if uid != 0 && (of_another || proc::has_gained_rights(pid.raw()).map_err(gone)?) {
         return Err(MigrateError::NotYours(pid));
     }
     let obstacles = obstacles(pid, &status, away, sharers).map_err(gone)?;

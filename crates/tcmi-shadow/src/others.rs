@@ -42,7 +42,8 @@ fn move_all(shared: &Shared, thread: &mut Thread, notif: &Notification) -> Resul
     if flags != 0 {
         return Err(Halt::Errno(EINVAL));
     }
-    let mut here = Spans::read(&mut mem, here, here_count)?;
+    // Of this count, and not of the other, kernels take the lower half.
+    let mut here = Spans::read(&mut mem, here, u64::from(here_count as u32))?;
     here.left = here.left.min(MOVED_MAX);
     if here.left == 0 {
         return Ok(0);

@@ -34,7 +34,10 @@ pub(crate) fn foreseen(
     const FLAGS: u64 = (libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW) as u64;
     let (dir, path, flags) = match i64::from(notif.nr) {
         libc::SYS_execve => (libc::AT_FDCWD as u64, notif.args[0], 0),
-        libc::SYS_execveat => (notif.args[0], notif.args[1], notif.args[4] & FLAGS),
+        // With others it fails for their sake, or is asked something else.
+        libc::SYS_execveat if notif.args[4] & !FLAGS == 0 => {
+            (notif.args[0], notif.args[1], notif.args[4])
+        }
         _ => return Ok(None),
     };
     let Some(access) = number("faccessat2") else { return Ok(None) };

@@ -258,6 +258,14 @@ pub fn auxv(pid: i32) -> Result<Vec<u8>> {
     bytes(pid, "auxv")
 }
 
+/// Whether its program was executed with more rights than the process had (AT_SECURE).
+pub fn has_gained_rights(pid: i32) -> Result<bool> {
+    Ok(auxv(pid)?.as_chunks::<16>().0.iter().any(|entry| {
+        let (key, value) = entry.split_at(8);
+        key == libc::AT_SECURE.to_le_bytes() && value.iter().any(|byte| *byte != 0)
+    }))
+}
+
 /// The thread's name, as raw bytes without the newline.
 pub fn comm(pid: i32, tid: i32) -> Result<Vec<u8>> {
     let mut c = bytes(pid, &format!("task/{tid}/comm"))?;

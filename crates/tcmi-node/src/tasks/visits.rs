@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::watched::{Child, Happening, Memory, Watched};
 use tcmi_core::command::Pid;
+use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
 use tcmi_kkc::Link;
 use tcmi_migr::fault::{self, Point};
@@ -29,6 +30,8 @@ const CALL_MAX: Duration = Duration::from_secs(2);
 /// From the beginning of a process until it follows its parent: most execute another program
 /// before that, and then there is less to send.
 const FOLLOW_AFTER: Duration = Duration::from_millis(20);
+
+const HAS_GAINED: &str = "it has executed a set-uid program, or one with capabilities";
 
 /// What became of a visit.
 enum Outcome {
@@ -216,6 +219,21 @@ impl Shared {
         Some(frozen)
     }
 
+    /// Who armed it, or moved the one that began it, may not move what has more rights than that.
+    fn admit_follower(
+        &self,
+        pid: Pid,
+        link: &Link,
+        family: Arc<()>,
+    ) -> Result<Arc<Task>, MigrateError> {
+        let gained = proc::has_gained_rights(pid.raw());
+        if gained.map_err(|_| MigrateError::NoSuchProcess(pid))? {
+            let reasons = vec![HAS_GAINED.to_owned()];
+            return Err(MigrateError::Unsupported { pid, reasons });
+        }
+        self.admit(pid, link.id(), 0, family, Sharers::Among(&[]))
+    }
+
     pub(super) fn send_after(
         self: &Arc<Self>,
         pid: Pid,
@@ -223,7 +241,7 @@ impl Shared {
         family: Arc<()>,
         link: &Link,
     ) {
-        let task = match self.admit(pid, link.id(), 0, family, Sharers::Among(&[])) {
+        let task = match self.admit_follower(pid, link, family) {
             Ok(task) => task,
             Err(error) => {
                 tracing::debug!(%pid, %error, "stays at home");
@@ -275,6 +293,6 @@ pub(super) fn may_go_again(pid: Pid, before: &Status) -> Result<(), String> {
     let gained = now.permitted_capabilities & !before.permitted_capabilities;
     match now.uid == before.uid && now.gid == before.gid && gained == 0 {
         true => Ok(()),
-        false => Err("it has executed a set-uid program, or one with capabilities".to_owned()),
+        false => Err(HAS_GAINED.to_owned()),
     }
 }

@@ -414,15 +414,20 @@ pub fn descriptors(pid: i32) -> Result<Vec<(i32, String)>> {
 /// file, as another process may, is not asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenFile {
-    pub flags: i32,
-    /// Major and minor number.
-    pub device: (u32, u32),
-    pub inode: u64,
+    pid: i32,
+    flags: i32,
+    mount: u32,
+    inode: u64,
 }
 
 impl OpenFile {
+    /// Whether both are of one file. Numbers of inodes mean something on one device only, which may
+    /// be mounted more than once, as for a service with a view of its own.
     pub fn is_of(&self, other: &Self) -> bool {
-        (self.device, self.inode) == (other.device, other.inode)
+        let device = |file: &Self| mount_device(file.pid, file.mount).ok();
+        self.inode == other.inode
+            && (self.mount == other.mount
+                || device(self).is_some_and(|own| device(other) == Some(own)))
     }
 
     /// Who has it was let read the file.
@@ -432,27 +437,33 @@ impl OpenFile {
 }
 
 pub fn open_file(pid: i32, fd: i32) -> Result<OpenFile> {
-    let text = |file: &str| Ok(String::from_utf8_lossy(&bytes(pid, file)?).into_owned());
-    let (info, mounts) = (text(&format!("fdinfo/{fd}"))?, text("mountinfo")?);
-    parse_open_file(&info, &mounts).ok_or(malformed("parse /proc/PID/fdinfo"))
+    let info = bytes(pid, &format!("fdinfo/{fd}"))?;
+    let info = String::from_utf8_lossy(&info);
+    parse_open_file(pid, &info).ok_or(malformed("parse /proc/PID/fdinfo"))
 }
 
-fn parse_open_file(info: &str, mounts: &str) -> Option<OpenFile> {
+fn parse_open_file(pid: i32, info: &str) -> Option<OpenFile> {
     let field = |name: &str| {
         let found = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         found.map(str::trim)
     };
-    let mount = field("mnt_id")?;
-    let device = mounts.lines().find_map(|line| {
-        let mut words = line.split(' ');
-        (words.next()? == mount).then_some(words.nth(1)?)
-    });
-    let (major, minor) = device?.split_once(':')?;
     Some(OpenFile {
+        pid,
         flags: i32::from_str_radix(field("flags")?, 8).ok()?,
-        device: (major.parse().ok()?, minor.parse().ok()?),
+        mount: field("mnt_id")?.parse().ok()?,
         inode: field("ino")?.parse().ok()?,
     })
+}
+
+/// "MAJOR:MINOR" of a mount that the process sees.
+fn mount_device(pid: i32, mount: u32) -> Result<String> {
+    let mounts = bytes(pid, "mountinfo")?;
+    let device = String::from_utf8_lossy(&mounts).lines().find_map(|line| {
+        let mut words = line.split(' ');
+        let is_it = words.next()?.parse() == Ok(mount);
+        is_it.then(|| words.nth(1).map(str::to_owned))?
+    });
+    device.ok_or(malformed("find a line of /proc/PID/mountinfo"))
 }
 
 /// Whether two descriptors, each (process, number), are one open file: by dup, fork or a message.
@@ -538,7 +549,11 @@ mod tests {
         let path = open("/proc/self/maps", libc::O_PATH);
         assert!(one.is_of(&path) && one.is_to_read() && !path.is_to_read());
         let dev = std::fs::metadata("/proc/self/maps").unwrap().dev();
-        assert_eq!(one.device, (libc::major(dev), libc::minor(dev)));
+        let device = format!("{}:{}", libc::major(dev), libc::minor(dev));
+        assert_eq!(mount_device(one.pid, one.mount), Ok(device));
+        let [here, elsewhere] = [open("/dev/null", 0).mount, u32::MAX];
+        assert!(!OpenFile { mount: here, ..one }.is_of(&one), "the number of another device");
+        assert!(!OpenFile { mount: elsewhere, ..one }.is_of(&one));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::codec::{self, CodecError, Frame};
 use crate::limits::CONTROL_MESSAGE_BYTES_MAX;
 
 /// What the messages mean; said in Hello. Ends with different versions do not talk.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 macro_rules! messages {
     ($(#[$doc:meta])* $vis:vis enum $name:ident {

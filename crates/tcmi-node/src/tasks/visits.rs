@@ -244,7 +244,7 @@ impl Shared {
         let task = match self.admit_follower(pid, link, family) {
             Ok(task) => task,
             Err(error) => {
-                tracing::debug!(%pid, %error, "stays at home");
+                tracing::info!(%pid, %error, "stays at home");
                 if let Err(error) = frozen.thaw() {
                     tracing::debug!(%pid, %error, "a process that was to follow");
                 }

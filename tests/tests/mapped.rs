@@ -2,7 +2,6 @@
 //! at home, however it ends, and nobody is left with a view of another machine.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -11,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
-use tcmi_tests::{Pair, Scratch, Victim, VictimKind, wait_until};
+use tcmi_tests::{Mapped, Pair, Scratch, Victim, VictimKind, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
 /// Where victims/mapped.c puts its last word, in bytes.
@@ -79,29 +78,6 @@ fn what_a_guest_stores_is_seen_at_home_without_any_call_of_it() -> Result<()> {
     victim.wait(SOON)?;
     ensure!(last(&file)? == 78, "a kill at home took it back");
     pair.stop()
-}
-
-/// A mapping of ours.
-struct Mapped(*mut libc::c_void);
-
-impl Mapped {
-    fn of(file: &Path) -> Result<Self> {
-        let file = File::options().read(true).write(true).open(file)?;
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping at a place of the kernel's choice.
-        let at = unsafe {
-            libc::mmap(std::ptr::null_mut(), 4096, prot, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
-        ensure!(at != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
-        Ok(Self(at))
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, to which nothing points.
-        unsafe { libc::munmap(self.0, 4096) };
-    }
 }
 
 #[test]

@@ -252,6 +252,10 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             if let Some(outcome) = devices::serve(shared, notif) {
                 return Ok(outcome);
             }
+            if live::alters_at_home(shared, &mut thread, notif, row)? {
+                drop(thread);
+                return Ok(visit::visit(shared, notif));
+            }
             let showing = selves::opening(shared, notif);
             let opening = devices::opening(shared, notif);
             let outcome = with_files(shared, &mut thread, notif, row)?;

@@ -16,7 +16,6 @@ pub fn entries() -> Vec<Entry> {
     let scene = |name, shows, needs, scene| Entry {
         name,
         shows,
-        stays: None,
         needs,
         quick: true,
         work: Work::Scene(scene),
@@ -43,17 +42,13 @@ pub fn entries() -> Vec<Entry> {
             POSTGRES,
             databases::postgres,
         )),
-        Entry {
-            stays: Some(
-                "its processes have files in /dev/shm mapped shared (dynamic_shared_memory_type)",
-            ),
-            ..by_hand(scene(
-                "postgres-default",
-                "the server has the settings that it comes with",
-                POSTGRES,
-                databases::postgres_by_default,
-            ))
-        },
+        by_hand(scene(
+            "postgres-default",
+            "the same with the settings that it comes with: files in /dev/shm are mapped shared, and \
+             autovacuum works",
+            POSTGRES,
+            databases::postgres_by_default,
+        )),
         scene(
             "node",
             "it serves wrk by HTTP and has a timer: no request fails",

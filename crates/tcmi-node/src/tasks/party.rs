@@ -39,7 +39,7 @@ pub use again::Rest;
 use again::{Newcomers, Pace};
 use back::Back;
 pub use back::{Homeward, Purpose};
-pub(super) use memory::shared_by;
+pub(super) use memory::{has_live_files, shared_by};
 
 /// What a process has reached; the next is begun when all have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -123,6 +123,11 @@ pub(in crate::tasks) fn shared_by(pid: i32) -> Vec<Mapping> {
     maps.into_iter().filter(capture::is_shared_at_home).collect()
 }
 
+/// Whether a process has files that another which it begins could write to as well.
+pub(in crate::tasks) fn has_live_files(pid: i32) -> bool {
+    files_of(pid).iter().any(capture::is_live)
+}
+
 /// Of each process, its mappings of files that others of them have mapped, too, if one of them may
 /// write there.
 fn shared_files(pids: impl Iterator<Item = Pid>) -> Found {

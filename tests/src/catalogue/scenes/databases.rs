@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use super::servers::{connect, free_port};
 use crate::catalogue::Moves;
@@ -136,6 +138,72 @@ pub fn sqlite_killed(at: &Path, moves: &mut dyn Moves) -> Result<String> {
     let check = query(at, "PRAGMA integrity_check; SELECT count(*), max(n) FROM t")?;
     ensure!(check.contains(&format!("{committed}|{committed}")), "{committed} committed: {check}");
     Ok(format!("{status}; {check}"))
+}
+
+/// A shell of a database, which reads statements from a FIFO and tells of each commit in a file.
+struct Writer {
+    name: &'static str,
+    statements: File,
+    told: PathBuf,
+    committed: u64,
+}
+
+impl Writer {
+    /// Waits until its shell, which another process begins, reads.
+    fn open(at: &Path, name: &'static str) -> Result<Self> {
+        let statements = File::options().write(true).open(at.join(name))?;
+        Ok(Self { name, statements, told: at.join(format!("{name}.out")), committed: 0 })
+    }
+
+    fn begin(&mut self, times: u64) -> Result<()> {
+        for _ in 0..times {
+            self.committed += 1;
+            let (name, n) = (self.name, self.committed);
+            writeln!(self.statements, "INSERT INTO t VALUES ('{name}', {n}); SELECT {n};")?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        let last = self.committed.to_string();
+        wait_until("a commit", SOON, || {
+            // The file may not be there yet.
+            let told = fs::read_to_string(&self.told).unwrap_or_default();
+            Ok((told.lines().last() == Some(&last)).then_some(()))
+        })
+    }
+}
+
+/// Two that write to one database, with one index of its log, as a tree.
+pub fn sqlite_two(at: &Path, moves: &mut dyn Moves) -> Result<String> {
+    query(at, "PRAGMA journal_mode = WAL; CREATE TABLE t (who TEXT, n INTEGER)")?;
+    let names = ["a", "b"];
+    names.iter().try_for_each(|name| mkfifo(&at.join(name), Mode::S_IRWXU))?;
+    let shell =
+        "for w in a b; do sqlite3 -batch -cmd '.timeout 60000' base.db <$w >$w.out & done; wait";
+    let mut command = Command::new("bash");
+    command.args(["-c", shell]).current_dir(at).stdin(Stdio::null());
+    let shell = Started::by(command.stderr(File::create(at.join("errors"))?))?;
+    let mut both = Vec::new();
+    for name in names {
+        both.push(Writer::open(at, name)?);
+    }
+    let mut commit = || -> Result<()> {
+        both.iter_mut().try_for_each(|writer| writer.begin(WRITES / 4))?;
+        both.iter().try_for_each(Writer::wait)
+    };
+    commit()?;
+    moves.tree_out(shell.pid())?;
+    commit()?;
+    moves.home(shell.pid())?;
+    commit()?;
+    drop(both);
+    let status = shell.end(SOON)?;
+    let errors = fs::read_to_string(at.join("errors"))?;
+    ensure!(errors.is_empty(), "{errors}");
+    let kept =
+        "PRAGMA integrity_check; SELECT who, count(*), max(n) FROM t GROUP BY who ORDER BY who";
+    Ok(format!("{status}; {}", query(at, kept)?))
 }
 
 fn postgres_program(name: &str) -> Result<PathBuf> {

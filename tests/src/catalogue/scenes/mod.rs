@@ -35,6 +35,12 @@ pub fn entries() -> Vec<Entry> {
             &[("sqlite3", "sqlite3")],
             databases::sqlite_killed,
         ),
+        scene(
+            "sqlite3-two",
+            "two write to one database, whose log has an index that both have mapped, and move as a tree",
+            &[("sqlite3", "sqlite3")],
+            databases::sqlite_two,
+        ),
         by_hand(scene(
             "postgres",
             "pgbench has connections and makes more, and the server moves as a tree: no transaction fails, each \

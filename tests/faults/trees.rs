@@ -56,9 +56,9 @@ struct Scene {
 }
 
 impl Scene {
-    fn set(program: &'static str, fault: &str, action: &str) -> Result<Self> {
+    fn set(program: &'static str, kind: &[&str], fault: &str, action: &str) -> Result<Self> {
         let passage = Self::first_passage(fault, action);
-        Self::set_at(program, fault, &format!("{action}:{passage}"))
+        Self::set_at(program, kind, fault, &format!("{action}:{passage}"))
     }
 
     fn first_passage(fault: &str, action: &str) -> usize {
@@ -73,7 +73,8 @@ impl Scene {
         }
     }
 
-    fn set_at(program: &'static str, fault: &str, action: &str) -> Result<Self> {
+    /// `kind`: arguments before the mark.
+    fn set_at(program: &'static str, kind: &[&str], fault: &str, action: &str) -> Result<Self> {
         let side = Side::of(fault);
         let armed = format!("{fault}:{action}");
         let mut home = Launch::new("home", Root::Normal);
@@ -82,7 +83,8 @@ impl Scene {
         *launch = launch.clone().env("TCMI_FAULT", &armed);
         let scratch = Scratch::new("tree")?;
         let mark = scratch.path().display().to_string();
-        let ring = Victim::spawn(&VictimKind::with_args(program, &[CHILDREN, &mark]))?;
+        let args = [&[CHILDREN], kind, &[&mark]].concat();
+        let ring = Victim::spawn(&VictimKind::with_args(program, &args))?;
         let all = [vec![ring.pid()], account::descendants(ring.pid())?].concat();
         ensure!(all.len() == ALL, "{all:?}");
         Ok(Self { pair: Pair::launch(home, desk)?, ring, all, scratch })
@@ -114,7 +116,7 @@ impl Scene {
 }
 
 fn survives(fault: &str, action: &str) -> Result<()> {
-    let mut scene = Scene::set("ring", fault, action)?;
+    let mut scene = Scene::set("ring", &[], fault, action)?;
     let head = scene.ring.pid();
     let out = scene.pair.try_migrate_tree(head);
     revive(&mut scene.pair).context("after the way out")?;
@@ -159,8 +161,8 @@ const WAY_HOME: [&str; 12] = [
 const BY_THE_LAST: [&str; 2] = ["HomeRebuilt", "HomeRunsAgain"];
 const DECIDED_HOME: [&str; 3] = ["HomeDecidedHome", "HomeFinishSent", "HomeRunsAgain"];
 
-fn survives_home(fault: &str, action: &str) -> Result<()> {
-    let mut scene = Scene::set("segment", fault, action)?;
+fn survives_home(kind: &[&str], fault: &str, action: &str) -> Result<()> {
+    let mut scene = Scene::set("segment", kind, fault, action)?;
     let head = scene.ring.pid();
     scene.pair.try_migrate_tree(head).with_context(|| scene.pair.logs())?;
     scene.expect_one_copy("away", ALL)?;
@@ -201,7 +203,7 @@ pub const AGAIN: &str = "HomeGoesAgain";
 fn survives_again(fault: &str, action: &str) -> Result<()> {
     // The tree has passed it on its first way.
     let passage = if fault == AGAIN { ALL } else { 2 };
-    let mut scene = Scene::set_at("segment", fault, &format!("{action}:{passage}"))?;
+    let mut scene = Scene::set_at("segment", &[], fault, &format!("{action}:{passage}"))?;
     let head = scene.ring.pid();
     scene.pair.try_migrate_tree(head).with_context(|| scene.pair.logs())?;
     ensure!(scene.ring.ask("fork 1", "FORKED")? == [0, 1], "the call");
@@ -228,7 +230,7 @@ fn survives_again(fault: &str, action: &str) -> Result<()> {
 /// Home's daemon stands still when the first of them is to be held again. Meanwhile another is
 /// killed: the others go without it.
 fn one_is_killed_at_home() -> Result<()> {
-    let mut scene = Scene::set_at("segment", AGAIN, "stop:1")?;
+    let mut scene = Scene::set_at("segment", &[], AGAIN, "stop:1")?;
     scene.pair.try_migrate_tree(scene.ring.pid()).with_context(|| scene.pair.logs())?;
     scene.ring.say("fork 1")?;
     let daemon = scene.pair.home.pid();
@@ -268,10 +270,12 @@ pub fn trials(faults: &[String]) -> Vec<Trial> {
         let side = Side::of(fault);
         // A monitor that is killed takes its guest along.
         for action in ACTIONS.into_iter().filter(|a| side == Side::Home || *a == "error") {
-            let (name, fault) = (format!("shared::{fault}::{action}"), fault.clone());
-            trials.push(Trial::test(name, move || {
-                Ok(survives_home(&fault, action).map_err(|e| format!("{e:#}"))?)
-            }));
+            for (what, kind) in [("shared", &[][..]), ("files", &["file"])] {
+                let (name, fault) = (format!("{what}::{fault}::{action}"), fault.clone());
+                trials.push(Trial::test(name, move || {
+                    Ok(survives_home(kind, &fault, action).map_err(|e| format!("{e:#}"))?)
+                }));
+            }
         }
     }
     for fault in faults.iter().filter(|f| is_on_the_way_out(f)) {

@@ -10,7 +10,9 @@ use std::sync::LazyLock;
 use tcmi_call::record::DirectionKeys;
 use tcmi_ckpt::copies::OpenCopy;
 use tcmi_ckpt::devices::{Device, OpenDevice};
-use tcmi_ckpt::image::{AddressSpace, Backing, Clocks, FileRef, ProcessImage, ThreadImage, Vma};
+use tcmi_ckpt::image::{
+    AddressSpace, Backing, Clocks, Common, FileRef, ProcessImage, ThreadImage, Vma,
+};
 use tcmi_ckpt::layout::{gap, reconcile};
 use tcmi_ckpt::reach::{Access, Found};
 use tcmi_ckpt::rebuild::{Pages, thread_of};
@@ -112,7 +114,7 @@ fn begin() -> msg::Begin {
         xfeatures: 7,
         events: 1,
         calls: vec![2],
-        segments: Vec::new(),
+        common: Common::default(),
     }
 }
 

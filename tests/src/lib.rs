@@ -4,6 +4,7 @@
 pub mod account;
 mod bare;
 pub mod catalogue;
+pub mod mapped;
 pub mod node;
 pub mod pair;
 pub mod program;
@@ -15,6 +16,7 @@ pub mod victim;
 pub mod wait;
 
 pub use account::Account;
+pub use mapped::Mapped;
 pub use node::{Launch, Node, Root};
 pub use pair::Pair;
 pub use program::Program;

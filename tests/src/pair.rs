@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::account::{Account, is_leak};
+use crate::account::{Account, children, is_leak};
 use crate::node::{Launch, Node, Root};
 use crate::victim::{Victim, VictimKind};
 use crate::wait::wait_until;
@@ -120,6 +120,15 @@ impl Pair {
 
     pub fn is_guest(&self, pid: u32) -> bool {
         self.desk.has(&format!("pen/mig/migproc/{pid}"))
+    }
+
+    /// Of a guest, at the desk: its own process, and that which holds it.
+    pub fn guest_and_monitor(&self, pid: u32) -> Result<(u32, u32)> {
+        let path = format!("pen/mig/migproc/{pid}/remote-pid");
+        let guest: u32 = self.desk.read(&path)?.trim().parse()?;
+        let has_it = |monitor: &u32| children(*monitor).is_ok_and(|all| all.contains(&guest));
+        let monitor = children(self.desk.pid())?.into_iter().find(has_it);
+        Ok((guest, monitor.context("its monitor")?))
     }
 
     /// Both nodes say so: of one that comes home the desk hears the end later.

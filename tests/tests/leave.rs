@@ -6,7 +6,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tcmi_tests::account::children;
 use tcmi_tests::{Pair, Started, Victim, VictimKind, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -78,9 +77,7 @@ fn an_idle_guest_costs_neither_node_anything() -> Result<()> {
         Ok(fs::read_to_string(format!("/proc/{pid}/syscall"))?.starts_with("0 0x0 ").then_some(()))
     })?;
     pair.migrate(pid)?;
-    let here: u32 = pair.desk.read(&format!("pen/mig/migproc/{pid}/remote-pid"))?.trim().parse()?;
-    let has_it = |monitor: &u32| children(*monitor).is_ok_and(|all| all.contains(&here));
-    let monitor = children(pair.desk.pid())?.into_iter().find(has_it).context("its monitor")?;
+    let (here, monitor) = pair.guest_and_monitor(pid)?;
     let count = || -> Result<u64> { Ok(waits(pid)? + waits(here)? + waits(monitor)?) };
     // Since when it was so long at rest.
     let (mut before, mut since) = (count()?, Instant::now());

@@ -2,7 +2,6 @@
 //! at home, however it ends, and nobody is left with a view of another machine.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -11,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
-use tcmi_tests::{Pair, Scratch, Victim, VictimKind, wait_until};
+use tcmi_tests::{Mapped, Pair, Scratch, Victim, VictimKind, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
 /// Where victims/mapped.c puts its last word, in bytes.
@@ -81,29 +80,6 @@ fn what_a_guest_stores_is_seen_at_home_without_any_call_of_it() -> Result<()> {
     pair.stop()
 }
 
-/// A mapping of ours.
-struct Mapped(*mut libc::c_void);
-
-impl Mapped {
-    fn of(file: &Path) -> Result<Self> {
-        let file = File::options().read(true).write(true).open(file)?;
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping at a place of the kernel's choice.
-        let at = unsafe {
-            libc::mmap(std::ptr::null_mut(), 4096, prot, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
-        ensure!(at != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
-        Ok(Self(at))
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, to which nothing points.
-        unsafe { libc::munmap(self.0, 4096) };
-    }
-}
-
 #[test]
 fn a_file_that_another_process_has_mapped_stays_with_both() -> Result<()> {
     let pair = Pair::new()?;
@@ -126,25 +102,25 @@ fn a_file_that_another_process_has_mapped_stays_with_both() -> Result<()> {
     victim.end(7)
 }
 
+/// They share the file then.
 #[test]
-fn a_guest_that_forks_stays_with_the_child_that_has_its_mapping() -> Result<()> {
+fn a_guest_that_forks_goes_out_with_the_child_that_has_its_mapping() -> Result<()> {
     let pair = Pair::new()?;
     let scratch = Scratch::new("mapped")?;
     let mut victim = mapping("still", &scratch.join("file"))?;
     let pid = victim.pid();
     pair.migrate(pid)?;
     // The parent waits until it sees a store of the child.
-    let child = victim.ask("fork", "FORKED")?[0];
-    let child = nix::unistd::Pid::from_raw(child as i32);
-    let sharer = format!("also mapped by process {child}");
-    // It may run before home has written down that it stays.
-    let told = wait_until("the child in what explain says", SOON, || {
-        Ok(pair.explain(pid)?.contains(&sharer).then_some(()))
-    });
-    nix::sys::signal::kill(child, Signal::SIGKILL)?;
-    told?;
-    ensure!(!pair.is_guest(pid), "it went out with half of its memory");
-    victim.end(7)
+    let child = victim.ask("fork", "FORKED")?[0] as u32;
+    wait_until("both away", SOON, || Ok((pair.is_away(pid) && pair.is_away(child)).then_some(())))
+        .with_context(|| pair.logs())?;
+    victim.check()?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child as i32), Signal::SIGKILL)?;
+    pair.wait_forgotten(child)?;
+    victim.check()?;
+    pair.bring_home(pid)?;
+    victim.end(7)?;
+    pair.stop()
 }
 
 /// A file system of 256 KiB.

@@ -75,9 +75,6 @@ impl Moves for Unmoved {
     fn home(&mut self, _: u32) -> Result<()> {
         Ok(())
     }
-    fn tree_stays(&mut self, _: u32, _: &str) -> Result<()> {
-        Ok(())
-    }
 }
 
 struct Between<'a>(&'a Pair);
@@ -104,15 +101,6 @@ impl Moves for Between<'_> {
     }
     fn home(&mut self, pid: u32) -> Result<()> {
         self.0.bring_home(pid)
-    }
-    fn tree_stays(&mut self, pid: u32, because: &str) -> Result<()> {
-        let explained = self.0.explain_tree(pid)?;
-        let reason =
-            explained.lines().any(|l| l.starts_with("stopped by: ") && l.contains(because));
-        ensure!(reason, "not said: {because:?}\n{explained}");
-        let refused = self.0.try_migrate_tree(pid).err().and_then(|e| e.raw_os_error());
-        ensure!(refused == Some(libc::EOPNOTSUPP), "{refused:?}");
-        Ok(())
     }
 }
 

@@ -2,22 +2,33 @@
 
 use std::time::Duration;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tcmi_tests::{Pair, Victim, VictimKind, account, wait_until};
+use tcmi_tests::{Mapped, Pair, Scratch, Victim, VictimKind, account, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 const ALL: usize = 4;
+/// Where they count their turns: behind lock and condition, and the number of the next.
+const SUM: usize = 40 + 48 + 8;
 
 fn sharers() -> Result<(Victim, Vec<u32>)> {
     sharers_of(&["3"])
 }
 
 fn sharers_of(args: &[&str]) -> Result<(Victim, Vec<u32>)> {
+    let (victim, all) = tree_of(args)?;
+    ensure!(all.len() == ALL, "{all:?}");
+    Ok((victim, all))
+}
+
+fn tree_of(args: &[&str]) -> Result<(Victim, Vec<u32>)> {
     let victim = Victim::spawn(&VictimKind::with_args("segment", args))?;
     let all = [vec![victim.pid()], account::descendants(victim.pid())?].concat();
-    ensure!(all.len() == ALL, "{all:?}");
     Ok((victim, all))
 }
 
@@ -331,6 +342,156 @@ fn one_that_ends_away_leaves_the_others() -> Result<()> {
     pair.stop()
 }
 
+/// Processes that share files, one of them to read only.
+struct OfFiles {
+    victim: Victim,
+    all: Vec<u32>,
+    scratch: Scratch,
+}
+
+impl OfFiles {
+    fn new(kind: &str) -> Result<Self> {
+        let scratch = Scratch::new("shared")?;
+        let at = scratch.path().display().to_string();
+        let (victim, all) = tree_of(&["3", kind, &at, "reader"])?;
+        ensure!(all.len() == ALL + 1, "{all:?}");
+        Ok(Self { victim, all, scratch })
+    }
+
+    fn go_out(&mut self, pair: &Pair) -> Result<()> {
+        go_out(pair, &mut self.victim, &self.all)
+    }
+
+    /// All of them, by one.
+    fn come_home(&mut self, pair: &Pair, one: usize) -> Result<()> {
+        pair.home.write("ccn/mig/migrate-home", format!("{}\n", self.all[one]))?;
+        wait_home(pair, &self.all)?;
+        works(&mut self.victim, "at home")
+    }
+
+    fn file(&self) -> PathBuf {
+        self.scratch.join("0")
+    }
+}
+
+/// How many turns were taken, as the file has it.
+fn turns_at_home(file: &Path) -> Result<u64> {
+    let mut sum = [0; 8];
+    File::open(file)?.read_exact_at(&mut sum, SUM as u64)?;
+    Ok(u64::from_ne_bytes(sum))
+}
+
+#[test]
+fn files_that_a_tree_shares_go_and_come_with_it() -> Result<()> {
+    let pair = Pair::new()?;
+    let before = pair.settled_accounts()?;
+    for kind in ["file", "deleted", "large"] {
+        let mut all = OfFiles::new(kind)?;
+        for round in 0..4 {
+            all.go_out(&pair).with_context(|| format!("{kind}, {round}"))?;
+            all.come_home(&pair, round).with_context(|| format!("{kind}, {round}"))?;
+        }
+        all.victim.end(7)?;
+    }
+    pair.expect_no_leak(&before)?;
+    pair.stop()
+}
+
+#[test]
+fn what_they_store_in_a_file_is_seen_at_home() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut all = OfFiles::new("file")?;
+    all.go_out(&pair)?;
+    let told = all.victim.ask("sum", "SUM")?[0] as u64;
+    let there = turns_at_home(&all.file())?;
+    ensure!(there >= told, "{there} turns are in the file, it told of {told}");
+    ensure!(guests(&pair, &all.all) == all.all.len(), "they came home for that");
+    let told = all.victim.ask("sum", "SUM")?[0] as u64;
+    let (file, ids) = (all.file(), all.all.clone());
+    all.victim.end(7)?;
+    wait_until("the end of all", SOON, || {
+        Ok(ids.iter().all(|pid| pair.state(*pid).is_err()).then_some(()))
+    })?;
+    let there = turns_at_home(&file)?;
+    ensure!(there >= told, "{there} turns are in the file, it told of {told}");
+    pair.stop()
+}
+
+/// Each has to know, so all are at home for that.
+#[test]
+fn after_a_call_that_alters_their_file_all_go_out_again() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut all = OfFiles::new("file")?;
+    all.go_out(&pair)?;
+    for round in 0..2 {
+        all.victim.say("alter")?;
+        all.victim.expect("ALTERED", SOON).with_context(|| pair.logs())?;
+        wait_away(&pair, &all.all).with_context(|| format!("round {round}"))?;
+        works(&mut all.victim, "away again")?;
+    }
+    all.come_home(&pair, 1)?;
+    all.victim.end(7)?;
+    pair.stop()
+}
+
+#[test]
+fn a_child_that_has_their_files_goes_along() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut all = OfFiles::new("file")?;
+    all.go_out(&pair)?;
+    let child = all.victim.ask("more", "MORE")?[0] as u32;
+    all.all.push(child);
+    wait_away(&pair, &all.all)?;
+    works(&mut all.victim, "away again").with_context(|| pair.logs())?;
+    all.come_home(&pair, ALL + 1)?;
+    all.go_out(&pair)?;
+    all.victim.end(7)?;
+    pair.stop()
+}
+
+#[test]
+fn a_file_that_others_have_mapped_keeps_its_tree_at_home() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut all = OfFiles::new("file")?;
+    let ours = Mapped::of(&all.file())?;
+    let refused = pair.try_migrate_tree(all.victim.pid()).err().and_then(|e| e.raw_os_error());
+    ensure!(refused == Some(libc::EOPNOTSUPP), "the answer is {refused:?}");
+    ensure!(guests(&pair, &all.all) == 0, "some are away");
+    let why = pair.explain_tree(all.victim.pid())?;
+    let sharer = format!("also mapped by process {}", std::process::id());
+    ensure!(why.contains(&sharer), "explain says {why}");
+    works(&mut all.victim, "at home")?;
+    drop(ours);
+    all.go_out(&pair)?;
+    all.victim.end(7)?;
+    pair.stop()
+}
+
+/// A monitor that dies takes its guest with it, and nothing from the others or the file.
+#[test]
+fn a_guest_that_is_lost_leaves_the_files_to_the_others() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut all = OfFiles::new("file")?;
+    all.go_out(&pair)?;
+    let told = all.victim.ask("sum", "SUM")?[0] as u64;
+    let lost = all.all[ALL];
+    let (_, monitor) = pair.guest_and_monitor(lost)?;
+    kill(Pid::from_raw(monitor as i32), Signal::SIGKILL)?;
+    pair.wait_forgotten(lost)?;
+    all.all.pop();
+    let there = turns_at_home(&all.file())?;
+    ensure!(there >= told, "{there} turns are in the file, it told of {told}");
+    pair.home.write("ccn/mig/migrate-home", format!("{}\n", all.all[1]))?;
+    wait_home(&pair, &all.all)?;
+    let sum = all.victim.ask("sum", "SUM")?[0];
+    wait_until("turns at home", SOON, || {
+        Ok((all.victim.ask("sum", "SUM")?[0] > sum).then_some(()))
+    })?;
+    all.victim.signal(Signal::SIGKILL)?;
+    all.victim.wait(SOON)?;
+    pair.stop()
+}
+
 /// System V memory of the victim, removed at the end of a test.
 struct Removed(i32);
 
@@ -341,10 +502,8 @@ impl Drop for Removed {
     }
 }
 
-/// How many turns were taken, as the segment has it: the first of the counters is the sum.
+/// How many turns were taken, as the segment has it.
 fn turns_in(segment: i32) -> Result<u64> {
-    // Behind lock and condition, and the number of the next.
-    const SUM: usize = 40 + 48 + 8;
     // SAFETY: attached for reading, wherever there is room; the word is inside of it.
     unsafe {
         let at = libc::shmat(segment, std::ptr::null(), libc::SHM_RDONLY);

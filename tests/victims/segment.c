@@ -2,7 +2,9 @@
  * A parent and its children (first argument: how many) take turns in memory that they share, by a
  * mutex and a condition of several processes; each counts for itself, too. With a second argument it
  * is System V memory, and READY tells its number: "destroyed" or "lasting"; or it has huge pages:
- * "huge". "unmap" and "move" are of a part of it, in the parent alone.
+ * "huge"; or it is files in a DIRECTORY: "file", "deleted" or "large" DIRECTORY. Those that are not
+ * large are read by calls, too; "reader" behind it is a last child that may not write. "unmap" and
+ * "move" are of a part of it, in the parent alone.
  */
 #define VICTIM_COMMAND
 #include "victim.h"
@@ -17,6 +19,7 @@
 #define PAGE 4096
 /* Behind what they take turns in. */
 #define MORE_PAGES 4
+#define LARGE (4 << 20)
 
 struct shared {
 	pthread_mutex_t lock;
@@ -37,6 +40,54 @@ static const char *system_v;
 static int is_huge;
 static int segment = -1;
 static int more;
+static const char *path;
+static int is_deleted, is_large;
+/* What they take turns in, and the pages. */
+static int files[2] = { -1, -1 };
+
+static void end_child(void)
+{
+	if (first_failure[0])
+		dprintf(2, "child %d: %s\n", getpid(), first_failure);
+	_exit(first_failure[0] ? SETUP_FAILED_STATUS : 0);
+}
+
+static off_t place_in(int page)
+{
+	return (off_t)page * PAGE + page;
+}
+
+/* Whatever the way that it was stored. */
+static void expect_in_file(int page, unsigned char value)
+{
+	unsigned char byte = ~value;
+	expect_equal("pread", 1, pread(files[1], &byte, 1, place_in(page)));
+	expect_equal("in the file", value, byte);
+}
+
+static const char *name_of(int i)
+{
+	static char name[256];
+	snprintf(name, sizeof name, "%s/%d", path, i);
+	return name;
+}
+
+/* Written by calls: the others see it. Then longer, and as long again. */
+static void alter_pages(void)
+{
+	pthread_mutex_lock(&shared->lock);
+	unsigned char block[PAGE];
+	memcpy(block, (void *)pages, PAGE);
+	block[PAGE - 1]++;
+	expect_equal("pwrite", PAGE, pwrite(files[1], block, PAGE, 0));
+	expect_equal("written", block[PAGE - 1], pages[PAGE - 1]);
+	pthread_mutex_unlock(&shared->lock);
+	off_t end = (PAGES + MORE_PAGES) * PAGE;
+	expect_equal("ftruncate", 0, ftruncate(files[1], end + PAGE));
+	expect_equal("longer", end + PAGE, lseek(files[1], 0, SEEK_END));
+	expect_equal("truncate", 0, truncate(name_of(1), end));
+	expect_equal("as before", end, lseek(files[1], 0, SEEK_END));
+}
 
 /* What the one before has written is there, and what one writes stays. */
 static void take_turn(int me)
@@ -45,20 +96,37 @@ static void take_turn(int me)
 	while (shared->next != me)
 		pthread_cond_wait(&shared->turn, &shared->lock);
 	for (int page = 0; page < PAGES; page++)
-		expect_equal("page", (shared->sum + page) & 255, pages[page * PAGE + page]);
+		expect_equal("page", (shared->sum + page) & 255, pages[place_in(page)]);
+	for (int page = 0; path && !is_large && page < PAGES; page += 8)
+		expect_in_file(page, shared->sum + page);
 	expect_equal("own turns", mine, shared->turns[me]);
 	shared->turns[me] = ++mine;
 	shared->sum++;
 	for (int page = 0; page < PAGES; page++)
-		pages[page * PAGE + page] = shared->sum + page;
+		pages[place_in(page)] = shared->sum + page;
 	shared->next = (me + 1) % members;
 	pthread_cond_broadcast(&shared->turn);
 	pthread_mutex_unlock(&shared->lock);
 	atomic_fetch_add(&shared->counted, 1);
 }
 
+static void *map_file(size_t bytes)
+{
+	int i = files[0] < 0 ? 0 : 1;
+	files[i] = open(name_of(i), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	must(files[i] >= 0, "open");
+	if (is_large)
+		bytes = LARGE;
+	must(!ftruncate(files[i], bytes), "ftruncate");
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, files[i], 0);
+	must(p != MAP_FAILED, "mmap of a file");
+	return p;
+}
+
 static void *map(size_t bytes)
 {
+	if (path)
+		return map_file(bytes);
 	if (system_v && segment < 0) {
 		segment = shmget(IPC_PRIVATE, bytes, 0600);
 		must(segment >= 0, "shmget");
@@ -75,13 +143,41 @@ static void *map(size_t bytes)
 	return p;
 }
 
+/* Sees turns being taken, by a descriptor that is for reading, and cannot take any. */
+static void look_on(pid_t parent)
+{
+	char name[256];
+	unsigned long seen = 0;
+	close(0);
+	close(1);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	snprintf(name, sizeof name, "/proc/self/fd/%d", files[0]);
+	int reading = open(name, O_RDONLY);
+	must(reading >= 0, "open to read");
+	munmap(shared, sizeof *shared);
+	munmap((void *)pages, (PAGES + MORE_PAGES) * PAGE);
+	shared = mmap(NULL, sizeof *shared, PROT_READ, MAP_SHARED, reading, 0);
+	must(shared != MAP_FAILED, "mmap to read");
+	while (getppid() == parent) {
+		unsigned long now = atomic_load(&shared->counted);
+		must(now >= seen, "turns that are not taken back");
+		must(mprotect(shared, PAGE, PROT_READ | PROT_WRITE) && errno == EACCES, "nothing to write");
+		seen = now;
+		usleep(1000);
+	}
+	_exit(0);
+}
+
 static void setup(int argc, char **argv)
 {
 	int children = argc > 1 ? atoi(argv[1]) : 3;
 	must(children >= 0 && children <= CHILDREN_MAX, "so many children");
 	members = children + 1;
-	is_huge = argc > 2 && !strcmp(argv[2], "huge");
-	system_v = argc > 2 && !is_huge ? argv[2] : NULL;
+	is_huge = argc == 3 && !strcmp(argv[2], "huge");
+	system_v = argc == 3 && !is_huge ? argv[2] : NULL;
+	path = argc > 3 ? argv[3] : NULL;
+	is_deleted = path && !strcmp(argv[2], "deleted");
+	is_large = path && !strcmp(argv[2], "large");
 	shared = map(sizeof *shared);
 	pages = map((PAGES + MORE_PAGES) * PAGE);
 	pthread_mutexattr_t lock;
@@ -93,7 +189,7 @@ static void setup(int argc, char **argv)
 	pthread_mutex_init(&shared->lock, &lock);
 	pthread_cond_init(&shared->turn, &turn);
 	for (int page = 0; page < PAGES; page++)
-		pages[page * PAGE + page] = page;
+		pages[place_in(page)] = page;
 	pid_t parent = getpid();
 	for (int me = 1; me < members; me++) {
 		pid_t pid = fork();
@@ -105,9 +201,13 @@ static void setup(int argc, char **argv)
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			while (getppid() == parent && !first_failure[0])
 				take_turn(me);
-			_exit(first_failure[0] ? SETUP_FAILED_STATUS : 0);
+			end_child();
 		}
 	}
+	if (argc > 4 && fork() == 0)
+		look_on(parent);
+	for (int i = 0; is_deleted && i < 2; i++)
+		unlink(name_of(i));
 }
 
 static void step(void)
@@ -182,7 +282,7 @@ static void begin_more(void)
 			atomic_fetch_add(&shared->beats[more], 1);
 			usleep(1000);
 		}
-		_exit(first_failure[0] ? SETUP_FAILED_STATUS : 0);
+		end_child();
 	}
 	more++;
 	say("MORE %d\n", pid);
@@ -218,6 +318,8 @@ static void check(void)
 	step();
 	expect_beats();
 	expect_equal("children that ended", members > 1 || more ? 0 : -1, waitpid(-1, NULL, WNOHANG));
+	if (path)
+		expect_equal("msync", 0, msync((void *)pages, PAGES * PAGE, MS_SYNC));
 	struct shmid_ds status;
 	if (segment >= 0) {
 		expect_equal("shmctl", 0, shmctl(segment, IPC_STAT, &status));
@@ -254,6 +356,9 @@ static void command(const char *line)
 	if (!strcmp(line, "attach")) {
 		attach_another();
 		say("ATTACHED\n");
+	} else if (!strcmp(line, "alter")) {
+		alter_pages();
+		say("ALTERED\n");
 	} else if (!strcmp(line, "unmap")) {
 		say("UNMAPPED %d\n", munmap((void *)(pages + (PAGES + 1) * PAGE), PAGE));
 	} else if (!strcmp(line, "move")) {

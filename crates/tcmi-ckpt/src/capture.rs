@@ -102,6 +102,9 @@ fn vma(m: &Mapping, files: &mut dyn Files) -> Result<Vma> {
     if m.shared {
         // What is shared stays where it is at home.
         flags = flags & !vma_flags::HUGE_TLB | vma_flags::SHARED;
+        if is_live(m) {
+            flags |= vma_flags::MAY_WRITE;
+        }
     }
     Ok(Vma { start: m.start, end: m.end, prot: m.prot(), backing, flags })
 }
@@ -133,12 +136,17 @@ pub fn is_live(m: &Mapping) -> bool {
     m.shared && (m.write || m.has(b"mw")) && m.inode != 0 && has_file
 }
 
-/// Why the live file behind a mapping of `pid` has to stay: another process has it mapped, too.
-/// Its stores, and its view of ours, would be those of another machine.
-pub fn sharer_of(pid: i32, m: &Mapping) -> Result<Option<String>> {
-    let sharer = maps::sharers(&[m.object()])?.into_iter().find(|other| *other != pid);
+/// Why the live file behind a mapping of `pid` has to stay: another process, none of those that go
+/// `along`, has it mapped, too. Its stores, and its view of ours, would be those of another machine.
+pub fn sharer_of(pid: i32, m: &Mapping, along: &[i32]) -> Result<Option<String>> {
+    let is_other = |other: &i32| *other != pid && !along.contains(other);
+    let sharer = maps::sharers(&[m.object()])?.into_iter().find(is_other);
     let at = format!("{:x}-{:x} {}", m.start, m.end, m.name);
-    Ok(sharer.map(|n| format!("writable shared memory ({at}), also mapped by process {n}")))
+    let why = |n| {
+        let what = format!("writable shared memory ({at}), also mapped by process {n}");
+        what + ": as one tree they move together"
+    };
+    Ok(sharer.map(why))
 }
 
 /// Two mappings of one page of shared memory can be told from two pages, so they cannot be made

@@ -171,6 +171,8 @@ pub mod vma_flags {
     /// Private memory of hugetlbfs where it was captured. It is made of ordinary pages wherever it
     /// comes to.
     pub const HUGE_TLB: u32 = 1024;
+    /// Of a file, shared, and may be written to, whatever its protection is now.
+    pub const MAY_WRITE: u32 = 2048;
 }
 
 /// A mapping of memory that several processes share and that moves with all of them. Among the
@@ -190,9 +192,53 @@ pub struct Segment {
     pub outlives: bool,
 }
 
-/// Largest segment, in bytes, and most mappings of segments in one process.
+/// A file that several processes which move together have mapped shared, and one of them to write:
+/// live in each of them, and one memory on the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedFile {
+    pub id: u64,
+    /// Of the memory in which the node keeps what home has of it.
+    pub kept: u64,
+    /// As in its [`FileRef`].
+    pub dev: u64,
+    pub inode: u64,
+    /// Whether what is mapped of it comes with this process, not with others.
+    pub is_sent: bool,
+}
+
+impl SharedFile {
+    /// Whether `r` is the same file.
+    pub fn is_of(&self, r: &FileRef) -> bool {
+        (self.dev, self.inode) == (r.dev, r.inode)
+    }
+}
+
+/// What a process shares with others that move with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Common {
+    pub segments: Vec<Segment>,
+    pub files: Vec<SharedFile>,
+}
+
+impl Common {
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty() && self.files.is_empty()
+    }
+    /// Whether others need what comes with this process.
+    pub fn is_sent(&self) -> bool {
+        self.segments.iter().any(|s| s.is_sent) || self.files.iter().any(|f| f.is_sent)
+    }
+    pub fn check(&self, vmas: &[Vma]) -> Result<()> {
+        if self.segments.len() > SEGMENTS_MAX || self.files.len() > SEGMENTS_MAX {
+            return Err(Error::Image("too many segments"));
+        }
+        self.segments.iter().try_for_each(|s| s.check(vmas))
+    }
+}
+
+/// Largest segment, in bytes, and most mappings of segments, and shared files, in one process.
 const SEGMENT_BYTES_MAX: u64 = 1 << 40;
-pub const SEGMENTS_MAX: usize = 256;
+const SEGMENTS_MAX: usize = 256;
 
 impl Segment {
     /// Whether it can be a mapping of `vmas`.

@@ -6,6 +6,9 @@ use std::fs::File;
 pub struct LiveFile {
     /// The guest maps it.
     pub memfd: File,
+    /// What home has of it, of one that other guests have, too: whose monitor sends home what is
+    /// written, whichever guest wrote it, tells the others so.
+    pub kept: Option<File>,
     /// As `fstat` at home has them.
     pub dev: u64,
     pub ino: u64,
@@ -20,4 +23,6 @@ pub struct Window {
     /// Of the file, in bytes, as `len`.
     pub offset: u64,
     pub len: u64,
+    /// Home can be written to there.
+    pub is_writable: bool,
 }

@@ -2,7 +2,7 @@
 
 use crate::capture::{Files, is_live, is_shared_at_home, sharer_of};
 use crate::error::{Error, Result};
-use crate::image::FileRef;
+use crate::image::{Common, FileRef, SharedFile};
 use crate::sysv;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -21,6 +21,11 @@ static HASHES: LazyLock<Mutex<HashMap<Identity, [u8; 32]>>> = LazyLock::new(Mute
 /// Hashes remembered before the oldest knowledge is dropped at once.
 const HASHES_MAX: usize = 4096;
 
+/// Device and inode of the file behind a mapping, as a [`FileRef`] has them.
+pub fn id_of(m: &Mapping) -> (u64, u64) {
+    (u64::from(m.dev.0) << 32 | u64::from(m.dev.1), m.inode)
+}
+
 /// The files that a process at home has mapped.
 pub struct HomeFiles {
     pid: i32,
@@ -34,17 +39,25 @@ pub struct HomeFiles {
     in_passing: bool,
     /// All who share memory with it move with it.
     together: bool,
+    /// Live files that others which move with it have mapped, too.
+    shared: Vec<SharedFile>,
 }
 
 impl HomeFiles {
     /// Of a process that is held.
-    pub fn of(pid: i32, together: bool) -> Self {
+    pub fn of(pid: i32, common: &Common) -> Self {
         let (refs, open, mapped) = Default::default();
-        Self { pid, refs, open, mapped, in_passing: false, together }
+        let (together, shared) = (!common.segments.is_empty(), common.files.clone());
+        Self { pid, refs, open, mapped, in_passing: false, together, shared }
     }
 
-    pub fn in_passing(pid: i32, together: bool) -> Self {
-        Self { in_passing: true, ..Self::of(pid, together) }
+    pub fn in_passing(pid: i32, common: &Common) -> Self {
+        Self { in_passing: true, ..Self::of(pid, common) }
+    }
+
+    /// Whether what is mapped of a live file goes with this process, not with others.
+    pub fn is_sent(&self, r: &FileRef) -> bool {
+        self.shared.iter().find(|s| s.is_of(r)).is_none_or(|s| s.is_sent)
     }
 
     /// Fills in the hashes, reading what is not known yet.
@@ -73,12 +86,11 @@ impl HomeFiles {
         Ok(())
     }
 
-    /// Makes a file live, if the process is the only one that has it so.
+    /// Makes a file live, if the process is the only one that has it so, but for those with which it
+    /// moves.
     fn live(&mut self, index: usize, m: &Mapping) -> Result<()> {
-        let sharer = match self.in_passing {
-            true => None,
-            false => sharer_of(self.pid, m)?,
-        };
+        let is_known = self.in_passing || self.shared.iter().any(|s| s.is_of(&self.refs[index]));
+        let sharer = if is_known { None } else { sharer_of(self.pid, m, &[])? };
         match sharer {
             Some(why) => Err(Error::Unsupported(why)),
             None => {
@@ -126,9 +138,9 @@ impl Files for HomeFiles {
         is_shared_at_home(m) && (self.together || alone())
     }
     fn index(&mut self, m: &Mapping) -> Result<u32> {
-        let dev = u64::from(m.dev.0) << 32 | u64::from(m.dev.1);
+        let (dev, inode) = id_of(m);
         let (first, last) = (m.offset, m.offset + m.len());
-        if let Some(i) = self.refs.iter().position(|r| r.dev == dev && r.inode == m.inode) {
+        if let Some(i) = self.refs.iter().position(|r| (r.dev, r.inode) == (dev, inode)) {
             let r = &mut self.refs[i];
             (r.first, r.last) = (r.first.min(first), r.last.max(last));
             self.mapped[i].push(first..last);
@@ -150,17 +162,17 @@ impl Files for HomeFiles {
         self.refs.push(FileRef {
             path: m.name.clone(),
             dev,
-            inode: m.inode,
+            inode,
             size: 0,
             first,
             last,
             hash: [0; 32],
-            live: false,
+            live: self.shared.iter().any(|s| (s.dev, s.inode) == (dev, inode)),
         });
         self.mapped.push(Vec::new());
         let i = self.refs.len() - 1;
         self.mapped[i].push(first..last);
-        if is_live(m) {
+        if !self.refs[i].live && is_live(m) {
             self.live(i, m)?;
         }
         Ok(i as u32)

@@ -73,6 +73,27 @@ impl Watched {
         Ok(watched)
     }
 
+    /// Whether the call that a thread of a held process makes next begins a process with the same
+    /// mappings, and with memory of its own.
+    pub fn is_fork(f: &Frozen, tid: i32) -> bool {
+        let Some(t) = f.threads.iter().find(|t| t.tid == tid) else { return false };
+        let regs = restartable(&t.regs);
+        let flags = match regs.rax as i64 {
+            libc::SYS_fork => 0,
+            libc::SYS_clone => regs.rdi,
+            libc::SYS_clone3 => {
+                let mut flags = [0; 8];
+                // What cannot be read begins nothing.
+                match tcmi_sys::memory::read(f.pid, regs.rdi, &mut flags) {
+                    Ok(()) => u64::from_le_bytes(flags),
+                    Err(_) => return false,
+                }
+            }
+            _ => return false,
+        };
+        flags & libc::CLONE_VM as u64 == 0
+    }
+
     /// Watches a process that runs on.
     pub fn seize(pid: i32) -> Result<Self> {
         let mut watched = Self::new(pid, Vec::new());

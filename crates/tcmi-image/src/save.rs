@@ -14,7 +14,7 @@ use tcmi_ckpt::blob::Blob;
 use tcmi_ckpt::capture;
 use tcmi_ckpt::freeze::{Frozen, begun_again};
 use tcmi_ckpt::freezer::Freezer;
-use tcmi_ckpt::image::{Backing, ProcessImage, Vma, vma_flags};
+use tcmi_ckpt::image::{Backing, Common, ProcessImage, Vma, vma_flags};
 use tcmi_ckpt::mapped::HomeFiles;
 use tcmi_ckpt::rebuild::{Pages, registers_of};
 use tcmi_ckpt::remote::{self, Agent, Calls, Ids, bytes_of};
@@ -49,7 +49,7 @@ pub fn save(pid: i32, out: &File, by: &dyn Freezer) -> Result<Saved> {
 
 /// What is hashed now is known when the process is held. What changes meanwhile is looked at then.
 fn hash_in_passing(pid: i32) {
-    let mut files = HomeFiles::in_passing(pid, false);
+    let mut files = HomeFiles::in_passing(pid, &Common::default());
     let maps = capture::mappings(pid);
     if let Ok(maps) = maps
         && capture::space(&maps, (0, 0), &mut files).is_ok()
@@ -96,7 +96,7 @@ fn take(f: &mut Frozen) -> Result<Taken> {
 
 fn take_with(f: &mut Frozen, agent: &Agent, maps: &[tcmi_sys::maps::Mapping]) -> Result<Taken> {
     let pid = f.pid;
-    let mut files = HomeFiles::of(pid, false);
+    let mut files = HomeFiles::of(pid, &Common::default());
     let mut process = capture::capture(f, agent, &|tid| tid, maps, &mut files)?;
     files.hash()?;
     process.files = files.refs.clone();

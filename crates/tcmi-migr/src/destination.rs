@@ -20,7 +20,7 @@ use tcmi_ckpt::capture::{self, Files};
 use tcmi_ckpt::descriptors;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::image::{
-    AddressSpace, Backing, Clocks, FileRef, ProcessImage, Segment, Vma, vma_flags,
+    AddressSpace, Backing, Clocks, FileRef, ProcessImage, Segment, SharedFile, Vma, vma_flags,
 };
 use tcmi_ckpt::live::{LiveFile, Window};
 use tcmi_ckpt::mapped::joined;
@@ -41,6 +41,10 @@ pub struct GuestFiles {
     /// (st_dev major, minor, inode) of what is open here, and of memfds that stand for files.
     here: HashMap<(u32, u32, u64), (u32, u64)>,
     live: Vec<LiveFile>,
+    /// By the index of a live file, that of the same to be read only.
+    readers: HashMap<u32, u32>,
+    /// Those of the live ones that other guests have, too, with what home has of them.
+    shared: Vec<(SharedFile, File)>,
 }
 
 /// In place of a device, of what is no file.
@@ -55,6 +59,17 @@ impl GuestFiles {
         self.refs.push(r);
         self.open.push(f);
         Ok(index)
+    }
+    /// What is behind `memfd` becomes known as a live file. Where home can only read it, the guest
+    /// cannot come to write to it, either.
+    fn add_live(&mut self, r: &FileRef, memfd: File) -> Result<()> {
+        let name = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+        let reader = File::open(name).map_err(Error::io("open a memfd to read"))?;
+        let index = self.add(r.clone(), memfd)?;
+        self.readers.insert(index, self.refs.len() as u32);
+        self.refs.push(r.clone());
+        self.open.push(reader);
+        Ok(())
     }
     /// A memfd that holds the bytes of a file at home from `offset` on.
     pub fn add_memfd(&mut self, dev: (u32, u32), inode: u64, r: FileRef, offset: u64) {
@@ -75,32 +90,41 @@ impl GuestFiles {
             let index = self.index_of(wanted).filter(|_| said.index as usize == i);
             let index = index.ok_or(tcmi_ckpt::Error::Image("another live file than announced"))?;
             let memfd = self.open[index as usize].try_clone().map_err(Error::io("dup a memfd"))?;
-            memfd.set_len(said.size).map_err(Error::io("size a live file"))?;
+            let kept = self.shared.iter().find(|(s, _)| s.is_of(wanted)).map(|(_, kept)| kept);
+            let kept = kept.map(File::try_clone).transpose().map_err(Error::io("dup a memfd"))?;
+            let both: Vec<&File> = [&memfd].into_iter().chain(&kept).collect();
+            for part in &both {
+                part.set_len(said.size).map_err(Error::io("size a live file"))?;
+            }
             let (mut mapped, mut windows) = (Vec::new(), Vec::new());
             for v in vmas {
                 let Backing::File { file, offset } = v.backing else { continue };
-                if file != index {
+                if file != index && self.readers.get(&index) != Some(&file) {
                     continue;
                 }
                 let len = v.end - v.start;
                 mapped.push(offset..offset + len);
                 if v.flags & vma_flags::SHARED != 0 {
-                    windows.push(Window { home: v.start, offset, len });
+                    let is_writable = v.flags & vma_flags::MAY_WRITE != 0;
+                    windows.push(Window { home: v.start, offset, len, is_writable });
                 }
             }
-            Incoming::new(r).receive_file(&memfd, &joined(&mapped))?;
-            self.live.push(LiveFile { memfd, dev: said.dev, ino: said.ino, windows });
+            Incoming::new(r).receive_file(&both, &joined(&mapped))?;
+            let msg::Live { dev, ino, .. } = said;
+            self.live.push(LiveFile { memfd, kept, dev, ino, windows });
         }
         Ok(())
     }
     /// Segments that outlive their processes: what is stored there goes home as to a file.
     fn keep_lasting(&mut self, segments: &[Segment], fds: Vec<OwnedFd>) -> Result<()> {
         for (s, fd) in segments.iter().zip(fds).filter(|(s, _)| s.outlives) {
-            let window = Window { home: s.start, offset: s.offset, len: s.end - s.start };
+            let len = s.end - s.start;
+            let window = Window { home: s.start, offset: s.offset, len, is_writable: true };
             match self.live.iter_mut().find(|f| (f.dev, f.ino) == (NO_DEVICE, s.id)) {
                 Some(known) => known.windows.push(window),
                 None => self.live.push(LiveFile {
                     memfd: fd.into(),
+                    kept: None,
                     dev: NO_DEVICE,
                     ino: s.id,
                     windows: vec![window],
@@ -134,6 +158,9 @@ impl GuestFiles {
                 Backing::File { file, offset } => {
                     let index = files.get(file as usize).and_then(|r| self.index_of(r));
                     let file = index.ok_or(tcmi_ckpt::Error::Image("a mapping of no file"))?;
+                    let may_write = v.flags & (vma_flags::SHARED | vma_flags::MAY_WRITE);
+                    let reader = self.readers.get(&file).filter(|_| may_write == vma_flags::SHARED);
+                    let file = *reader.unwrap_or(&file);
                     Ok(Vma { backing: Backing::File { file, offset }, ..*v })
                 }
             })
@@ -164,6 +191,8 @@ pub struct Site<'a> {
     pub claim: &'a mut dyn FnMut(u64) -> Result<Stream>,
     /// The segment with this id and size.
     pub segment: &'a mut dyn FnMut(u64, u64) -> Result<OwnedFd>,
+    /// The memory with this id, of a shared file.
+    pub shared_file: &'a mut dyn FnMut(u64) -> Result<OwnedFd>,
     /// Makes a process that waits, with home's pid, in namespaces and a root of its own.
     pub bear: &'a mut dyn FnMut(&msg::Begin) -> Result<i32>,
 }
@@ -200,12 +229,15 @@ pub fn build(w: &mut BulkWriter, r: &mut BulkReader, site: &mut Site) -> Result<
     birth::expect_room_for(begin.pid)?;
     compare_clocks(w, r)?;
     let mut files = GuestFiles::default();
-    fetch(&mut files, &begin.files, w, r, &site.cache)?;
+    for file in &begin.common.files {
+        files.shared.push((*file, (site.shared_file)(file.kept)?.into()));
+    }
+    fetch(&mut files, &begin.files, w, r, site)?;
     let blob = Blob::built_in();
     let area_len = page_up(std::mem::size_of::<StewardArea>() as u64);
     let area = memfd(c"tcmi-steward", area_len)?;
-    let segments: Vec<OwnedFd> =
-        begin.segments.iter().map(|s| (site.segment)(s.id, s.bytes)).collect::<Result<_>>()?;
+    let segments = begin.common.segments.iter().map(|s| (site.segment)(s.id, s.bytes));
+    let segments: Vec<OwnedFd> = segments.collect::<Result<_>>()?;
     // The child has what is open when it is made; what comes later goes this way.
     let post = UnixDatagram::pair().map_err(Error::io("socketpair"))?;
     let child = (site.bear)(&begin)?;
@@ -239,8 +271,8 @@ fn construct(
     let mut there = files.fds();
     n.build_space(&[], &first, &there)?;
     let there_too: Vec<RawFd> = segments.iter().map(AsRawFd::as_raw_fd).collect();
-    n.attach(&begin.segments, &there_too)?;
-    files.keep_lasting(&begin.segments, segments)?;
+    n.attach(&begin.common.segments, &there_too)?;
+    files.keep_lasting(&begin.common.segments, segments)?;
     let reserved = begin.mm.reserved;
     n.place_steward(reserved, blob, area.as_raw_fd())?;
     let resident: Vec<_> = begin.resident.iter().map(|&(s, e)| s..e).collect();
@@ -260,7 +292,7 @@ fn construct(
     }
     fault::pass(Point::NodeStateReceived)?;
     if image.files.iter().any(|f| files.index_of(f).is_none()) {
-        fetch(&mut files, &image.files, w, r, &site.cache)?;
+        fetch(&mut files, &image.files, w, r, site)?;
     }
     let want = files.translate(&image.mm.vmas, &image.files)?;
     files.receive_live(&image.files, &want, r)?;
@@ -282,7 +314,7 @@ fn construct(
     let has_live = !files.live.is_empty();
     let watches = Watches {
         live_files: has_live,
-        segments: !begin.segments.is_empty(),
+        segments: !begin.common.segments.is_empty(),
         signals: image.descriptor_signals,
     };
     n.done_by(signalfds::done_signal(image.descriptor_signals)?);
@@ -337,7 +369,7 @@ fn fetch(
     wanted: &[FileRef],
     w: &mut BulkWriter,
     r: &mut BulkReader,
-    cache: &Cache,
+    site: &mut Site,
 ) -> Result<()> {
     let mut missing = Vec::new();
     for (i, f) in wanted.iter().enumerate() {
@@ -345,10 +377,14 @@ fn fetch(
             continue;
         }
         if f.live {
-            files.add(f.clone(), memfd(c"home-file", 0)?.into())?;
+            let memfd = match files.shared.iter().find(|(s, _)| s.is_of(f)) {
+                Some((s, _)) => (site.shared_file)(s.id)?,
+                None => memfd(c"home-file", 0)?,
+            };
+            files.add_live(f, memfd.into())?;
             continue;
         }
-        match cache.open(f) {
+        match site.cache.open(f) {
             Some(open) => drop(files.add(f.clone(), open)?),
             None => missing.push(i as u32),
         }
@@ -360,7 +396,7 @@ fn fetch(
             return Err(tcmi_ckpt::Error::Image("another file than asked for").into());
         }
         let f = &wanted[index as usize];
-        let open = cache.receive(f, r)?;
+        let open = site.cache.receive(f, r)?;
         files.add(f.clone(), open)?;
     }
     Ok(())

@@ -15,7 +15,8 @@ use tcmi_sys::memory;
 
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// What the held process has mapped of its live files, each behind a [`msg::Live`].
+/// What the held process has mapped of its live files, and no other brings, each behind a
+/// [`msg::Live`].
 pub fn send_live(files: &HomeFiles, w: &mut BulkWriter) -> Result<()> {
     let all = files.refs.iter().zip(&files.open).zip(&files.mapped).zip(0..);
     for (((r, f), mapped), index) in all {
@@ -26,7 +27,7 @@ pub fn send_live(files: &HomeFiles, w: &mut BulkWriter) -> Result<()> {
         let (size, dev, ino) = (m.size(), m.dev(), m.ino());
         msg::send(w, &msg::Live { index, size, dev, ino })?;
         let mut data = Vec::new();
-        for range in joined(mapped) {
+        for range in joined(mapped).into_iter().filter(|_| files.is_sent(r)) {
             data_in(f, range.start..range.end.min(size), &mut data)
                 .map_err(Error::io("look for data in a mapped file"))?;
         }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tcmi_ckpt::copies::OpenCopy;
 use tcmi_ckpt::devices::OpenDevice;
-use tcmi_ckpt::image::{AddressSpace, FileRef, ProcessImage, SEGMENTS_MAX, Segment, check_range};
+use tcmi_ckpt::image::{AddressSpace, Common, FileRef, ProcessImage, Segment, check_range};
 use tcmi_ckpt::reach::{Access, Found};
 use tcmi_ckpt::usage::{Usage, Used};
 use tcmi_kkc::codec::Frame;
@@ -79,8 +79,7 @@ message! {
         /// Streams for the guest's signals and for its threads' calls.
         events: u64,
         calls: Vec<u64>,
-        /// Mappings of memory that it shares with others that move with it.
-        segments: Vec<Segment>,
+        common: Common,
     }
     /// N: indices of the files that it has not.
     2 Need { files: Vec<u32> }
@@ -162,10 +161,7 @@ impl Begin {
     /// Whether a process can be so. Before anything is computed with it.
     pub fn check(&self) -> Result<()> {
         self.mm.check()?;
-        if self.segments.len() > SEGMENTS_MAX {
-            return Err(tcmi_ckpt::Error::Image("too many segments").into());
-        }
-        self.segments.iter().try_for_each(|s| s.check(&self.mm.vmas))?;
+        self.common.check(&self.mm.vmas)?;
         let resident = self.resident.iter();
         Ok(resident.copied().try_for_each(|r| check_range("resident memory", r))?)
     }

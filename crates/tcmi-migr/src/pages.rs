@@ -205,14 +205,15 @@ impl<'a> Incoming<'a> {
         self.each(&mut |at, bytes| Ok(into.write(at, bytes)?), Some(half), got)
     }
 
-    /// The same with what [`send_file`] sends.
-    pub fn receive_file(&mut self, f: &File, mapped: &[Range<u64>]) -> Result<u64> {
+    /// The same with what [`send_file`] sends, into each of `files`.
+    pub fn receive_file(&mut self, files: &[&File], mapped: &[Range<u64>]) -> Result<u64> {
         let mut write = |at: u64, bytes: &[u8]| {
             let end = at + bytes.len() as u64;
             if !mapped.iter().any(|r| r.start <= at && end <= r.end) {
                 return Err(tcmi_ckpt::Error::Image("bytes of a file that are not mapped").into());
             }
-            f.write_all_at(bytes, at).map_err(Error::io("fill a mapped file"))
+            let mut written = files.iter().map(|f| f.write_all_at(bytes, at));
+            written.try_for_each(|done| done.map_err(Error::io("fill a mapped file")))
         };
         self.each(&mut write, None, &|_| {})
     }

@@ -13,7 +13,7 @@ use tcmi_ckpt::copies;
 use tcmi_ckpt::devices;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::freezer::Freezer;
-use tcmi_ckpt::image::{FileRef, ProcessImage, Segment};
+use tcmi_ckpt::image::{Common, FileRef, ProcessImage};
 use tcmi_ckpt::mapped::HomeFiles;
 use tcmi_ckpt::own_memory;
 use tcmi_ckpt::rebuild;
@@ -54,8 +54,7 @@ pub struct Channel<'a> {
     pub w: &'a mut BulkWriter,
     pub r: &'a mut BulkReader,
     pub module: Option<ByModule>,
-    /// Memory that it shares with others that move with it.
-    pub segments: &'a [Segment],
+    pub common: &'a Common,
     /// A new stream for calls, parked or dialed now.
     pub take_stream: &'a mut dyn FnMut() -> Result<Stream>,
 }
@@ -292,9 +291,9 @@ fn prepare(
     let more = if threads > 1 { MORE_THREADS } else { MORE_THREADS / 2 };
     let streams: Vec<Stream> =
         (0..threads + more + 1).map(|_| (c.take_stream)()).collect::<Result<_>>()?;
-    let (files, space) = layout_in_passing(a, !c.segments.is_empty())?;
+    let (files, space) = layout_in_passing(a, c.common)?;
     let mut resident = capture::own_pages(a.pid, &space.vmas)?;
-    resident.retain(|r| c.segments.iter().all(|s| !s.covers(r.start, r.end)));
+    resident.retain(|r| c.common.segments.iter().all(|s| !s.covers(r.start, r.end)));
     let status = proc::status(a.pid)?;
     let begin = msg::Begin {
         migration,
@@ -308,7 +307,7 @@ fn prepare(
         xfeatures: a.xfeatures,
         events: streams[0].id,
         calls: streams[1..].iter().map(|s| s.id).collect(),
-        segments: c.segments.to_vec(),
+        common: c.common.clone(),
     };
     msg::send(c.w, &begin)?;
     fault::pass(Point::HomeBeginSent)?;
@@ -320,9 +319,9 @@ fn prepare(
 }
 
 /// Of a process that runs: a file that it maps may be gone between two looks.
-fn layout_in_passing(a: &Attached, together: bool) -> Result<(HomeFiles, Space)> {
+fn layout_in_passing(a: &Attached, common: &Common) -> Result<(HomeFiles, Space)> {
     let look = || {
-        let mut files = HomeFiles::in_passing(a.pid, together);
+        let mut files = HomeFiles::in_passing(a.pid, common);
         let space = capture::space(&capture::mappings(a.pid)?, a.reserved(), &mut files)?;
         files.hash()?;
         Ok((files, space))
@@ -408,7 +407,7 @@ fn transfer(
         // A clock read that began here would end there with a time of here.
         f.step_out(&[(vdso.start, vdso.end)])?;
     }
-    let mut files = HomeFiles::of(f.pid, !c.segments.is_empty());
+    let mut files = HomeFiles::of(f.pid, c.common);
     let mut image = capture::capture(f, &a.agent, &|tid| tid, &maps, &mut files)?;
     files.hash()?;
     image.files = files.refs.clone();
@@ -418,7 +417,7 @@ fn transfer(
     signalfds::leave_pending(&mut image);
     fault::pass(Point::HomeCaptured)?;
     let mut runs = capture::own_pages(f.pid, &image.mm.vmas)?;
-    runs.retain(|r| c.segments.iter().all(|s| s.is_sent || !s.covers(r.start, r.end)));
+    runs.retain(|r| c.common.segments.iter().all(|s| s.is_sent || !s.covers(r.start, r.end)));
     let total: u64 = runs.iter().map(|r: &Range<u64>| r.end - r.start).sum();
     let calls = f.threads.iter().zip(&streams[1..]).map(|(t, s)| (t.tid, s.id)).collect();
     let mut rules = watch.rules();
@@ -429,7 +428,7 @@ fn transfer(
     let devices = rules.devices.then(|| devices::open_in(f.pid)).transpose()?;
     let open = copies::open_in(f.pid, &rules.copied)?;
     // Whoever shares memory with it can learn there of a file that home has not got yet.
-    let moved = if c.segments.is_empty() { rules.moved } else { Vec::new() };
+    let moved = if c.common.is_empty() { rules.moved } else { Vec::new() };
     let (processors, copied) = (rules.processors, rules.copied);
     let rebinds = msg::Rebinds { processors, devices, copied, open, moved };
     let own_memory = own_memory::is_open_in(f.pid)?;

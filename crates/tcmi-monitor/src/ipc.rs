@@ -76,8 +76,8 @@ pub enum ToMonitor {
     NoStream {
         text: String,
     },
-    /// With the segment's descriptor.
-    Segment {},
+    /// With its descriptor.
+    Shared {},
     /// The daemon shows the guest as one that runs.
     Listed {},
     /// The node's owner sends the guest home.
@@ -93,6 +93,10 @@ pub enum ToDaemon {
     Segment {
         id: u64,
         bytes: u64,
+    },
+    /// The same for the memory of a file.
+    SharedFile {
+        id: u64,
     },
     Runs {
         remote_pid: i32,

@@ -86,13 +86,7 @@ fn obstacles(pid: Pid, s: &Status, away: bool, sharers: Sharers) -> Result<Vec<S
         maps::read(n)?.into_iter().partition(capture::is_shared_at_home);
     all.extend(strangers(n, &shared, sharers));
     all.extend(mapped.iter().filter_map(capture::obstacle));
-    let mut live: Vec<_> = mapped.iter().filter(|m| capture::is_live(m)).collect();
-    live.sort_by_key(|m| (m.object(), m.start));
-    live.dedup_by_key(|m| m.object());
-    for m in live {
-        let sharer = capture::sharer_of(n, m).map_err(|_| Errno::new("who maps it", libc::EIO))?;
-        all.extend(sharer);
-    }
+    all.extend(sharers_of_files(n, &mapped, sharers)?);
     for (fd, target) in proc::descriptors(n)? {
         if let Some(what) = unmovable(&target) {
             all.push(format!("{what} (descriptor {fd})"));
@@ -127,6 +121,17 @@ fn strangers(pid: i32, shared: &[Mapping], sharers: Sharers) -> Option<String> {
     let why =
         format!("shared memory, which process {list} has, too: as one tree they move together");
     (!list.is_empty()).then_some(why)
+}
+
+/// The same of files that it may write to by their mappings.
+fn sharers_of_files(pid: i32, mapped: &[Mapping], sharers: Sharers) -> Result<Vec<String>, Errno> {
+    let Sharers::Among(along) = sharers else { return Ok(Vec::new()) };
+    let mut live: Vec<_> = mapped.iter().filter(|m| capture::is_live(m)).collect();
+    live.sort_by_key(|m| (m.object(), m.start));
+    live.dedup_by_key(|m| m.object());
+    let unknown = |_| Errno::new("who maps it", libc::EIO);
+    let sharer = |m: &Mapping| capture::sharer_of(pid, m, along).map_err(unknown).transpose();
+    live.into_iter().filter_map(sharer).collect()
 }
 
 /// Whether one of our threads traces it: the one that asks.

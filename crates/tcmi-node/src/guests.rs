@@ -61,7 +61,7 @@ struct Guest {
     task: Task,
     socket: Arc<OwnedFd>,
     waiting: Mutex<Vec<Done>>,
-    segments: Mutex<Vec<Arc<OwnedFd>>>,
+    shared: Mutex<Vec<Arc<OwnedFd>>>,
 }
 
 type Key = (LinkId, i32);
@@ -74,7 +74,7 @@ pub struct Guests {
     /// By guest, how many of its monitors there are: one that comes again may find its former one.
     places: Mutex<HashMap<Key, usize>>,
     /// Memory that guests of one home share, by home's number, while one of them is here.
-    segments: Mutex<HashMap<(LinkId, u64), Weak<OwnedFd>>>,
+    shared: Mutex<HashMap<(LinkId, u64), Weak<OwnedFd>>>,
     tree: Arc<Tree>,
 }
 
@@ -82,8 +82,8 @@ impl Guests {
     pub fn new(hosting: Hosting, module: Option<ByModule>, tree: Arc<Tree>) -> io::Result<Self> {
         std::fs::create_dir_all(hosting.state.join("cache"))?;
         std::fs::create_dir_all(&hosting.root)?;
-        let (all, places, segments) = Default::default();
-        Ok(Self { hosting, module, all, places, segments, tree })
+        let (all, places, shared) = Default::default();
+        Ok(Self { hosting, module, all, places, shared, tree })
     }
 
     /// Starts a monitor for what is offered, and answers.
@@ -147,7 +147,7 @@ impl Guests {
             task,
             socket: Arc::new(ours),
             waiting: Mutex::default(),
-            segments: Mutex::default(),
+            shared: Mutex::default(),
         });
         let start = ToMonitor::Start {
             bulk: StreamKeys::of(&bulk),
@@ -244,12 +244,18 @@ impl Guests {
 }
 
 impl Guests {
-    fn hand_segment(&self, guest: &Guest, home: LinkId, id: u64, bytes: u64) -> io::Result<()> {
-        match self.segment((home, id), bytes) {
-            Ok(segment) => {
-                let fds = [segment.as_raw_fd()];
-                guest.segments.lock().push(segment);
-                ipc::send(guest.socket.as_fd(), &ToMonitor::Segment {}, &fds)
+    /// Hands over memory that several guests of a home have, which the first that asks makes.
+    fn hand_shared(
+        &self,
+        guest: &Guest,
+        key: (LinkId, u64),
+        make: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> io::Result<()> {
+        match self.shared(key, make) {
+            Ok(memory) => {
+                let fds = [memory.as_raw_fd()];
+                guest.shared.lock().push(memory);
+                ipc::send(guest.socket.as_fd(), &ToMonitor::Shared {}, &fds)
             }
             Err(e) => {
                 let text = format!("no shared memory: {e}");
@@ -258,19 +264,31 @@ impl Guests {
         }
     }
 
-    fn segment(&self, key: (LinkId, u64), bytes: u64) -> io::Result<Arc<OwnedFd>> {
-        let mut all = self.segments.lock();
-        all.retain(|_, segment| segment.strong_count() > 0);
-        if let Some(segment) = all.get(&key).and_then(Weak::upgrade) {
-            return Ok(segment);
+    fn shared(
+        &self,
+        key: (LinkId, u64),
+        make: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> io::Result<Arc<OwnedFd>> {
+        let mut all = self.shared.lock();
+        all.retain(|_, memory| memory.strong_count() > 0);
+        if let Some(memory) = all.get(&key).and_then(Weak::upgrade) {
+            return Ok(memory);
         }
-        let fd = memfd_create(capture::SEGMENT, MFdFlags::MFD_CLOEXEC)?;
-        let file = File::from(fd);
-        file.set_len(bytes)?;
-        let segment = Arc::new(OwnedFd::from(file));
-        all.insert(key, Arc::downgrade(&segment));
-        Ok(segment)
+        let memory = Arc::new(make()?);
+        all.insert(key, Arc::downgrade(&memory));
+        Ok(memory)
     }
+}
+
+fn segment(bytes: u64) -> io::Result<OwnedFd> {
+    let file = File::from(memfd_create(capture::SEGMENT, MFdFlags::MFD_CLOEXEC)?);
+    file.set_len(bytes)?;
+    Ok(file.into())
+}
+
+/// Its guests make it as long as the file.
+fn shared_file() -> io::Result<OwnedFd> {
+    Ok(memfd_create("home-file", MFdFlags::MFD_CLOEXEC)?)
 }
 
 /// Given up when dropped.
@@ -363,7 +381,12 @@ fn attend(guest: &Guest, link: &Link, guests: &Guests) -> String {
                 }
             }
             ToDaemon::Segment { id, bytes } => {
-                if let Err(e) = guests.hand_segment(guest, link.id(), id, bytes) {
+                if let Err(e) = guests.hand_shared(guest, (link.id(), id), || segment(bytes)) {
+                    return format!("its monitor ended: {e}");
+                }
+            }
+            ToDaemon::SharedFile { id } => {
+                if let Err(e) = guests.hand_shared(guest, (link.id(), id), shared_file) {
                     return format!("its monitor ended: {e}");
                 }
             }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tcmi_ckpt::freeze::Frozen;
+use tcmi_ckpt::image::Common;
 use tcmi_ckpt::usage::Used;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
@@ -155,14 +156,9 @@ fn go_out(
 ) -> Result<Kept> {
     let mut take = || Ok(link.take_stream(StreamKind::Call, STREAM_TIMEOUT)?);
     // The channel owns the stream's halves only for the time of the move.
-    let segments = party.map_or_else(Vec::new, |p| p.segments_of(task.pid));
-    let mut channel = Channel {
-        w: &mut wire.w,
-        r: &mut wire.r,
-        module,
-        segments: &segments,
-        take_stream: &mut take,
-    };
+    let common = party.map_or_else(Common::default, |p| p.common_of(task.pid));
+    let mut channel =
+        Channel { w: &mut wire.w, r: &mut wire.r, module, common: &common, take_stream: &mut take };
     let watch: &Task = task;
     let mut sent = source::emigrate(original, task.migration(), 1, &mut channel, watch)?;
     let (armed, remote_pid) = match let_run(task, &mut sent, &mut channel, party) {

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -29,8 +30,9 @@ mod twin;
 mod watch;
 
 use twin::{Change, Twin};
-use watch::{Sight, WATCHED_BYTES, Watch};
+use watch::{Sight, Watch, watched_from};
 
+const PAGE_BYTES: u64 = 4096;
 /// Written home in one call, and read.
 const BATCH_BYTES: usize = 1 << 20;
 
@@ -72,6 +74,7 @@ pub(crate) struct Live {
     /// Held while changes are on their way: who finds nothing changed knows it is at home.
     files: Mutex<Files>,
     any: bool,
+    any_shared: bool,
     /// If one is large.
     watch: Option<Watch>,
 }
@@ -81,21 +84,24 @@ impl Live {
     pub(crate) fn of(files: Vec<LiveFile>, watch: Option<(i32, OwnedFd)>) -> io::Result<Self> {
         use std::os::unix::fs::MetadataExt;
         let mut all = Vec::new();
-        let large = |f: &LiveFile| f.windows.iter().map(|w| w.len).sum::<u64>() > WATCHED_BYTES;
+        let any_shared = files.iter().any(|f| f.kept.is_some());
+        let bytes = |f: &LiveFile| f.windows.iter().map(|w| w.len).sum::<u64>();
+        let large = |f: &LiveFile| bytes(f) > watched_from(f.kept.is_some());
         let watch = watch.filter(|_| files.iter().any(large)).and_then(Watch::open);
-        for LiveFile { memfd, dev, ino, windows } in files {
+        for LiveFile { memfd, kept, dev, ino, windows } in files {
             let first = windows.iter().map(|w| w.offset).min().unwrap_or(0);
             let end = windows.iter().map(|w| w.offset + w.len).max().unwrap_or(first + 4096);
             let here = memfd.metadata()?.ino();
-            let large = end - first > WATCHED_BYTES;
+            let large = end - first > watched_from(kept.is_some());
             let watched = watch.as_ref().filter(|_| large);
             let sight = watched.map_or(Sight::Whole, |watch| watch.begin(here));
-            let twin = Twin::of(memfd, first..end)?;
+            let twin = Twin::of(memfd, kept, first..end)?;
             let opened = vec![false; windows.len()];
             all.push(Known { id: (dev, ino), here, windows, opened, twin, sight });
         }
         let any = !all.is_empty();
-        Ok(Live { files: Mutex::new(Files { all, ..Files::default() }), any, watch })
+        let files = Mutex::new(Files { all, ..Files::default() });
+        Ok(Live { files, any, any_shared, watch })
     }
 
     /// Waits for mappings of the guest that go or move, at most so long. Only who calls this takes
@@ -124,6 +130,11 @@ impl Live {
     /// Whether a file at home is live.
     pub(crate) fn has(&self, dev: u64, ino: u64) -> bool {
         self.any && self.files.lock().all.iter().any(|f| f.id == (dev, ino))
+    }
+
+    /// The same of those that other guests have, too.
+    fn shares(&self, (dev, ino): (u64, u64)) -> bool {
+        self.files.lock().all.iter().any(|f| f.twin.is_shared() && f.id == (dev, ino))
     }
 
     /// Whether a mapping of the guest is of one.
@@ -200,6 +211,63 @@ pub(crate) fn forget_descriptors(shared: &Shared) {
     shared.live.files.lock().descriptors.clear();
 }
 
+/// Whether a call alters a live file that other guests have mapped, too: it is made when all of them
+/// are at home.
+pub(crate) fn alters_at_home(
+    shared: &Shared,
+    thread: &mut Thread,
+    notif: &Notification,
+    row: &Row,
+) -> Result<bool, StreamError> {
+    if !shared.live.any_shared {
+        return Ok(false);
+    }
+    let args = &notif.args;
+    let id = match row.alters {
+        Alters::Nothing => None,
+        Alters::AtPosition(fd) | Alters::AtOffset(fd) | Alters::Any(fd) => {
+            file_of(shared, thread, args[fd as usize])?
+        }
+        Alters::Opened(flags) if !empties(shared, notif, row, flags) => None,
+        // A path is before the flags, and its directory before that.
+        Alters::Opened(1) | Alters::Named => {
+            named(shared, thread, notif, libc::AT_FDCWD as u64, args[0])?.map(|s| s.id())
+        }
+        Alters::Opened(_) => named(shared, thread, notif, args[0], args[1])?.map(|s| s.id()),
+    };
+    Ok(id.is_some_and(|id| shared.live.shares(id)))
+}
+
+/// What a name in the guest's memory stands for. None: it cannot be read, or home has nothing there.
+fn named(
+    shared: &Shared,
+    thread: &mut Thread,
+    notif: &Notification,
+    directory: u64,
+    path: u64,
+) -> Result<Option<mapping::Stat>, StreamError> {
+    let mut mem = ProcessMemory { pid: notif.tid, writable: &shared.writable };
+    let mut name = Vec::new();
+    match mem.read_string(path, &mut name) {
+        Ok(_) => mapping::granted(mapping::stat_path(thread, directory, &name)),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether a file is opened with O_TRUNC, by the flags in argument `i` or where that points to.
+fn empties(shared: &Shared, notif: &Notification, row: &Row, i: u8) -> bool {
+    let mut flags = notif.args[i as usize];
+    if let Arg::In(_) = row.args[i as usize] {
+        let mut mem = ProcessMemory { pid: notif.tid, writable: &shared.writable };
+        let mut bytes = [0; 8];
+        if mem.read(flags, &mut bytes).is_err() {
+            return false;
+        }
+        flags = word(&bytes, 0);
+    }
+    flags & libc::O_TRUNC as u64 != 0
+}
+
 /// Brings what a call that succeeded has changed in live files.
 pub(crate) fn altered(
     shared: &Shared,
@@ -212,7 +280,6 @@ pub(crate) fn altered(
         return Ok(());
     }
     let args = &notif.args;
-    let mut mem = ProcessMemory { pid: notif.tid, writable: &shared.writable };
     match row.alters {
         Alters::Nothing => Ok(()),
         Alters::AtPosition(fd) => behind_position(shared, thread, args[fd as usize], ret),
@@ -223,27 +290,12 @@ pub(crate) fn altered(
             part(shared, thread, args[fd as usize], |_| args[3]..args[3].saturating_add(ret))
         }
         Alters::Any(fd) => part(shared, thread, args[fd as usize], |size| 0..size),
-        Alters::Opened(i) => {
-            let mut flags = args[i as usize];
-            if let Arg::In(_) = row.args[i as usize] {
-                let mut bytes = [0; 8];
-                // It was read a moment ago.
-                if mem.read(flags, &mut bytes).is_err() {
-                    return Ok(());
-                }
-                flags = word(&bytes, 0);
-            }
-            match flags & libc::O_TRUNC as u64 {
-                0 => Ok(()),
-                _ => part(shared, thread, ret, |size| 0..size),
-            }
+        Alters::Opened(i) if empties(shared, notif, row, i) => {
+            part(shared, thread, ret, |size| 0..size)
         }
+        Alters::Opened(_) => Ok(()),
         Alters::Named => {
-            let mut path = Vec::new();
-            if mem.read_string(args[0], &mut path).is_err() {
-                return Ok(());
-            }
-            let stat = mapping::granted(mapping::stat_path(thread, &path))?;
+            let stat = named(shared, thread, notif, libc::AT_FDCWD as u64, args[0])?;
             look(shared, thread, stat, |size| 0..size)
         }
     }
@@ -265,25 +317,29 @@ fn behind_position(
 }
 
 fn is_perhaps_live(shared: &Shared, thread: &mut Thread, fd: u64) -> Result<bool, StreamError> {
-    let known = shared.live.files.lock().descriptors.get(&fd).copied();
-    let id = match known {
-        Some(id) => id,
-        None => match mapping::granted(mapping::stat(thread, fd))? {
-            Some(s) => {
-                shared.live.files.lock().descriptors.insert(fd, (s.dev, s.ino));
-                (s.dev, s.ino)
-            }
-            None => return Ok(false),
-        },
-    };
-    Ok(shared.live.has(id.0, id.1))
+    let id = file_of(shared, thread, fd)?;
+    Ok(id.is_some_and(|(dev, ino)| shared.live.has(dev, ino)))
+}
+
+/// Device and inode behind a descriptor.
+fn file_of(
+    shared: &Shared,
+    thread: &mut Thread,
+    fd: u64,
+) -> Result<Option<(u64, u64)>, StreamError> {
+    if let Some(id) = shared.live.files.lock().descriptors.get(&fd) {
+        return Ok(Some(*id));
+    }
+    let id = mapping::granted(mapping::stat(thread, fd))?.map(|s| s.id());
+    shared.live.files.lock().descriptors.extend(id.map(|id| (fd, id)));
+    Ok(id)
 }
 
 fn part(
     shared: &Shared,
     thread: &mut Thread,
     fd: u64,
-    range: impl FnOnce(u64) -> std::ops::Range<u64>,
+    range: impl FnOnce(u64) -> Range<u64>,
 ) -> Result<(), StreamError> {
     match is_perhaps_live(shared, thread, fd)? {
         false => Ok(()),
@@ -299,14 +355,14 @@ fn look(
     shared: &Shared,
     thread: &mut Thread,
     stat: Option<mapping::Stat>,
-    range: impl FnOnce(u64) -> std::ops::Range<u64>,
+    range: impl FnOnce(u64) -> Range<u64>,
 ) -> Result<(), StreamError> {
     // Somebody else has closed or removed it.
     let Some(stat) = stat else { return Ok(()) };
     let mut files = shared.live.files.lock();
-    let Some(i) = files.all.iter().position(|f| f.id == (stat.dev, stat.ino)) else {
-        return Ok(());
-    };
+    // One that is shared was altered when it was none yet, or by others: it is as home had it.
+    let is_own = |f: &Known| f.id == stat.id() && !f.twin.is_shared();
+    let Some(i) = files.all.iter().position(is_own) else { return Ok(()) };
     if files.all[i].twin.size() != stat.size {
         files.all[i].twin.resize(stat.size)?;
     }
@@ -330,6 +386,11 @@ impl Files {
     ) -> Result<Lost, StreamError> {
         let mut lost = Lost::new();
         for i in 0..self.all.len() {
+            if !self.all[i].is_writable() {
+                continue;
+            }
+            // Until home has taken them: what is sent is what is there then.
+            let _held = self.all[i].twin.hold()?;
             let changes = self.all[i].changes(watch)?;
             if changes.is_empty() {
                 continue;
@@ -349,13 +410,13 @@ impl Files {
         &mut self,
         thread: &mut Thread,
         i: usize,
-        range: std::ops::Range<u64>,
+        range: Range<u64>,
     ) -> Result<(), StreamError> {
         let pid = self.pid(thread)?;
         let known = &mut self.all[i];
         let mut buffer = vec![0; BATCH_BYTES.min((range.end - range.start) as usize)];
         for w in 0..known.windows.len() {
-            let Window { home, offset, len } = known.windows[w];
+            let Window { home, offset, len, .. } = known.windows[w];
             let end = range.end.min(offset + len).min(known.twin.size());
             let mut at = range.start.max(offset);
             while at < end {
@@ -375,6 +436,11 @@ impl Files {
 }
 
 impl Known {
+    /// Whether home can be written to somewhere.
+    fn is_writable(&self) -> bool {
+        self.windows.iter().any(|w| w.is_writable)
+    }
+
     /// What the guest has changed since it was last written back.
     fn changes(&mut self, watch: Option<&Watch>) -> io::Result<Vec<Change>> {
         let Some(watch) = watch else { return self.twin.changes() };
@@ -391,14 +457,31 @@ impl Known {
         self.twin.changes()
     }
 
-    /// Where home has the bytes of a change. Those that it has nowhere are undone.
+    /// Home does not take it, and it is undone; but not what others may have written.
+    fn refused(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.twin.is_shared() {
+            self.twin.accept(offset, bytes);
+            return Ok(());
+        }
+        self.twin.take_back(offset, bytes.len())
+    }
+
+    /// Where home has the bytes of a change.
     fn divide(&mut self, change: Change, pieces: &mut Vec<Piece>) -> io::Result<()> {
         let Change { mut offset, mut bytes } = change;
         while !bytes.is_empty() {
-            let holds = |w: &Window| w.offset <= offset && offset < w.offset + w.len;
+            let holds =
+                |w: &Window| w.is_writable && (w.offset..w.offset + w.len).contains(&offset);
             let Some(i) = self.windows.iter().position(holds) else {
-                tracing::warn!(offset, "the guest wrote where home has nothing mapped");
-                return self.twin.take_back(offset, bytes.len());
+                let n = bytes.len().min((PAGE_BYTES - offset % PAGE_BYTES) as usize);
+                // What others have mapped is theirs to send.
+                if !self.twin.is_shared() {
+                    tracing::warn!(offset, "the guest wrote where home has nothing mapped");
+                    self.twin.take_back(offset, n)?;
+                }
+                bytes.drain(..n);
+                offset += n as u64;
+                continue;
             };
             let w = self.windows[i];
             let n = bytes.len().min((w.offset + w.len - offset) as usize);
@@ -440,8 +523,7 @@ impl Known {
                     // Once more from here, if that can help.
                     if i == 0 && n == 0 && !self.open(thread, piece.window)? {
                         lost.push(piece.home + skip as u64);
-                        let at = piece.offset + skip as u64;
-                        self.twin.take_back(at, piece.bytes.len() - skip)?;
+                        self.refused(piece.offset + skip as u64, &piece.bytes[skip..])?;
                         (rest, skip) = (&rest[1..], 0);
                     }
                     break;

@@ -231,17 +231,21 @@ pub(crate) fn stat(thread: &mut Thread, fd: u64) -> Result<Stat, Refusal> {
 }
 
 /// `path` has its NUL.
-pub(crate) fn stat_path(thread: &mut Thread, path: &[u8]) -> Result<Stat, Refusal> {
+pub(crate) fn stat_path(thread: &mut Thread, directory: u64, path: &[u8]) -> Result<Stat, Refusal> {
     let mut bytes = vec![0; STAT_BYTES];
     bytes.extend_from_slice(path);
     // It is read in pieces longer than itself.
     bytes.resize(STAT_BYTES + 2 * libc::PATH_MAX as usize, 0);
-    let args = [OWN_BASE + STAT_BYTES as u64, OWN_BASE, 0, 0, 0, 0];
-    positive(thread.ask_own(libc::SYS_stat, &args, &mut bytes)?)?;
+    let args = [directory, OWN_BASE + STAT_BYTES as u64, OWN_BASE, 0, 0, 0];
+    positive(thread.ask_own(libc::SYS_newfstatat, &args, &mut bytes)?)?;
     Ok(Stat::of(&bytes))
 }
 
 impl Stat {
+    pub(crate) fn id(&self) -> (u64, u64) {
+        (self.dev, self.ino)
+    }
+
     fn of(bytes: &[u8]) -> Self {
         let word = |at| word(bytes, at);
         let (dev, ino, mode) = (word(0), word(8), word(24) as u32);
@@ -260,16 +264,20 @@ fn positive(ret: i64) -> Result<u64, Refusal> {
     u64::try_from(ret).map_err(|_| Refusal::Errno(Errno(-ret as i32)))
 }
 
-/// The needed range of the file in a memfd. Shorter than asked where the file ends, so that
-/// pages behind it fault as they would in the file.
-fn fetch(thread: &mut Thread, request: &Request, size: u64) -> Result<File, Refusal> {
+pub(crate) fn memfd() -> io::Result<File> {
     // SAFETY: the name is a NUL-terminated literal.
     let fd = unsafe { libc::memfd_create(c"home-file".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
-        return Err(io::Error::last_os_error().into());
+        return Err(io::Error::last_os_error());
     }
     // SAFETY: just made, owned by nobody else.
-    let memfd = unsafe { File::from_raw_fd(fd) };
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// The needed range of the file in a memfd. Shorter than asked where the file ends, so that
+/// pages behind it fault as they would in the file.
+fn fetch(thread: &mut Thread, request: &Request, size: u64) -> Result<File, Refusal> {
+    let memfd = memfd()?;
     let wanted = request.len.next_multiple_of(PAGE_BYTES).min(size.saturating_sub(request.offset));
     memfd.set_len(wanted)?;
     let mut buffer = vec![0; FETCH_BYTES.min(wanted as usize)];

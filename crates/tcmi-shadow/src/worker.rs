@@ -280,6 +280,10 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             if let Some(outcome) = own_memory::serve(shared, &mut thread, notif)? {
                 return Ok(outcome);
             }
+            if live::alters_at_home(shared, &mut thread, notif, row)? {
+                drop(thread);
+                return Ok(visit::visit(shared, notif));
+            }
             let opening = selves::opening(shared, notif);
             let opening_device = devices::opening(shared, notif);
             let outcome = with_files(shared, &mut thread, notif, row)?;

@@ -21,7 +21,7 @@ impl Batch {
             begins_others: false,
         };
         let work = Work::Batch(program);
-        Self(Entry { name, shows, stays: None, needs: &[], quick: true, work })
+        Self(Entry { name, shows, needs: &[], quick: true, work })
     }
 
     fn with(mut self, change: impl FnOnce(&mut Program)) -> Self {

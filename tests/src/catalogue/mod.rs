@@ -23,8 +23,6 @@ pub trait Moves {
     /// Ok: all that it has begun since is there, too, after a call that it made at home.
     fn tree_out_again(&mut self, pid: u32) -> Result<()>;
     fn home(&mut self, pid: u32) -> Result<()>;
-    /// Ok: it cannot move with all that it has begun, for a reason that holds `because`.
-    fn tree_stays(&mut self, pid: u32, because: &str) -> Result<()>;
 }
 
 /// A program with others around it: clients, a terminal. It works in a directory of its own and
@@ -42,8 +40,6 @@ pub struct Entry {
     pub name: &'static str,
     /// What it is doing while it is moved, and what is compared.
     pub shows: &'static str,
-    /// Why it stays home.
-    pub stays: Option<&'static str>,
     /// Programs that it takes, or files, with their Debian packages.
     pub needs: &'static [(&'static str, &'static str)],
     /// Run with each change. Others take long, or take large packages.
@@ -80,12 +76,8 @@ pub mod table {
     /// `failed` are names of entries.
     pub fn text(entries: &[Entry], failed: &[String]) -> String {
         let rows = entries.iter().map(|entry| {
-            let result = match entry.stays {
-                _ if failed.iter().any(|name| name == entry.name) => "**fails**".to_owned(),
-                Some(reason) => format!("stays home: {reason}"),
-                None => "same".to_owned(),
-            };
-            row(entry, &result)
+            let fails = failed.iter().any(|name| name == entry.name);
+            row(entry, if fails { "**fails**" } else { "same" })
         });
         HEAD.to_owned() + &rows.collect::<String>()
     }

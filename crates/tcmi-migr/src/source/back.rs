@@ -11,6 +11,7 @@ use tcmi_ckpt::descriptors::Way;
 use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::image::{Backing, FileRef, ProcessImage, Vma};
 use tcmi_ckpt::layout::{Step, reconcile};
+use tcmi_ckpt::mapped::id_of;
 use tcmi_ckpt::rebuild::{self, Batcher, Pages};
 use tcmi_ckpt::remote::Ids;
 use tcmi_ckpt::signalfds;
@@ -21,11 +22,6 @@ use tcmi_sys::maps::Mapping;
 struct Known<'a> {
     refs: &'a [FileRef],
     other: Vec<(u64, u64)>,
-}
-
-/// Device and inode.
-fn id_of(m: &Mapping) -> (u64, u64) {
-    (u64::from(m.dev.0) << 32 | u64::from(m.dev.1), m.inode)
 }
 
 impl Files for Known<'_> {

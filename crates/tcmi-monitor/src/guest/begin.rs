@@ -23,7 +23,7 @@ use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
 
 use super::births::Births;
-use super::daemon::{claim, segment, tell, until_listed};
+use super::daemon::{claim, shared, tell, until_listed};
 use super::looks::Looks;
 use super::{Life, STATS_INTERVAL, Tidings, eventfd, owned, ring};
 use crate::ipc::ToDaemon;
@@ -54,7 +54,8 @@ pub(super) fn build(
     let mut site = Site {
         cache,
         claim: &mut |id| claim(daemon, id, &unwanted),
-        segment: &mut |id, bytes| segment(daemon, id, bytes, &unwanted),
+        segment: &mut |id, bytes| shared(daemon, &ToDaemon::Segment { id, bytes }, &unwanted),
+        shared_file: &mut |id| shared(daemon, &ToDaemon::SharedFile { id }, &unwanted),
         bear: &mut |begin| {
             let room = rooms::bear(root, begin)?;
             next_id = Some(room.next_id);

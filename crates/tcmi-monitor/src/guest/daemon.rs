@@ -25,14 +25,10 @@ pub(super) fn claim(daemon: &OwnedFd, id: u64, unwanted: &Cell<bool>) -> Result<
     }
 }
 
-pub(super) fn segment(
-    daemon: &OwnedFd,
-    id: u64,
-    bytes: u64,
-    unwanted: &Cell<bool>,
-) -> Result<OwnedFd> {
-    match ask(daemon, &ToDaemon::Segment { id, bytes }, unwanted)? {
-        (ToMonitor::Segment {}, Some(fd)) => Ok(fd),
+/// Memory that other guests have, too.
+pub(super) fn shared(daemon: &OwnedFd, which: &ToDaemon, unwanted: &Cell<bool>) -> Result<OwnedFd> {
+    match ask(daemon, which, unwanted)? {
+        (ToMonitor::Shared {}, Some(fd)) => Ok(fd),
         _ => Err(Errno::new("the daemon's answer", libc::EPROTO).into()),
     }
 }

@@ -125,7 +125,8 @@ impl Keeper<'_> {
         party.call_home(purpose).map_err(Return::Stays)?;
         let pid = self.task.pid;
         let came = self.come_home(Some(party)).and_then(|frozen| {
-            let rest = party.next().map(|next| Rest::of(pid, next)).transpose();
+            let files = party.common_of(pid).files;
+            let rest = party.next().map(|next| Rest::of(pid, &files, next)).transpose();
             let rest = rest.map_err(|_| Return::Ended)?;
             run(frozen).map(|()| rest)
         });

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 use tcmi_ckpt::freeze::Frozen;
-use tcmi_ckpt::image::Segment;
+use tcmi_ckpt::image::Common;
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
 use tcmi_core::lifecycle::State;
@@ -39,7 +39,7 @@ pub use again::Rest;
 use again::{Newcomers, Pace};
 use back::Back;
 pub use back::{Homeward, Purpose};
-pub(super) use memory::shared_by;
+pub(super) use memory::{has_live_files, shared_by};
 
 /// What a process has reached; the next is begun when all have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,13 +89,12 @@ struct Inner {
 struct Member {
     task: Arc<Task>,
     step: Step,
-    /// Memory that it shares with the others.
-    segments: Vec<Segment>,
+    common: Common,
 }
 
 impl Member {
     fn new(task: Arc<Task>) -> Self {
-        Self { task, step: Step::Joined, segments: Vec::new() }
+        Self { task, step: Step::Joined, common: Common::default() }
     }
 }
 
@@ -365,9 +364,9 @@ impl Party {
         match taken {
             Ok(true) => {
                 inner.passed = next;
-                if next == Step::Runs && inner.members.values().any(|m| !m.segments.is_empty()) {
+                if next == Step::Runs && inner.members.values().any(|m| !m.common.is_empty()) {
                     let all = inner.members.values();
-                    let all = all.map(|m| (Arc::clone(&m.task), m.segments.clone()));
+                    let all = all.map(|m| (Arc::clone(&m.task), m.common.segments.clone()));
                     self.back.lock().went(all);
                 }
             }
@@ -453,13 +452,13 @@ impl Party {
     }
 
     /// Memory that a member shares with others.
-    pub fn segments_of(&self, pid: Pid) -> Vec<Segment> {
-        self.inner.lock().members.get(&pid).map_or_else(Vec::new, |m| m.segments.clone())
+    pub fn common_of(&self, pid: Pid) -> Common {
+        self.inner.lock().members.get(&pid).map_or_else(Common::default, |m| m.common.clone())
     }
 
     /// Whether its members come home together.
     pub fn shares_memory(&self) -> bool {
-        self.inner.lock().members.values().any(|m| !m.segments.is_empty())
+        self.inner.lock().members.values().any(|m| !m.common.is_empty())
     }
 
     /// Why none of them moves, if it is known.
@@ -482,9 +481,7 @@ impl Party {
             // One that ends on the way is no member any more.
             Err(MigrateError::NoSuchProcess(_)) if !self.needs(pid) => {
                 let gone = inner.members.remove(&pid);
-                if gone
-                    .is_some_and(|m| m.step < Step::Ready && m.segments.iter().any(|s| s.is_sent))
-                {
+                if gone.is_some_and(|m| m.step < Step::Ready && m.common.is_sent()) {
                     // What it was to send is memory of others.
                     let reason = format!("process {pid}, which shares its memory, has ended");
                     inner.fail(MigrateError::Unsteady { pid: self.head, reason });

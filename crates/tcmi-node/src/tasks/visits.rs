@@ -18,7 +18,7 @@ use tcmi_migr::fault::{self, Point};
 use tcmi_migr::source::{Original, has_ended};
 use tcmi_sys::proc::{self, Status};
 
-use super::party::shared_by;
+use super::party::{has_live_files, shared_by};
 use super::{Shared, Sharers, WayOut, examine};
 use crate::doorbell::Bell;
 use crate::keeper::Visit;
@@ -54,7 +54,10 @@ impl Shared {
             stay(task, visit.frozen, &error.to_string());
             return None;
         }
-        if !shared_by(pid.raw()).is_empty() {
+        let Visit { frozen, by } = &visit;
+        if !shared_by(pid.raw()).is_empty()
+            || has_live_files(pid.raw()) && Watched::is_fork(frozen, *by)
+        {
             return self.rest_of_one(task, link, visit.frozen);
         }
         let before = proc::status(pid.raw());

@@ -6,6 +6,9 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::mapping;
 
 const PAGE: usize = 4096;
 /// Bytes in which pages are looked for one by one.
@@ -31,20 +34,21 @@ struct Map {
 unsafe impl Send for Map {}
 
 impl Map {
-    fn new(len: usize, prot: i32, flags: i32, fd: i32, offset: u64) -> io::Result<Self> {
+    fn new(f: &File, offset: u64, len: usize, prot: i32) -> io::Result<Self> {
+        let (fd, null) = (f.as_raw_fd(), std::ptr::null_mut());
         // SAFETY: a new mapping at a place of the kernel's choice.
-        let p = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd, offset as i64) };
+        let p = unsafe { libc::mmap(null, len, prot, libc::MAP_SHARED, fd, offset as i64) };
         if p == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         Ok(Map { at: NonNull::new(p.cast()).expect("mmap does not give null"), len })
     }
+    /// To be read.
     fn of_file(f: &File, offset: u64, len: usize) -> io::Result<Self> {
-        Self::new(len, libc::PROT_READ, libc::MAP_SHARED, f.as_raw_fd(), offset)
+        Self::new(f, offset, len, libc::PROT_READ)
     }
-    fn zeros(len: usize) -> io::Result<Self> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        Self::new(len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+    fn to_write(f: &File, offset: u64, len: usize) -> io::Result<Self> {
+        Self::new(f, offset, len, libc::PROT_READ | libc::PROT_WRITE)
     }
     fn at(&self, from: usize, len: usize) -> *mut u8 {
         assert!(from.checked_add(len).is_some_and(|end| end <= self.len), "inside the mapping");
@@ -58,7 +62,7 @@ impl Map {
     }
     fn write(&mut self, to: usize, from: &[u8]) {
         let here = self.at(to, from.len());
-        // SAFETY: as in `read`; only the mapping of zeros is written, which is ours alone.
+        // SAFETY: as in `read`; only what home has is written, which no guest maps.
         unsafe { here.copy_from_nonoverlapping(from.as_ptr(), from.len()) };
     }
     fn is_same(&self, other: &Map, from: usize, len: usize) -> bool {
@@ -81,30 +85,87 @@ pub(super) struct Twin {
     /// File offset at which the maps begin, and bytes of the file.
     first: u64,
     size: u64,
+    /// What home has. Where it has no pages are zeros.
+    kept: Arc<File>,
+    is_shared: bool,
     guest: Map,
     home: Map,
-    /// Pages in which `home` may have other bytes than zeros.
-    filled: Vec<u64>,
+}
+
+/// A lock that is its process's: it goes with it.
+pub(super) struct Hold(Arc<File>);
+
+impl Hold {
+    fn of(kept: &Arc<File>) -> io::Result<Self> {
+        lock(kept, libc::F_WRLCK)?;
+        // No copy of the descriptor: to close one gives up the lock.
+        Ok(Hold(Arc::clone(kept)))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        lock(&self.0, libc::F_UNLCK).expect("a lock of ours goes");
+    }
+}
+
+fn lock(kept: &File, kind: i32) -> io::Result<()> {
+    // SAFETY: all zeros is a `flock`, of the whole file.
+    let mut whole: libc::flock = unsafe { std::mem::zeroed() };
+    whole.l_type = kind as i16;
+    loop {
+        // SAFETY: an open file and a live description of the lock.
+        match unsafe { libc::fcntl(kept.as_raw_fd(), libc::F_SETLKW, &whole) } {
+            0 => return Ok(()),
+            _ => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => {}
+                e => return Err(e),
+            },
+        }
+    }
 }
 
 impl Twin {
-    /// `range` of the file in `memfd` is what home has, and as long.
-    pub(super) fn of(memfd: File, range: Range<u64>) -> io::Result<Self> {
+    /// `range` of the file in `memfd`, which is as long, is what home has, if that is not `kept`
+    /// with others.
+    pub(super) fn of(memfd: File, kept: Option<File>, range: Range<u64>) -> io::Result<Self> {
         let (first, len) = (range.start, (range.end - range.start) as usize);
         let size = memfd.metadata()?.len();
         let guest = Map::of_file(&memfd, first, len)?;
-        let home = Map::zeros(len)?;
-        let filled = vec![0; len.div_ceil(PAGE).div_ceil(64)];
-        let mut twin = Twin { memfd, first, size, guest, home, filled };
-        let mut page = [0; PAGE];
-        for data in twin.extents()? {
-            for at in data.step_by(PAGE) {
-                let n = PAGE.min(twin.end() - at);
-                twin.guest.read(at, &mut page[..n]);
-                twin.accept(first + at as u64, &page[..n]);
+        let is_shared = kept.is_some();
+        let kept = match kept {
+            Some(kept) => kept,
+            None => {
+                let own = mapping::memfd()?;
+                own.set_len(size)?;
+                own
             }
+        };
+        let home = Map::to_write(&kept, first, len)?;
+        let kept = Arc::new(kept);
+        let mut twin = Twin { memfd, first, size, kept, is_shared, guest, home };
+        if !is_shared {
+            twin.accept_all()?;
         }
         Ok(twin)
+    }
+
+    fn accept_all(&mut self) -> io::Result<()> {
+        let mut page = [0; PAGE];
+        let mut extents = Vec::new();
+        self.extents_in(&self.memfd, 0..self.end(), &mut extents)?;
+        for data in extents {
+            for at in data.step_by(PAGE) {
+                let n = PAGE.min(self.end() - at);
+                self.guest.read(at, &mut page[..n]);
+                self.accept(self.first + at as u64, &page[..n]);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -116,18 +177,18 @@ impl Twin {
         self.size.saturating_sub(self.first).min(self.home.len as u64) as usize
     }
 
-    /// Where the memfd has pages: those that were never touched, or taken out, read as zeros.
-    fn extents(&self) -> io::Result<Vec<Range<usize>>> {
-        let mut all = Vec::new();
-        self.extents_in(0..self.end(), &mut all)?;
-        Ok(all)
-    }
-
-    fn extents_in(&self, range: Range<usize>, all: &mut Vec<Range<usize>>) -> io::Result<()> {
+    /// Where a memfd has pages: those that were never touched, or taken out, read as zeros.
+    fn extents_in(
+        &self,
+        memfd: &File,
+        range: Range<usize>,
+        all: &mut Vec<Range<usize>>,
+    ) -> io::Result<()> {
         let (mut at, end) = (range.start, range.end);
+        let seek = |at, whence| self.seek(memfd, at, whence);
         while at < end {
-            let Some(start) = self.seek(at, libc::SEEK_DATA)?.filter(|s| *s < end) else { break };
-            let stop = self.seek(start, libc::SEEK_HOLE)?.map_or(end, |s| s.min(end));
+            let Some(start) = seek(at, libc::SEEK_DATA)?.filter(|s| *s < end) else { break };
+            let stop = seek(start, libc::SEEK_HOLE)?.map_or(end, |s| s.min(end));
             all.push(start..stop);
             at = stop;
         }
@@ -137,17 +198,17 @@ impl Twin {
     /// The same of few pages: to find the end of an extent, the kernel looks at all of its pages.
     fn pages_in(&self, range: Range<usize>, all: &mut Vec<Range<usize>>) -> io::Result<()> {
         for at in range.clone().step_by(PAGE) {
-            if self.seek(at, libc::SEEK_DATA)? == Some(at) {
+            if self.seek(&self.memfd, at, libc::SEEK_DATA)? == Some(at) {
                 all.push(at..range.end.min(at + PAGE));
             }
         }
         Ok(())
     }
 
-    fn seek(&self, at: usize, whence: i32) -> io::Result<Option<usize>> {
+    fn seek(&self, memfd: &File, at: usize, whence: i32) -> io::Result<Option<usize>> {
         let at = self.first + at as u64;
         // SAFETY: plain call on an open file.
-        match unsafe { libc::lseek(self.memfd.as_raw_fd(), at as i64, whence) } {
+        match unsafe { libc::lseek(memfd.as_raw_fd(), at as i64, whence) } {
             -1 => match io::Error::last_os_error() {
                 e if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
                 e => Err(e),
@@ -179,15 +240,14 @@ impl Twin {
         let mut done = range.start;
         match range.len() {
             ..=FEW => self.pages_in(range.clone(), &mut extents)?,
-            _ => self.extents_in(range.clone(), &mut extents)?,
+            _ => self.extents_in(&self.memfd, range.clone(), &mut extents)?,
         }
         for data in extents {
-            self.zeroed(done..data.start, all);
+            self.zeroed(done..data.start, all)?;
             self.compare(data.clone(), all);
             done = data.end;
         }
-        self.zeroed(done..range.end, all);
-        Ok(())
+        self.zeroed(done..range.end, all)
     }
 
     fn compare(&self, range: Range<usize>, all: &mut Vec<Change>) {
@@ -206,13 +266,15 @@ impl Twin {
     }
 
     /// Pages that the guest has taken out of the memfd.
-    fn zeroed(&self, hole: Range<usize>, all: &mut Vec<Change>) {
-        for at in hole.clone().step_by(PAGE) {
-            let page = at / PAGE;
-            if self.filled[page / 64] & (1 << (page % 64)) != 0 {
-                self.differences(at, &[0; PAGE][..PAGE.min(hole.end - at)], all);
+    fn zeroed(&self, hole: Range<usize>, all: &mut Vec<Change>) -> io::Result<()> {
+        let mut had = Vec::new();
+        self.extents_in(&self.kept, hole, &mut had)?;
+        for data in had {
+            for at in data.clone().step_by(PAGE) {
+                self.differences(at, &[0; PAGE][..PAGE.min(data.end - at)], all);
             }
         }
+        Ok(())
     }
 
     /// Byte by byte: what the guest did not write, it must not write back.
@@ -230,11 +292,7 @@ impl Twin {
 
     /// Home has these bytes now.
     pub(super) fn accept(&mut self, offset: u64, bytes: &[u8]) {
-        let at = (offset - self.first) as usize;
-        self.home.write(at, bytes);
-        for page in at / PAGE..(at + bytes.len()).div_ceil(PAGE) {
-            self.filled[page / 64] |= 1 << (page % 64);
-        }
+        self.home.write((offset - self.first) as usize, bytes);
     }
 
     /// Home did not take what the guest wrote there, so the guest has not written it.
@@ -261,37 +319,25 @@ impl Twin {
 
     /// The file has another length at home.
     pub(super) fn resize(&mut self, size: u64) -> io::Result<()> {
-        let before = self.end();
+        // What stood behind a new end is zeros if the file grows again.
         self.memfd.set_len(size)?;
+        self.kept.set_len(size)?;
         self.size = size;
-        // What stood behind the new end is zeros if the file grows again.
-        for at in (self.end().next_multiple_of(PAGE)..before).step_by(PAGE) {
-            let page = at / PAGE;
-            if self.filled[page / 64] & (1 << (page % 64)) != 0 {
-                self.home.write(at, &[0; PAGE][..PAGE.min(self.home.len - at)]);
-                self.filled[page / 64] &= !(1 << (page % 64));
-            }
-        }
-        let end = self.end();
-        if end < before {
-            let rest = end.next_multiple_of(PAGE).min(self.home.len) - end;
-            self.home.write(end, &[0; PAGE][..rest]);
-        }
         Ok(())
+    }
+
+    /// Of a file that others have: until it is dropped, none of them looks at it or sends anything.
+    pub(super) fn hold(&self) -> io::Result<Option<Hold>> {
+        self.is_shared.then(|| Hold::of(&self.kept)).transpose()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::FromRawFd;
 
-    fn memfd(len: u64) -> File {
-        // SAFETY: the name is a NUL-terminated literal; the result is checked before it is owned.
-        let fd = unsafe { libc::memfd_create(c"twin".as_ptr(), libc::MFD_CLOEXEC) };
-        assert!(fd >= 0);
-        // SAFETY: just made, owned by nobody else.
-        let f = unsafe { File::from_raw_fd(fd) };
+    fn file(len: u64) -> File {
+        let f = mapping::memfd().unwrap();
         f.set_len(len).unwrap();
         f
     }
@@ -302,9 +348,9 @@ mod tests {
 
     #[test]
     fn what_was_written_is_found_byte_by_byte() {
-        let f = memfd(10 * 4096 + 100);
+        let f = file(10 * 4096 + 100);
         f.write_all_at(b"before", 4096).unwrap();
-        let mut twin = Twin::of(f.try_clone().unwrap(), 4096..12 * 4096).unwrap();
+        let mut twin = Twin::of(f.try_clone().unwrap(), None, 4096..12 * 4096).unwrap();
         assert_eq!(twin.changes().unwrap(), []);
         f.write_all_at(b"beFoRe", 4096).unwrap();
         f.write_all_at(b"x", 9 * 4096 + 4095).unwrap();
@@ -324,9 +370,9 @@ mod tests {
 
     #[test]
     fn a_page_that_is_taken_out_is_zeros() {
-        let f = memfd(4 * 4096);
+        let f = file(4 * 4096);
         f.write_all_at(b"gone", 2 * 4096 + 8).unwrap();
-        let twin = Twin::of(f.try_clone().unwrap(), 0..4 * 4096).unwrap();
+        let twin = Twin::of(f.try_clone().unwrap(), None, 0..4 * 4096).unwrap();
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: plain call on an open file.
         assert_eq!(unsafe { libc::fallocate(f.as_raw_fd(), mode, 2 * 4096, 4096) }, 0);
@@ -335,9 +381,9 @@ mod tests {
 
     #[test]
     fn a_file_that_shrinks_and_grows_has_zeros_there() {
-        let f = memfd(3 * 4096);
+        let f = file(3 * 4096);
         f.write_all_at(&[7; 3 * 4096], 0).unwrap();
-        let mut twin = Twin::of(f.try_clone().unwrap(), 0..3 * 4096).unwrap();
+        let mut twin = Twin::of(f.try_clone().unwrap(), None, 0..3 * 4096).unwrap();
         twin.resize(5000).unwrap();
         assert_eq!(twin.changes().unwrap(), []);
         twin.resize(3 * 4096).unwrap();

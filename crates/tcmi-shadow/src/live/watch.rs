@@ -10,7 +10,14 @@ use tcmi_sys::pages::Pagemap;
 use tcmi_sys::userfault::Userfault;
 
 /// Less is compared in a few microseconds.
-pub(super) const WATCHED_BYTES: u64 = 128 * 1024;
+const WATCHED_BYTES: u64 = 128 * 1024;
+/// A guest's pages tell what it has written, not what others have that share the file.
+const SHARED_WATCHED_BYTES: u64 = 1 << 20;
+
+/// Size from which a file is watched.
+pub(super) fn watched_from(is_shared: bool) -> u64 {
+    if is_shared { SHARED_WATCHED_BYTES } else { WATCHED_BYTES }
+}
 
 /// A guest's mapping of a live file.
 pub(super) struct Part {

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use super::servers::{connect, free_port};
 use crate::catalogue::Moves;
@@ -138,6 +140,72 @@ pub fn sqlite_killed(at: &Path, moves: &mut dyn Moves) -> Result<String> {
     Ok(format!("{status}; {check}"))
 }
 
+/// A shell of a database, which reads statements from a FIFO and tells of each commit in a file.
+struct Writer {
+    name: &'static str,
+    statements: File,
+    told: PathBuf,
+    committed: u64,
+}
+
+impl Writer {
+    /// Waits until its shell, which another process begins, reads.
+    fn open(at: &Path, name: &'static str) -> Result<Self> {
+        let statements = File::options().write(true).open(at.join(name))?;
+        Ok(Self { name, statements, told: at.join(format!("{name}.out")), committed: 0 })
+    }
+
+    fn begin(&mut self, times: u64) -> Result<()> {
+        for _ in 0..times {
+            self.committed += 1;
+            let (name, n) = (self.name, self.committed);
+            writeln!(self.statements, "INSERT INTO t VALUES ('{name}', {n}); SELECT {n};")?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        let last = self.committed.to_string();
+        wait_until("a commit", SOON, || {
+            // The file may not be there yet.
+            let told = fs::read_to_string(&self.told).unwrap_or_default();
+            Ok((told.lines().last() == Some(&last)).then_some(()))
+        })
+    }
+}
+
+/// Two that write to one database, with one index of its log, as a tree.
+pub fn sqlite_two(at: &Path, moves: &mut dyn Moves) -> Result<String> {
+    query(at, "PRAGMA journal_mode = WAL; CREATE TABLE t (who TEXT, n INTEGER)")?;
+    let names = ["a", "b"];
+    names.iter().try_for_each(|name| mkfifo(&at.join(name), Mode::S_IRWXU))?;
+    let shell =
+        "for w in a b; do sqlite3 -batch -cmd '.timeout 60000' base.db <$w >$w.out & done; wait";
+    let mut command = Command::new("bash");
+    command.args(["-c", shell]).current_dir(at).stdin(Stdio::null());
+    let shell = Started::by(command.stderr(File::create(at.join("errors"))?))?;
+    let mut both = Vec::new();
+    for name in names {
+        both.push(Writer::open(at, name)?);
+    }
+    let mut commit = || -> Result<()> {
+        both.iter_mut().try_for_each(|writer| writer.begin(WRITES / 4))?;
+        both.iter().try_for_each(Writer::wait)
+    };
+    commit()?;
+    moves.tree_out(shell.pid())?;
+    commit()?;
+    moves.home(shell.pid())?;
+    commit()?;
+    drop(both);
+    let status = shell.end(SOON)?;
+    let errors = fs::read_to_string(at.join("errors"))?;
+    ensure!(errors.is_empty(), "{errors}");
+    let kept =
+        "PRAGMA integrity_check; SELECT who, count(*), max(n) FROM t GROUP BY who ORDER BY who";
+    Ok(format!("{status}; {}", query(at, kept)?))
+}
+
 fn postgres_program(name: &str) -> Result<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql")?;
     let found = versions.flatten().map(|v| v.path().join("bin").join(name)).find(|p| p.exists());
@@ -145,7 +213,7 @@ fn postgres_program(name: &str) -> Result<PathBuf> {
 }
 
 /// For each client, so many seconds.
-const LOAD_SECONDS: u32 = 25;
+const LOAD_SECONDS: u32 = 40;
 
 /// While the server is away.
 const CONNECTIONS: u32 = 2;
@@ -214,8 +282,17 @@ fn as_postgres(program: &str) -> Result<Command> {
     Ok(command)
 }
 
+/// With other memory than it comes with.
 pub fn postgres(at: &Path, moves: &mut dyn Moves) -> Result<String> {
-    let server = Postgres::start(at, &["autovacuum=off", "dynamic_shared_memory_type=sysv"])?;
+    postgres_with(&["autovacuum=off", "dynamic_shared_memory_type=sysv"], at, moves)
+}
+
+pub fn postgres_by_default(at: &Path, moves: &mut dyn Moves) -> Result<String> {
+    postgres_with(&[], at, moves)
+}
+
+fn postgres_with(options: &[&str], at: &Path, moves: &mut dyn Moves) -> Result<String> {
+    let server = Postgres::start(at, options)?;
     let made = server.client("pgbench", &["-i", "-q"])?.stderr(Stdio::null()).status()?;
     ensure!(made.success(), "pgbench -i: {made}");
     let seconds = LOAD_SECONDS.to_string();
@@ -254,12 +331,4 @@ pub fn postgres(at: &Path, moves: &mut dyn Moves) -> Result<String> {
     let kept = String::from_utf8(kept.stdout)?;
     ensure!(kept.trim() == format!("{acknowledged}|t|t"), "{acknowledged} committed: {kept}");
     server.end()
-}
-
-pub fn postgres_by_default(at: &Path, moves: &mut dyn Moves) -> Result<String> {
-    let server = Postgres::start(at, &[])?;
-    moves.tree_stays(server.pid, "/dev/shm/PostgreSQL.")?;
-    let answer = server.client("psql", &["-At", "-c", "SELECT 6 * 7", "-d"])?.output()?;
-    let answer = String::from_utf8(answer.stdout)?;
-    Ok(format!("{}, {}", answer.trim(), server.end()?))
 }

@@ -16,7 +16,6 @@ pub fn entries() -> Vec<Entry> {
     let scene = |name, shows, needs, scene| Entry {
         name,
         shows,
-        stays: None,
         needs,
         quick: true,
         work: Work::Scene(scene),
@@ -36,6 +35,12 @@ pub fn entries() -> Vec<Entry> {
             &[("sqlite3", "sqlite3")],
             databases::sqlite_killed,
         ),
+        scene(
+            "sqlite3-two",
+            "two write to one database, whose log has an index that both have mapped, and move as a tree",
+            &[("sqlite3", "sqlite3")],
+            databases::sqlite_two,
+        ),
         by_hand(scene(
             "postgres",
             "pgbench has connections and makes more, and the server moves as a tree: no transaction fails, each \
@@ -43,17 +48,13 @@ pub fn entries() -> Vec<Entry> {
             POSTGRES,
             databases::postgres,
         )),
-        Entry {
-            stays: Some(
-                "its processes have files in /dev/shm mapped shared (dynamic_shared_memory_type)",
-            ),
-            ..by_hand(scene(
-                "postgres-default",
-                "the server has the settings that it comes with",
-                POSTGRES,
-                databases::postgres_by_default,
-            ))
-        },
+        by_hand(scene(
+            "postgres-default",
+            "the same with the settings that it comes with: files in /dev/shm are mapped shared, and \
+             autovacuum works",
+            POSTGRES,
+            databases::postgres_by_default,
+        )),
         scene(
             "node",
             "it serves wrk by HTTP and has a timer: no request fails",

@@ -5,7 +5,10 @@ use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tcmi_ckpt::capture;
 use tcmi_ckpt::freeze::Frozen;
+use tcmi_ckpt::image::SharedFile;
+use tcmi_ckpt::mapped::id_of;
 use tcmi_ckpt::watched::{Child, Memory};
 use tcmi_core::command::Pid;
 use tcmi_core::error::MigrateError;
@@ -14,10 +17,11 @@ use tcmi_kkc::Link;
 use tcmi_migr::fault::{self, Point};
 use tcmi_migr::module::freezer;
 use tcmi_migr::source::{Original, has_ended};
+use tcmi_sys::maps::Mapping;
 use tcmi_sys::proc::{self, Status};
 use tcmi_sys::{Errno, maps, namespace};
 
-use super::{Along, Inner, Member, Party, shared_by};
+use super::{Along, Inner, Member, Party};
 use crate::explain::{Sharers, examine};
 use crate::keeper::explain_error;
 use crate::task::{Order, Task};
@@ -72,20 +76,33 @@ pub struct Rest {
 }
 
 impl Rest {
-    /// Of one that is held.
-    pub fn of(pid: Pid, party: Arc<Party>) -> Result<Self, Errno> {
+    /// Of one that is held, and had these files with others.
+    pub fn of(pid: Pid, files: &[SharedFile], party: Arc<Party>) -> Result<Self, Errno> {
         let status = Box::new(proc::status(pid.raw())?);
-        Ok(Self { party, status, memory: objects_of(pid.raw()) })
+        let is_known = |m: &Mapping| files.iter().any(|f| (f.dev, f.inode) == id_of(m));
+        let memory = objects_of(pid.raw(), |m| may_be_common(m) || is_known(m));
+        Ok(Self { party, status, memory })
     }
 
     /// Whether it has memory of its party yet: an execve takes it away.
     fn shares(&self, pid: Pid) -> bool {
-        objects_of(pid.raw()).iter().any(|object| self.memory.contains(object))
+        has_one_of(pid.raw(), &self.memory)
     }
 }
 
-fn objects_of(pid: i32) -> Vec<maps::Object> {
-    shared_by(pid).iter().map(|m| m.object()).collect()
+/// Memory of a process that is shared. Of one that has ended: none.
+fn objects_of(pid: i32, which: impl Fn(&Mapping) -> bool) -> Vec<maps::Object> {
+    let maps = maps::read_short(pid).unwrap_or_else(|_| Vec::new());
+    maps.iter().filter(|m| m.shared && which(m)).map(Mapping::object).collect()
+}
+
+/// What a process stores there others may have, too.
+fn may_be_common(m: &Mapping) -> bool {
+    capture::is_shared_at_home(m) || capture::is_live(m)
+}
+
+fn has_one_of(pid: i32, memory: &[maps::Object]) -> bool {
+    !objects_of(pid, |m| memory.contains(&m.object())).is_empty()
 }
 
 impl Shared {
@@ -132,7 +149,7 @@ impl Shared {
         let party = Party::again(self, link, task, iter::empty(), Pace::of_one());
         let rest = party
             .map_err(|e| e.to_string())
-            .and_then(|party| Rest::of(task.pid, party).map_err(|e| e.to_string()));
+            .and_then(|party| Rest::of(task.pid, &[], party).map_err(|e| e.to_string()));
         match rest {
             Err(why) => {
                 stay(task, frozen, &why);
@@ -233,9 +250,10 @@ impl Party {
 
     /// What of `below` has begun at home, `since` those that are `known` are there.
     pub(super) fn newcomers(&self, below: Vec<Pid>, known: &[i32], since: u64) -> Newcomers {
-        let theirs: Vec<maps::Object> = known.iter().flat_map(|pid| objects_of(*pid)).collect();
-        let shares = |pid: &Pid| objects_of(pid.raw()).iter().any(|o| theirs.contains(o));
-        let (sharers, mut others): (Vec<_>, Vec<_>) = below.into_iter().partition(shares);
+        let theirs: Vec<maps::Object> =
+            known.iter().flat_map(|pid| objects_of(*pid, may_be_common)).collect();
+        let (sharers, mut others): (Vec<_>, Vec<_>) =
+            below.into_iter().partition(|pid| has_one_of(pid.raw(), &theirs));
         // Others are at home because they cannot move, or somebody else began them.
         others.retain(|pid| {
             let is_theirs = proc::status(pid.raw()).is_ok_and(|s| known.contains(&s.ppid));

@@ -147,7 +147,7 @@ pub fn messages() -> Vec<Vec<u8>> {
             calls: vec![(4242, 2)],
             used: used(),
             rebinds: rebinds(),
-            own_memory: false,
+            memory_files: false,
         }),
         bytes(msg::Clock { monotonic: 1, boottime: 1 }),
         bytes(msg::Running { remote_pid: 3 }),

@@ -21,6 +21,8 @@
 static unsigned char *area, *sealed, *gone;
 static unsigned char *copy;
 static pid_t parent, child;
+/* The child's memory as a file, open since both were at home. */
+static int held;
 static int to_child[2], to_parent[2];
 static unsigned seed;
 static char its[1 << 20], own[1 << 20];
@@ -161,6 +163,15 @@ static void read_both(int file)
 	expect_range(FILES[file], 1, sizeof its, read_about(child, FILES[file], its));
 }
 
+static int open_memory(int flags)
+{
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/mem", child);
+	int fd = open(path, flags);
+	must(fd >= 0, "the child's memory");
+	return fd;
+}
+
 static void setup(int argc, char **argv)
 {
 	(void)argc, (void)argv;
@@ -185,6 +196,7 @@ static void setup(int argc, char **argv)
 		close(1);
 		obey();
 	}
+	held = open_memory(O_RDWR);
 	snprintf(ready_word, sizeof ready_word, "%d", child);
 }
 
@@ -201,6 +213,33 @@ static void contents(void)
 	fill(copy, ++seed);
 	expect_equal("written", BYTES, write_to(child));
 	expect_equal("what was written", 1, order('v', seed));
+}
+
+static void through_file(int fd)
+{
+	long at = (long)area;
+	fill(copy, ++seed);
+	expect_equal("pwrite", BYTES, pwrite(fd, copy, BYTES, at));
+	expect_equal("what was written by a file", 1, order('v', seed));
+	memset(copy, 0, BYTES);
+	expect_equal("lseek", at, lseek(fd, at, SEEK_SET));
+	expect_equal("read", 70003, read(fd, copy, 70003));
+	expect_equal("read on", BYTES - 70003, read(fd, copy + 70003, BYTES - 70003));
+	expect_equal("what was read by a file", 1, is_filled(copy, seed));
+	expect_equal("to the end", 100, pread(fd, copy, PAGE, (long)gone - 100));
+	expect_equal("behind it", -1, pread(fd, copy, 10, (long)gone));
+	expect_equal("errno behind it", EIO, errno);
+}
+
+static void by_files(void)
+{
+	int reader = open_memory(O_RDONLY), again = dup(held);
+	through_file(held);
+	through_file(again);
+	expect_equal("read", 10, pread(reader, copy, 10, (long)area));
+	expect_equal("a reader", -1, pwrite(reader, copy, 10, (long)area));
+	expect_equal("errno of a reader", EBADF, errno);
+	close(reader), close(again);
 }
 
 static void edges(void)
@@ -302,6 +341,7 @@ static void same_status(void)
 static void check(void)
 {
 	contents();
+	by_files();
 	what_it_maps();
 	edges();
 	arguments();

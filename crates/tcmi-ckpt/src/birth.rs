@@ -510,8 +510,7 @@ fn settle_all(held: Vec<Running>) -> Result<Vec<Thread>> {
 
 /// The id that a thread has in its own pid namespace.
 pub fn inner_tid(host: i32, tid: i32) -> Option<i32> {
-    let status = proc::status(tid).ok()?;
-    (status.tgid == host).then_some(status.inner_pid)
+    proc::status_of_thread(host, tid).ok().map(|status| status.inner_pid)
 }
 
 fn drop_privilege(b: &mut Batcher, uid: u32, gid: u32) -> Result<()> {

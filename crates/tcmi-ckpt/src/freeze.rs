@@ -81,6 +81,9 @@ pub const GUEST_OPTIONS: i32 = OPTIONS | libc::PTRACE_O_TRACECLONE;
 /// saw its process begin.
 const TRACED_MAX: Duration = Duration::from_millis(200);
 const TRACED_STEP: Duration = Duration::from_millis(1);
+/// Longest that a thread which ends is waited for, and how long between two looks.
+const ENDING_MAX: Duration = Duration::from_secs(1);
+const ENDING_STEP: Duration = Duration::from_micros(200);
 
 /// Seizes the threads of `pid` that are not known yet, with these PTRACE_O_*. Err: none of them.
 pub fn seize_new(pid: i32, options: i32, known: impl Fn(i32) -> bool) -> Result<Vec<Running>> {
@@ -203,14 +206,22 @@ fn stop_all(
     stopped: &mut BTreeMap<i32, Thread>,
     group_stop: &mut Option<i32>,
 ) -> Result<()> {
-    for _ in 0..FREEZE_RESCAN_ATTEMPTS_MAX {
+    let mut rounds = 0;
+    let mut until = Instant::now() + ENDING_MAX;
+    while rounds < FREEZE_RESCAN_ATTEMPTS_MAX && Instant::now() < until {
         // Seize before reading more of /proc: from then on the pid cannot be reused unseen.
         let seized: Vec<i32> = held.iter().map(Running::tid).collect();
         let known = |t| stopped.contains_key(&t) || seized.contains(&t);
         let complete = scan(pid, OPTIONS, known, held)?;
-        if complete && held.is_empty() {
-            return Ok(());
+        if held.is_empty() {
+            if complete {
+                return Ok(());
+            }
+            // One ends, and is listed until it has. On a busy processor it may wait for its turn.
+            std::thread::sleep(ENDING_STEP);
+            continue;
         }
+        (rounds, until) = (rounds + 1, Instant::now() + ENDING_MAX);
         for t in held.iter() {
             t.interrupt()?;
         }

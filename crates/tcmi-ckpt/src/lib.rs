@@ -17,7 +17,7 @@ pub mod image;
 pub mod layout;
 pub mod live;
 pub mod mapped;
-pub mod own_memory;
+pub mod memory_files;
 pub mod reach;
 pub mod rebuild;
 pub mod remote;

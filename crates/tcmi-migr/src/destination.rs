@@ -203,7 +203,7 @@ pub struct Built {
     pub image: ProcessImage,
     pub used: Used,
     pub rebinds: msg::Rebinds,
-    pub own_memory: bool,
+    pub memory_files: bool,
     pub listener: OwnedFd,
     /// Its number in the guest, where only the steward can close it.
     pub listener_there: i32,
@@ -285,7 +285,7 @@ fn construct(
     fault::pass(Point::NodePrepared)?;
     msg::send(w, &msg::Prepared {})?;
 
-    let msg::State { image, calls, used, rebinds, own_memory } = msg::expect(r)?;
+    let msg::State { image, calls, used, rebinds, memory_files } = msg::expect(r)?;
     image.mm.check()?;
     if image.pid != begin.pid || image.mm.reserved != reserved {
         return Err(tcmi_ckpt::Error::Image("another process than announced").into());
@@ -338,7 +338,7 @@ fn construct(
         image,
         used,
         rebinds,
-        own_memory,
+        memory_files,
         listener,
         listener_there,
         area,

@@ -94,8 +94,8 @@ message! {
         /// On other nodes, before.
         used: Used,
         rebinds: Rebinds,
-        /// It has a file of its own memory open.
-        own_memory: bool,
+        /// It has files of memory open, as /proc/self/mem.
+        memory_files: bool,
     }
     6 Ready {}
     7 Commit {}

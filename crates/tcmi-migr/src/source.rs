@@ -15,7 +15,7 @@ use tcmi_ckpt::freeze::Frozen;
 use tcmi_ckpt::freezer::Freezer;
 use tcmi_ckpt::image::{Common, FileRef, ProcessImage};
 use tcmi_ckpt::mapped::HomeFiles;
-use tcmi_ckpt::own_memory;
+use tcmi_ckpt::memory_files;
 use tcmi_ckpt::rebuild;
 use tcmi_ckpt::signalfds;
 use tcmi_ckpt::usage::Used;
@@ -431,8 +431,9 @@ fn transfer(
     let moved = if c.common.is_empty() { rules.moved } else { Vec::new() };
     let (processors, copied) = (rules.processors, rules.copied);
     let rebinds = msg::Rebinds { processors, devices, copied, open, moved };
-    let own_memory = own_memory::is_open_in(f.pid)?;
-    let state = msg::State { image: image.clone(), calls, used: watch.used(), rebinds, own_memory };
+    let memory_files = memory_files::are_open_in(f.pid)?;
+    let state =
+        msg::State { image: image.clone(), calls, used: watch.used(), rebinds, memory_files };
     msg::send(c.w, &state)?;
     fault::pass(Point::HomeStateSent)?;
     if image.files.iter().any(|f| !known.contains(f)) {

@@ -25,7 +25,7 @@ use crate::interrupt::{self, Pending};
 use crate::live::{self, Live};
 use crate::mapping::MappedFiles;
 use crate::memory::Writable;
-use crate::own_memory;
+use crate::memory_files;
 use crate::placement::Placement;
 use crate::selves::{self, Names, Processors};
 use crate::signalfds;
@@ -70,8 +70,8 @@ pub struct Guest {
     pub devices: Option<Vec<OpenDevice>>,
     /// That it reads and writes here. Taken when serving begins.
     pub files: Files,
-    /// It came with a file of its own memory open.
-    pub own_memory: bool,
+    /// It came with files of memory open, as /proc/self/mem.
+    pub memory_files: bool,
 }
 
 pub struct GuestThread {
@@ -184,7 +184,7 @@ pub(crate) struct Shared {
     /// On other nodes than home, by children that were waited for.
     pub(crate) children: Mutex<Usage>,
     pub(crate) devices: Devices,
-    pub(crate) own_memory: own_memory::IsOpen,
+    pub(crate) memory_files: memory_files::IsOpen,
     pub(crate) files: Opened,
     /// Held while home is asked for a thread, whose ids are given out one after the other, or for
     /// a visit.
@@ -264,7 +264,7 @@ impl Calls {
     ) -> io::Result<Calls> {
         let live = Live::of(std::mem::take(&mut guest.live), guest.watch.take())?;
         let devices = Devices::new(guest.devices.take());
-        let own_memory = own_memory::IsOpen::new(guest.own_memory);
+        let memory_files = memory_files::IsOpen::new(guest.memory_files);
         let children = Mutex::new(guest.children);
         let files = Opened::new(std::mem::take(&mut guest.files));
         install_wake_signal();
@@ -284,7 +284,7 @@ impl Calls {
             told: Told::default(),
             children,
             devices,
-            own_memory,
+            memory_files,
             files,
             births: Mutex::default(),
             near,

@@ -148,7 +148,7 @@ impl Spans {
 }
 
 /// A process that may be reached.
-struct Other<'a> {
+pub(crate) struct Other<'a> {
     shared: &'a Shared,
     thread: &'a mut Thread,
     pid: i32,
@@ -157,7 +157,7 @@ struct Other<'a> {
 }
 
 impl<'a> Other<'a> {
-    fn find(shared: &'a Shared, thread: &'a mut Thread, pid: i32) -> Result<Self, Halt> {
+    pub(crate) fn find(shared: &'a Shared, thread: &'a mut Thread, pid: i32) -> Result<Self, Halt> {
         let began = whereabouts(shared, pid)?;
         // It fails by the address if the process is there and may be looked at.
         match thread.peek(pid, NOWHERE, &mut [0])? {
@@ -167,7 +167,7 @@ impl<'a> Other<'a> {
     }
 
     /// So much of `len` bytes as there is.
-    fn read(&mut self, addr: u64, len: u64) -> Result<Vec<u8>, Halt> {
+    pub(crate) fn read(&mut self, addr: u64, len: u64) -> Result<Vec<u8>, Halt> {
         if let Some(began) = self.began {
             return match self.reach(began, Access::Read { addr, len: len as u32 })? {
                 Found::Read(bytes) if bytes.len() as u64 <= len => Ok(bytes),
@@ -182,7 +182,7 @@ impl<'a> Other<'a> {
     }
 
     /// Returns how many bytes could be written.
-    fn write(&mut self, addr: u64, bytes: Vec<u8>) -> Result<u64, Halt> {
+    pub(crate) fn write(&mut self, addr: u64, bytes: Vec<u8>) -> Result<u64, Halt> {
         if let Some(began) = self.began {
             let len = bytes.len() as u32;
             return match self.reach(began, Access::Write { addr, bytes })? {
@@ -211,6 +211,10 @@ impl<'a> Other<'a> {
             Some(_) => Err(Halt::Again),
         }
     }
+}
+
+pub(crate) fn is_at_home(shared: &Shared, pid: i32) -> Result<bool, Halt> {
+    Ok(whereabouts(shared, pid)?.is_none())
 }
 
 /// When a process that is away began. None: it is at home.

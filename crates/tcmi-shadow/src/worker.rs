@@ -23,8 +23,8 @@ use crate::limits;
 use crate::live;
 use crate::mapping::{self, Refusal};
 use crate::memory::{ProcessMemory, word};
+use crate::memory_files;
 use crate::others;
-use crate::own_memory;
 use crate::selves;
 use crate::signalfds::{self, Mirror};
 use crate::stream::{CallStream, StreamError};
@@ -277,7 +277,7 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             if let Some(outcome) = devices::serve(shared, notif) {
                 return Ok(outcome);
             }
-            if let Some(outcome) = own_memory::serve(shared, &mut thread, notif)? {
+            if let Some(outcome) = memory_files::serve(shared, &mut thread, notif)? {
                 return Ok(outcome);
             }
             if live::alters_at_home(shared, &mut thread, notif, row)? {
@@ -296,7 +296,7 @@ fn outcome(shared: &Shared, notif: &Notification) -> Result<Outcome, StreamError
             }
             children::waited(shared, notif, &outcome);
             if let (Some(opening), Outcome::Answer(Answer::Value(fd))) = (opening, &outcome) {
-                own_memory::opened(shared, &mut thread, &opening, *fd)?;
+                memory_files::opened(shared, &mut thread, &opening, *fd)?;
                 return selves::opened(shared, &mut thread, notif, &opening, *fd);
             }
             Ok(outcome)

@@ -100,7 +100,16 @@ pub struct Status {
 }
 
 pub fn status(pid: i32) -> Result<Status> {
-    let text = bytes(pid, "status")?;
+    read_status(pid, "status")
+}
+
+/// Of the thread `tid` of the process that `of` is a thread of.
+pub fn status_of_thread(of: i32, tid: i32) -> Result<Status> {
+    read_status(of, &format!("task/{tid}/status"))
+}
+
+fn read_status(pid: i32, file: &str) -> Result<Status> {
+    let text = bytes(pid, file)?;
     let text = String::from_utf8_lossy(&text);
     parse_status(&text).ok_or(malformed("parse /proc/PID/status"))
 }

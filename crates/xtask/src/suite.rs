@@ -25,6 +25,7 @@ const END_TO_END: &[&str] = &[
     "leave",
     "vdso",
     "trees",
+    "threads",
     "together",
     "shared",
     "mapped",

@@ -202,7 +202,7 @@ impl Life {
                 open: std::mem::take(&mut built.rebinds.open),
                 moved: std::mem::take(&mut built.rebinds.moved),
             },
-            own_memory: built.own_memory,
+            memory_files: built.memory_files,
             live: built.files.take_live(),
             watch: built.userfault.take().map(|fd| (built.host_pid(), fd)),
         };

@@ -361,7 +361,7 @@ impl Rig {
             processors: None,
             children: Usage::default(),
             files: Files::default(),
-            own_memory: false,
+            memory_files: false,
             devices: None,
             signals: 0,
             live: Vec::new(),

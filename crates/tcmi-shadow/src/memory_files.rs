@@ -1,5 +1,6 @@
-//! `/proc/self/mem` and `pagemap`: at home they are of the shadow, whose memory is empty. Their
-//! descriptors and positions are home's, but what is read and written there is the guest's.
+//! `/proc/PID/mem` and `pagemap`: at home they are of a shadow, whose memory is empty. Their
+//! descriptors and positions are home's, but what is read and written there is the guest's, or that of
+//! another one.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -9,17 +10,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::errno::{EFAULT, EINVAL, EIO, Errno};
 use tcmi_ckpt::birth;
-use tcmi_ckpt::own_memory::OwnMemory;
+use tcmi_ckpt::memory_files::MemoryFile;
+use tcmi_ckpt::reach::PIECE_BYTES_MAX;
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::calls::Shared;
 use crate::mapping;
 use crate::memory::{ProcessMemory, word};
+use crate::others::{self, Other};
 use crate::selves::Opening;
 use crate::stream::StreamError;
-use crate::worker::{Outcome, Thread, failed};
+use crate::worker::{Halt, Outcome, Thread};
 
-const CHUNK_BYTES: usize = 64 * 1024;
 /// What one call transfers at most, to the kernel.
 const COUNT_MAX: u64 = 0x7fff_f000;
 const IOVECS_MAX: u64 = 1024;
@@ -39,10 +41,6 @@ impl IsOpen {
     }
 }
 
-fn pid_at_home(shared: &Shared) -> Option<i32> {
-    birth::inner_tid(shared.guest.pid, shared.guest.pid)
-}
-
 /// Home has opened `fd`.
 pub(crate) fn opened(
     shared: &Shared,
@@ -50,12 +48,10 @@ pub(crate) fn opened(
     opening: &Opening,
     fd: i64,
 ) -> Result<(), StreamError> {
-    if OwnMemory::by_leaf(opening.leaf()).is_none() {
-        return Ok(());
-    }
-    let name = mapping::name(thread, fd as u64)?;
-    if pid_at_home(shared).is_some_and(|pid| OwnMemory::of(pid, &name).is_some()) {
-        shared.own_memory.0.store(true, Ordering::Relaxed);
+    if MemoryFile::by_leaf(opening.leaf()).is_some()
+        && MemoryFile::named(&mapping::name(thread, fd as u64)?).is_some()
+    {
+        shared.memory_files.0.store(true, Ordering::Relaxed);
     }
     Ok(())
 }
@@ -91,47 +87,72 @@ fn transfer(notif: &Notification) -> Option<Transfer> {
     })
 }
 
-/// Some: the answer of a call that reads or writes the guest's memory by a file. To be asked of
-/// each call before it is forwarded.
+/// Some: the answer of a call that reads or writes memory by a file. To be asked of each call before
+/// it is forwarded.
 pub(crate) fn serve(
     shared: &Shared,
     thread: &mut Thread,
     notif: &Notification,
 ) -> Result<Option<Outcome>, StreamError> {
-    if !shared.own_memory.0.load(Ordering::Relaxed) {
+    if !shared.memory_files.0.load(Ordering::Relaxed) {
         return Ok(None);
     }
-    let (Some(transfer), Some(pid)) = (transfer(notif), pid_at_home(shared)) else {
+    let Some(transfer) = transfer(notif) else { return Ok(None) };
+    let Some((pid, file)) = MemoryFile::named(&mapping::name(thread, notif.args[0])?) else {
         return Ok(None);
     };
-    let name = mapping::name(thread, notif.args[0])?;
-    let Some(file) = OwnMemory::of(pid, &name) else { return Ok(None) };
+    match moved(shared, thread, notif, (pid, file), &transfer) {
+        Ok(Some(done)) => Ok(Some(Outcome::Answer(Answer::Value(done as i64)))),
+        Ok(None) => Ok(None),
+        Err(halt) => halt.outcome().map(Some),
+    }
+}
+
+/// None: it is home's.
+fn moved(
+    shared: &Shared,
+    thread: &mut Thread,
+    notif: &Notification,
+    (pid, file): (i32, MemoryFile),
+    transfer: &Transfer,
+) -> Result<Option<u64>, Halt> {
+    let is_own = birth::inner_tid(shared.guest.pid, shared.guest.pid) == Some(pid);
+    let is_others_map = !is_own && file == MemoryFile::Pagemap;
+    if is_others_map && others::is_at_home(shared, pid)? {
+        return Ok(None);
+    }
     // Of nothing: whether the descriptor may do that is for home's kernel to say.
     let mut nothing = notif.args;
     nothing[2] = 0;
     let may = thread.ask_own(i64::from(notif.nr), &nothing, &mut [])?;
     if may < 0 {
-        return Ok(Some(failed(Errno(-may as i32))));
+        return Err(Halt::Errno(Errno(-may as i32)));
     }
     let fd = notif.args[0];
     let position = match transfer.position {
         Some(position) => position,
         None => seek(thread, fd, 0, libc::SEEK_CUR)? as u64,
     };
-    let done = match ranges(shared, notif, transfer.vectored) {
-        Ok(ranges) => {
-            let reach = Reach { shared, tid: notif.tid, file, writes: transfer.writes };
-            reach.all(&ranges, position)
-        }
-        Err(errno) => Err(errno),
+    let ranges = ranges(shared, notif, transfer.vectored).map_err(Halt::Errno)?;
+    let memory = match (is_own, file) {
+        (true, _) => Memory::Own(own(shared, file, transfer.writes)?),
+        (false, MemoryFile::Mem) => Memory::Others(Other::find(shared, thread, pid)?),
+        // Which of its pages are there is told to nobody else.
+        (false, MemoryFile::Pagemap) => return Err(Halt::Errno(EIO)),
     };
-    if let (Ok(done), None) = (done, transfer.position) {
+    let buffers = ProcessMemory { pid: notif.tid, writable: &shared.writable };
+    let mut mover = Mover { memory, file, writes: transfer.writes, buffers };
+    let done = mover.all(&ranges, position)?;
+    if transfer.position.is_none() {
         seek(thread, fd, position.wrapping_add(done), libc::SEEK_SET)?;
     }
-    Ok(Some(match done {
-        Ok(done) => Outcome::Answer(Answer::Value(done as i64)),
-        Err(errno) => failed(errno),
-    }))
+    Ok(Some(done))
+}
+
+/// As the node's kernel has it.
+fn own(shared: &Shared, file: MemoryFile, writes: bool) -> Result<File, Halt> {
+    let path = format!("/proc/{}/{}", shared.guest.pid, file.leaf());
+    OpenOptions::new().read(true).write(writes).open(path).map_err(|_| Halt::Errno(EIO))
 }
 
 fn seek(thread: &mut Thread, fd: u64, to: u64, whence: i32) -> Result<i64, StreamError> {
@@ -166,63 +187,93 @@ fn ranges(shared: &Shared, notif: &Notification, vectored: bool) -> Result<Vec<(
         .collect()
 }
 
-/// The guest's memory through the file that the node's kernel has for it.
-struct Reach<'a> {
-    shared: &'a Shared,
-    tid: i32,
-    file: OwnMemory,
-    writes: bool,
+enum Memory<'a> {
+    Own(File),
+    Others(Other<'a>),
 }
 
-impl Reach<'_> {
+impl Memory<'_> {
+    /// Returns how much there was.
+    fn read(&mut self, at: u64, into: &mut [u8]) -> Result<usize, Halt> {
+        match self {
+            Self::Own(file) => file.read_at(into, at).map_err(|e| Halt::Errno(errno(&e))),
+            Self::Others(other) => {
+                let bytes = other.read(at, into.len() as u64)?;
+                into[..bytes.len()].copy_from_slice(&bytes);
+                expect_some(bytes.len())
+            }
+        }
+    }
+
+    fn write(&mut self, at: u64, from: &[u8]) -> Result<usize, Halt> {
+        match self {
+            Self::Own(file) => file.write_at(from, at).map_err(|e| Halt::Errno(errno(&e))),
+            Self::Others(other) => expect_some(other.write(at, from.to_vec())? as usize),
+        }
+    }
+}
+
+/// As the file of a memory has it.
+fn expect_some(moved: usize) -> Result<usize, Halt> {
+    match moved {
+        0 => Err(Halt::Errno(EIO)),
+        _ => Ok(moved),
+    }
+}
+
+struct Mover<'a> {
+    memory: Memory<'a>,
+    file: MemoryFile,
+    writes: bool,
+    buffers: ProcessMemory<'a>,
+}
+
+impl Mover<'_> {
     /// As the kernel makes such a call for each buffer: an error counts only for the first.
-    fn all(&self, ranges: &[(u64, u64)], position: u64) -> Result<u64, Errno> {
-        let path = format!("/proc/{}/{}", self.shared.guest.pid, self.file.leaf());
-        let file = OpenOptions::new().read(true).write(self.writes).open(path).map_err(|_| EIO)?;
+    fn all(&mut self, ranges: &[(u64, u64)], position: u64) -> Result<u64, Halt> {
         let mut done = 0;
         for &(at, length) in ranges {
-            match self.one(&file, at, length, position.wrapping_add(done)) {
+            match self.one(at, length, position.wrapping_add(done)) {
                 Ok(n) => {
                     done += n;
                     if n < length {
                         break;
                     }
                 }
-                Err(errno) if done == 0 => return Err(errno),
-                Err(_) => break,
+                Err(Halt::Errno(_)) if done > 0 => break,
+                Err(halt) => return Err(halt),
             }
         }
         Ok(done)
     }
 
     /// A buffer that is not the guest's fails it, whatever was done before.
-    fn one(&self, file: &File, at: u64, length: u64, position: u64) -> Result<u64, Errno> {
-        if self.file == OwnMemory::Pagemap && !(position | length).is_multiple_of(ENTRY_BYTES) {
-            return Err(EINVAL);
+    fn one(&mut self, at: u64, length: u64, position: u64) -> Result<u64, Halt> {
+        if self.file == MemoryFile::Pagemap && !(position | length).is_multiple_of(ENTRY_BYTES) {
+            return Err(Halt::Errno(EINVAL));
         }
-        let mut mem = ProcessMemory { pid: self.tid, writable: &self.shared.writable };
-        let mut bytes = vec![0; CHUNK_BYTES.min(length as usize)];
+        let mut bytes = vec![0; PIECE_BYTES_MAX.min(length as usize)];
         let mut done = 0;
         while done < length {
-            let part = CHUNK_BYTES.min((length - done) as usize);
+            let part = bytes.len().min((length - done) as usize);
             let part = &mut bytes[..part];
             let (at, from) = (at.wrapping_add(done), position.wrapping_add(done));
             let moved = match self.writes {
                 true => {
-                    mem.read(at, part).map_err(|_| EFAULT)?;
-                    file.write_at(part, from)
+                    self.buffers.read(at, part).map_err(|_| Halt::Errno(EFAULT))?;
+                    self.memory.write(from, part)
                 }
-                false => file.read_at(part, from),
+                false => self.memory.read(from, part),
             };
             let n = match moved {
                 Ok(0) => break,
                 Ok(n) => n,
-                Err(_) if done > 0 => break,
-                Err(error) => return Err(errno(&error)),
+                Err(Halt::Errno(_)) if done > 0 => break,
+                Err(halt) => return Err(halt),
             };
             if !self.writes {
                 self.hide(&mut part[..n]);
-                mem.write(at, &part[..n]).map_err(|_| EFAULT)?;
+                self.buffers.write(at, &part[..n]).map_err(|_| Halt::Errno(EFAULT))?;
             }
             done += n as u64;
         }
@@ -231,7 +282,7 @@ impl Reach<'_> {
 
     /// Where its pages are is the node's affair.
     fn hide(&self, bytes: &mut [u8]) {
-        if self.file == OwnMemory::Pagemap {
+        if self.file == MemoryFile::Pagemap {
             for entry in bytes.chunks_exact_mut(ENTRY_BYTES as usize) {
                 let shown = word(entry, 0) & !PLACE;
                 entry.copy_from_slice(&shown.to_le_bytes());

@@ -537,6 +537,17 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_is_found_by_any_of_its_process() {
+        let look = || {
+            // SAFETY: plain call.
+            let own = unsafe { libc::gettid() };
+            let by = [own, std::process::id() as i32];
+            by.map(|of| status_of_thread(of, own).expect("status").inner_pid == own)
+        };
+        assert_eq!(std::thread::spawn(look).join().unwrap(), [true, true]);
+    }
+
+    #[test]
     fn status_parses() {
         let text =
             "State:\tS (sleeping)\nUmask:\t0027\nGroups:\t4 20 \nNSpid:\t900\t3\nCapAmb:\t10\n";

@@ -104,7 +104,11 @@ impl Server {
         }
         // Without its own unmount, which would fail now.
         let BackgroundSession { guard, .. } = session;
-        guard.join().map_err(|_| io::Error::other("a request thread panicked"))?
+        match guard.join().map_err(|_| io::Error::other("a request thread panicked"))? {
+            // How a thread that was taking a request learns of the forced unmount.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
+            ended => ended,
+        }
     }
 }
 

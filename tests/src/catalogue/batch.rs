@@ -64,7 +64,8 @@ pub fn entries(inputs: &Path) -> Vec<Entry> {
     let find = many(&["find"], WALKS * 10, &["-type", "f", "-printf", "%p %s %m\n"]);
     let pattern = r"([0-9a-f])([0-9a-f])\2\1[0-9a-f]\1\2";
     let grep = many(&["grep", "-rE", pattern], WALKS / 2, &[]);
-    let tar = many(&["tar", "--sort=name", "-cf", "tree.tar"], WALKS, &[]);
+    // Small blocks, so that it takes its time.
+    let tar = many(&["tar", "--sort=name", "-b1", "-cf", "tree.tar"], WALKS * 3, &[]);
     let build = format!("cp {}/* .", path("project"));
     let compile = format!(
         "GOCACHE=$PWD/cache CGO_ENABLED=0 go build -o sums {}; rm -rf cache",

@@ -61,7 +61,7 @@ pub fn entries(inputs: &Path) -> Vec<Entry> {
         all.extend(then.iter().map(|a| a.to_string()));
         move |p: &mut Program| p.argv = all
     };
-    let find = many(&["find"], WALKS * 10, &["-type", "f", "-printf", "%p %s %m\n"]);
+    let find = many(&["find"], WALKS * 25, &["-type", "f", "-printf", "%p %s %m\n"]);
     let pattern = r"([0-9a-f])([0-9a-f])\2\1[0-9a-f]\1\2";
     let grep = many(&["grep", "-rE", pattern], WALKS / 2, &[]);
     // Small blocks, so that it takes its time.

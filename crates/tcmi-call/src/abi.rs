@@ -182,7 +182,7 @@ pub struct ProcArea {
 /// sequence number (not 0) is its `si_value`, as a signal does, and is not sent on. It may come
 /// before that call, which is then not begun, or after it, when it does nothing. Sent
 /// by `rt_tgsigqueueinfo` with any signal that the agent handles; a process may give any
-/// negative code but SI_TKILL.
+/// negative code but SI_TKILL. With 0 the thread tells its keeper of [`ThreadArea::broken`].
 ///
 /// For what the shadow cannot know: that a signal taken by one shadow thread goes to
 /// another thread in the guest, or came while the call was on its way.

@@ -23,7 +23,7 @@ use tcmi_migr::messages::{self as msg, Message};
 use tcmi_migr::module::ByModule;
 use tcmi_migr::source::{self, Attached, Channel, Emigrated, Installed, Original, Sent};
 use tcmi_migr::{Error, Result};
-use tcmi_shadow::shadow::{Armed, Fate, Places, Shadow, StreamAt, arm};
+use tcmi_shadow::shadow::{Armed, Broken, Fate, Places, Shadow, StreamAt, arm};
 
 use crate::task::{Order, Task};
 use crate::tasks::{Party, Purpose, Rest, Step, WayOut};
@@ -295,6 +295,16 @@ impl Keeper<'_> {
                     }
                     self.last_words();
                     return Ok(Some(End::Gone));
+                }
+                // What the node says of it is on its way, or its link's end is.
+                Fate::Broken(why @ Broken::Closed) => {
+                    tracing::warn!(pid = %self.task.pid, %why, "shadow");
+                    continue;
+                }
+                Fate::Broken(why) => {
+                    // Its guest waits for ever for what it called last.
+                    msg::send(&mut self.wire.w, &msg::Signal { signal: libc::SIGKILL })?;
+                    return Ok(Some(End::Lost(why.to_string())));
                 }
             };
             msg::send(&mut self.wire.w, &msg::Signal { signal })?;

@@ -2,11 +2,12 @@
 //! memory is given back, and what no agent can see comes from our ptrace attachment.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::mem::offset_of;
 use std::time::Duration;
 
 use tcmi_call::abi::{
-    AgentStream, POKE_CODE, POKE_SIGNAL, ProcArea, ThreadArea, UserRegs, decision,
+    AgentStream, POKE_CODE, POKE_SIGNAL, ProcArea, ThreadArea, UserRegs, broken, decision,
 };
 use tcmi_call::record::DirectionKeys;
 use tcmi_ckpt::freeze::{Frozen, Thread, ends_by_stop, freeze_held, settle};
@@ -112,6 +113,41 @@ pub enum Fate {
     Continued,
     /// Gone: the wait status of its leader, if it was ours to see.
     Ended,
+    /// A thread's stream is of no more use.
+    Broken(Broken),
+}
+
+/// Why a thread gave up its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// The node closed it.
+    Closed,
+    Record,
+    Protocol,
+    Io,
+}
+
+impl Broken {
+    fn of(word: u32) -> Option<Self> {
+        match word {
+            broken::CLOSED => Some(Self::Closed),
+            broken::RECORD => Some(Self::Record),
+            broken::PROTOCOL => Some(Self::Protocol),
+            broken::IO => Some(Self::Io),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "the node closed a stream of calls",
+            Self::Record => "a forged or damaged record on a stream of calls",
+            Self::Protocol => "a call that breaks the protocol",
+            Self::Io => "a stream of calls cannot be read or written",
+        })
+    }
 }
 
 fn leader<'a>(f: &'a mut Frozen, agent: &'a Agent) -> Batcher<'a> {
@@ -231,6 +267,9 @@ impl Shadow {
                     self.left(tid);
                 }
                 Waited::Stopped(s, stop) => {
+                    if stop == Stop::Signal(POKE_SIGNAL) {
+                        fates.extend(self.broken(tid)?.map(Fate::Broken));
+                    }
                     let going = self.go_on(s, stop, &mut fates)?;
                     self.running.insert(tid, going);
                 }
@@ -240,6 +279,13 @@ impl Shadow {
             fates.push(Fate::Ended);
         }
         Ok(fates)
+    }
+
+    fn broken(&self, tid: i32) -> Result<Option<Broken>> {
+        let mut word = [0; 4];
+        let at = self.area(tid)? + offset_of!(ThreadArea, broken) as u64;
+        memory::read(self.pid, at, &mut word)?;
+        Ok(Broken::of(u32::from_le_bytes(word)))
     }
 
     /// Of a process that has ended.

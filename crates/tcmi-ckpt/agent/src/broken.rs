@@ -1,9 +1,10 @@
 //! What happens to a thread whose stream is of no more use.
 
+use crate::signal::SigInfo;
 use crate::sys::syscall;
 use core::sync::atomic::{AtomicU32, Ordering};
-use linux_raw_sys::general::{__NR_close, __NR_pause};
-use tcmi_call::abi::{ThreadArea, broken};
+use linux_raw_sys::general::{__NR_close, __NR_pause, __NR_rt_tgsigqueueinfo};
+use tcmi_call::abi::{POKE_SIGNAL, ProcArea, ThreadArea, broken};
 use tcmi_call::record::RecordError;
 
 #[derive(Clone, Copy)]
@@ -37,7 +38,8 @@ impl Broken {
     }
 }
 
-/// Closes the stream and leaves the thread to the keeper. Signals still reach their handler.
+/// Closes the stream and leaves the thread to the keeper, which the signal's stop tells. Signals
+/// still reach their handler.
 pub fn wait_for_keeper(area: *mut ThreadArea, why: Broken) -> ! {
     // SAFETY: `area` is this thread's for as long as it lives.
     let (fd, state) =
@@ -46,6 +48,14 @@ pub fn wait_for_keeper(area: *mut ThreadArea, why: Broken) -> ! {
     unsafe { syscall(__NR_close, [*fd as u64, 0, 0, 0, 0, 0]) };
     *fd = -1;
     state.store(why.code(), Ordering::Release);
+    let poke = SigInfo::poke(0);
+    // SAFETY: this thread's own ids; the kernel reads a whole siginfo. Its handler returns here.
+    unsafe {
+        let tgid = (*((*area).proc_area as *const ProcArea)).tgid;
+        let to = [tgid as u64, (*area).tid as u64, POKE_SIGNAL as u64];
+        let info = (&raw const poke) as u64;
+        syscall(__NR_rt_tgsigqueueinfo, [to[0], to[1], to[2], info, 0, 0])
+    };
     loop {
         // SAFETY: takes no arguments; returns after each signal.
         unsafe { syscall(__NR_pause, [0; 6]) };

@@ -11,7 +11,7 @@ use linux_raw_sys::general::{
     __NR_kill, FUTEX_WAIT, FUTEX_WAKE, SIGALRM, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV, SIGTRAP,
     SIGXFSZ,
 };
-use tcmi_call::abi::{POKE_CODE, ProcArea, ThreadArea};
+use tcmi_call::abi::{POKE_CODE, POKE_SIGNAL, ProcArea, ThreadArea};
 use tcmi_call::frame::{SignalFrame, kind};
 use tcmi_call::record::{HEADER_BYTES, OVERHEAD_BYTES};
 
@@ -30,6 +30,13 @@ pub struct SigInfo {
     rest: [u8; 96],
 }
 const _: () = assert!(size_of::<SigInfo>() == 128);
+
+impl SigInfo {
+    pub fn poke(value: u64) -> Self {
+        let (signo, code) = (POKE_SIGNAL, POKE_CODE);
+        Self { signo, errno: 0, code, pad: 0, pid: 0, uid: 0, value, rest: [0; 96] }
+    }
+}
 
 const SI_USER: i32 = 0;
 const SI_TIMER: i32 = -2;

@@ -231,6 +231,31 @@ static void through_file(int fd)
 	expect_equal("errno behind it", EIO, errno);
 }
 
+static int is_present(int map, long at)
+{
+	uint64_t entry = 0;
+	expect_equal("an entry", sizeof entry, pread(map, &entry, sizeof entry, at / PAGE * 8));
+	return entry >> 63;
+}
+
+/* What it maps, wherever it goes meanwhile. */
+static void by_page_map(void)
+{
+	char path[64];
+	uint64_t part;
+	snprintf(path, sizeof path, "/proc/%d/pagemap", child);
+	int map = open(path, O_RDONLY);
+	must(map >= 0, "the child's page map");
+	long grown = order('g', 0);
+	expect_equal("a page of the child's", 1, is_present(map, (long)grown));
+	expect_equal("the last one", 1, is_present(map, (long)grown + GROWN - PAGE));
+	order('s', 0);
+	expect_equal("none any more", 0, is_present(map, (long)grown));
+	expect_equal("a part of an entry", -1, pread(map, &part, 7, 0));
+	expect_equal("errno of a part", EINVAL, errno);
+	close(map);
+}
+
 static void by_files(void)
 {
 	int reader = open_memory(O_RDONLY), again = dup(held);
@@ -342,6 +367,7 @@ static void check(void)
 {
 	contents();
 	by_files();
+	by_page_map();
 	what_it_maps();
 	edges();
 	arguments();

@@ -38,6 +38,18 @@ impl MemoryFile {
     }
 }
 
+/// Of an entry of a page map.
+pub const ENTRY_BYTES: u64 = 8;
+/// Which page of the node's it is, or where it is swapped to.
+const PLACE: u64 = (1 << 55) - 1;
+
+/// Where its pages are is the node's affair.
+pub fn hide_places(entries: &mut [u8]) {
+    for entry in entries.as_chunks_mut::<{ ENTRY_BYTES as usize }>().0 {
+        *entry = (u64::from_le_bytes(*entry) & !PLACE).to_le_bytes();
+    }
+}
+
 /// Whether a process has such a file open.
 pub fn are_open_in(pid: i32) -> Result<bool> {
     Ok(proc::descriptors(pid)?.iter().any(|(_, name)| MemoryFile::named(name).is_some()))
@@ -68,6 +80,13 @@ mod tests {
         ] {
             assert_eq!(MemoryFile::named(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn whether_a_page_is_there_shows_and_not_where() {
+        let mut entries = [0x8180_0000_0001_2345_u64.to_le_bytes(), 7_u64.to_le_bytes()].concat();
+        hide_places(&mut entries);
+        assert_eq!(entries, [0x8180_0000_0000_0000_u64.to_le_bytes(), [0; 8]].concat());
     }
 
     #[test]

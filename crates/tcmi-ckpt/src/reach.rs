@@ -1,11 +1,14 @@
 //! What one process reaches for in another, where either may be away: its memory, and the files of
 //! /proc that tell of it.
 
+use std::fs;
 use std::io::IoSliceMut;
+use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
 use tcmi_sys::memory;
 
+use crate::memory_files::{ENTRY_BYTES, hide_places};
 use crate::texts::{File, Piece, Rest};
 use crate::{Error, Result};
 
@@ -23,6 +26,11 @@ pub enum Access {
     Write {
         addr: u64,
         bytes: Vec<u8>,
+    },
+    /// Bytes of its `pagemap`, whole entries.
+    Map {
+        at: u64,
+        len: u32,
     },
     /// What its kernel tells of it, or of a thread of it: a new text, or the rest of one.
     Tell {
@@ -59,7 +67,10 @@ impl Access {
     pub fn check(&self) -> Result<()> {
         let len = match self {
             Self::Find | Self::Tell { .. } => 0,
-            Self::Read { len, .. } => *len as usize,
+            Self::Map { at, len } if !(at | u64::from(*len)).is_multiple_of(ENTRY_BYTES) => {
+                return Err(Error::Image("a part of an entry of a page map"));
+            }
+            Self::Read { len, .. } | Self::Map { len, .. } => *len as usize,
             Self::Write { bytes, .. } => bytes.len(),
         };
         bounded(len)
@@ -74,6 +85,14 @@ impl Access {
                 let rooms = &mut [IoSliceMut::new(&mut bytes)];
                 let read = memory::gather(pid, *addr, rooms).unwrap_or(0);
                 bytes.truncate(read);
+                Found::Read(bytes)
+            }
+            Self::Map { at, len } => {
+                let mut bytes = vec![0; *len as usize];
+                let map = fs::File::open(format!("/proc/{pid}/pagemap"));
+                let read = map.and_then(|map| map.read_at(&mut bytes, *at)).unwrap_or(0);
+                bytes.truncate(read);
+                hide_places(&mut bytes);
                 Found::Read(bytes)
             }
             Self::Write { addr, bytes } => {
@@ -109,6 +128,10 @@ mod tests {
         let len = PIECE_BYTES_MAX as u32;
         assert!(Access::Read { addr: 0, len }.check().is_ok());
         assert!(Access::Read { addr: 0, len: len + 1 }.check().is_err());
+        assert!(Access::Map { at: 8, len }.check().is_ok());
+        assert!(Access::Map { at: 8, len: len + 8 }.check().is_err());
+        assert!(Access::Map { at: 4, len }.check().is_err());
+        assert!(Access::Map { at: 8, len: 12 }.check().is_err());
         let bytes = vec![0; PIECE_BYTES_MAX + 1];
         assert!(Access::Write { addr: 0, bytes: bytes.clone() }.check().is_err());
         assert!(Found::Read(bytes.clone()).check().is_err());

@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::errno::{EFAULT, EINVAL, EIO, Errno};
 use tcmi_ckpt::birth;
-use tcmi_ckpt::memory_files::MemoryFile;
+use tcmi_ckpt::memory_files::{ENTRY_BYTES, MemoryFile, hide_places};
 use tcmi_ckpt::reach::PIECE_BYTES_MAX;
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::calls::Shared;
 use crate::mapping;
 use crate::memory::{ProcessMemory, word};
-use crate::others::{self, Other};
+use crate::others::Other;
 use crate::selves::Opening;
 use crate::stream::StreamError;
 use crate::worker::{Halt, Outcome, Thread};
@@ -26,9 +26,6 @@ use crate::worker::{Halt, Outcome, Thread};
 const COUNT_MAX: u64 = 0x7fff_f000;
 const IOVECS_MAX: u64 = 1024;
 const IOVEC_BYTES: usize = 16;
-const ENTRY_BYTES: u64 = 8;
-/// Of an entry of a page map: which page of the node's it is, or where it is swapped to.
-const PLACE: u64 = (1 << 55) - 1;
 
 /// Whether the guest may have such a file open. It is asked of its descriptors one by one then:
 /// copies of one, as dup and sockets make them, are not followed.
@@ -102,25 +99,18 @@ pub(crate) fn serve(
         return Ok(None);
     };
     match moved(shared, thread, notif, (pid, file), &transfer) {
-        Ok(Some(done)) => Ok(Some(Outcome::Answer(Answer::Value(done as i64)))),
-        Ok(None) => Ok(None),
+        Ok(done) => Ok(Some(Outcome::Answer(Answer::Value(done as i64)))),
         Err(halt) => halt.outcome().map(Some),
     }
 }
 
-/// None: it is home's.
 fn moved(
     shared: &Shared,
     thread: &mut Thread,
     notif: &Notification,
     (pid, file): (i32, MemoryFile),
     transfer: &Transfer,
-) -> Result<Option<u64>, Halt> {
-    let is_own = birth::inner_tid(shared.guest.pid, shared.guest.pid) == Some(pid);
-    let is_others_map = !is_own && file == MemoryFile::Pagemap;
-    if is_others_map && others::is_at_home(shared, pid)? {
-        return Ok(None);
-    }
+) -> Result<u64, Halt> {
     // Of nothing: whether the descriptor may do that is for home's kernel to say.
     let mut nothing = notif.args;
     nothing[2] = 0;
@@ -134,11 +124,9 @@ fn moved(
         None => seek(thread, fd, 0, libc::SEEK_CUR)? as u64,
     };
     let ranges = ranges(shared, notif, transfer.vectored).map_err(Halt::Errno)?;
-    let memory = match (is_own, file) {
-        (true, _) => Memory::Own(own(shared, file, transfer.writes)?),
-        (false, MemoryFile::Mem) => Memory::Others(Other::find(shared, thread, pid)?),
-        // Which of its pages are there is told to nobody else.
-        (false, MemoryFile::Pagemap) => return Err(Halt::Errno(EIO)),
+    let memory = match birth::inner_tid(shared.guest.pid, shared.guest.pid) == Some(pid) {
+        true => Memory::Own(own(shared, file, transfer.writes)?),
+        false => Memory::Others(Other::find(shared, thread, pid)?, file, fd),
     };
     let buffers = ProcessMemory { pid: notif.tid, writable: &shared.writable };
     let mut mover = Mover { memory, file, writes: transfer.writes, buffers };
@@ -146,7 +134,7 @@ fn moved(
     if transfer.position.is_none() {
         seek(thread, fd, position.wrapping_add(done), libc::SEEK_SET)?;
     }
-    Ok(Some(done))
+    Ok(done)
 }
 
 /// As the node's kernel has it.
@@ -189,7 +177,8 @@ fn ranges(shared: &Shared, notif: &Notification, vectored: bool) -> Result<Vec<(
 
 enum Memory<'a> {
     Own(File),
-    Others(Other<'a>),
+    /// As which the shadow has it open.
+    Others(Other<'a>, MemoryFile, u64),
 }
 
 impl Memory<'_> {
@@ -197,10 +186,16 @@ impl Memory<'_> {
     fn read(&mut self, at: u64, into: &mut [u8]) -> Result<usize, Halt> {
         match self {
             Self::Own(file) => file.read_at(into, at).map_err(|e| Halt::Errno(errno(&e))),
-            Self::Others(other) => {
-                let bytes = other.read(at, into.len() as u64)?;
+            Self::Others(other, file, fd) => {
+                let bytes = match file {
+                    MemoryFile::Mem => other.read(at, into.len() as u64)?,
+                    MemoryFile::Pagemap => other.read_map(*fd, at, into.len() as u64)?,
+                };
                 into[..bytes.len()].copy_from_slice(&bytes);
-                expect_some(bytes.len())
+                match file {
+                    MemoryFile::Mem => expect_some(bytes.len()),
+                    MemoryFile::Pagemap => Ok(bytes.len()),
+                }
             }
         }
     }
@@ -208,7 +203,7 @@ impl Memory<'_> {
     fn write(&mut self, at: u64, from: &[u8]) -> Result<usize, Halt> {
         match self {
             Self::Own(file) => file.write_at(from, at).map_err(|e| Halt::Errno(errno(&e))),
-            Self::Others(other) => expect_some(other.write(at, from.to_vec())? as usize),
+            Self::Others(other, ..) => expect_some(other.write(at, from.to_vec())? as usize),
         }
     }
 }
@@ -272,22 +267,14 @@ impl Mover<'_> {
                 Err(halt) => return Err(halt),
             };
             if !self.writes {
-                self.hide(&mut part[..n]);
+                if self.file == MemoryFile::Pagemap {
+                    hide_places(&mut part[..n]);
+                }
                 self.buffers.write(at, &part[..n]).map_err(|_| Halt::Errno(EFAULT))?;
             }
             done += n as u64;
         }
         Ok(done)
-    }
-
-    /// Where its pages are is the node's affair.
-    fn hide(&self, bytes: &mut [u8]) {
-        if self.file == MemoryFile::Pagemap {
-            for entry in bytes.chunks_exact_mut(ENTRY_BYTES as usize) {
-                let shown = word(entry, 0) & !PLACE;
-                entry.copy_from_slice(&shown.to_le_bytes());
-            }
-        }
     }
 }
 

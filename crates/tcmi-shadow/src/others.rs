@@ -11,7 +11,7 @@ use tcmi_sys::seccomp::{Answer, Notification};
 use crate::calls::Shared;
 use crate::memory::{ProcessMemory, word};
 use crate::stream::StreamError;
-use crate::worker::{Halt, Outcome, Thread, returned};
+use crate::worker::{Halt, OWN_BASE, Outcome, Thread, returned};
 
 const IOVEC_BYTES: u64 = 16;
 const IOVECS_MAX: u64 = 1024;
@@ -181,6 +181,25 @@ impl<'a> Other<'a> {
         Ok(bytes)
     }
 
+    /// So much of `len` bytes of its page map as there is. The shadow has it open as `fd`.
+    pub(crate) fn read_map(&mut self, fd: u64, at: u64, len: u64) -> Result<Vec<u8>, Halt> {
+        if let Some(began) = self.began {
+            return match self.reach(began, Access::Map { at, len: len as u32 })? {
+                Found::Read(bytes) if bytes.len() as u64 <= len => Ok(bytes),
+                _ => Err(Halt::Again),
+            };
+        }
+        let mut bytes = vec![0; len as usize];
+        let args = [fd, OWN_BASE, len, at, 0, 0];
+        let read = self.thread.ask_own(libc::SYS_pread64, &args, &mut bytes)?;
+        self.expect_at_home()?;
+        if read < 0 {
+            return Err(Halt::Errno(Errno(-read as i32)));
+        }
+        bytes.truncate(read as usize);
+        Ok(bytes)
+    }
+
     /// Returns how many bytes could be written.
     pub(crate) fn write(&mut self, addr: u64, bytes: Vec<u8>) -> Result<u64, Halt> {
         if let Some(began) = self.began {
@@ -211,10 +230,6 @@ impl<'a> Other<'a> {
             Some(_) => Err(Halt::Again),
         }
     }
-}
-
-pub(crate) fn is_at_home(shared: &Shared, pid: i32) -> Result<bool, Halt> {
-    Ok(whereabouts(shared, pid)?.is_none())
 }
 
 /// When a process that is away began. None: it is at home.

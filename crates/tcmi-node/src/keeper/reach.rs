@@ -100,7 +100,9 @@ fn pass_on(task: &Task, began: u64, what: Reaching) {
     let granted = match access {
         _ if !other.is_held() => return asker.answer(Found::AtHome),
         Access::Find if is_away => return asker.answer(Found::Away { began: origin }),
-        Access::Read { .. } | Access::Write { .. } if is_away && began == origin => {
+        Access::Read { .. } | Access::Map { .. } | Access::Write { .. }
+            if is_away && began == origin =>
+        {
             may_reach(task.pid.raw(), other.pid.raw()).then_some(access)
         }
         // It may be about to leave; until then home's kernel tells what there is.

@@ -245,8 +245,9 @@ pub mod broken {
     pub const RECORD: u32 = 2;
     /// A frame that breaks the rules of [`crate::frame`].
     pub const PROTOCOL: u32 = 3;
-    /// Reading or writing failed.
+    /// Reading or writing failed, with the errno above it.
     pub const IO: u32 = 4;
+    pub const ERRNO_SHIFT: u32 = 8;
 }
 
 pub const STEWARD_OPS_MAX: usize = 16;

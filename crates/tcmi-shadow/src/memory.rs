@@ -4,10 +4,17 @@ use std::ops::Range;
 
 use parking_lot::Mutex;
 use tcmi_call::engine::{Fault, GuestMemory};
+use tcmi_call::table::errno::{EFAULT, EINVAL, Errno};
 use tcmi_sys::maps;
 
 /// How far the kernel lets a stack grow below what is mapped of it, at most and by default.
 const STACK_GROWTH_BYTES: u64 = 8 << 20;
+
+/// The kernel's MAX_RW_COUNT: more is not moved by one call.
+pub(crate) const MOVED_MAX: u64 = i32::MAX as u64 & !0xfff;
+/// The kernel's UIO_MAXIOV.
+const IOVECS_MAX: u64 = 1024;
+const IOVEC_BYTES: usize = 16;
 
 /// Memory of a guest that was writable when its mappings were last read.
 ///
@@ -53,6 +60,25 @@ pub(crate) fn word(bytes: &[u8], at: usize) -> u64 {
     let mut b = [0; 8];
     b.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(b)
+}
+
+/// Address and length of each buffer of a call that has several.
+pub(crate) fn iovecs(
+    mem: &mut ProcessMemory<'_>,
+    addr: u64,
+    count: u64,
+) -> Result<Vec<(u64, u64)>, Errno> {
+    if count > IOVECS_MAX {
+        return Err(EINVAL);
+    }
+    let mut bytes = vec![0; count as usize * IOVEC_BYTES];
+    mem.read(addr, &mut bytes).map_err(|_| EFAULT)?;
+    let buffers: Vec<_> =
+        bytes.chunks_exact(IOVEC_BYTES).map(|iovec| (word(iovec, 0), word(iovec, 8))).collect();
+    match buffers.iter().all(|(_, len)| i64::try_from(*len).is_ok()) {
+        true => Ok(buffers),
+        false => Err(EINVAL),
+    }
 }
 
 /// By `process_vm_readv` and `process_vm_writev`, which honour the pages' protection.

@@ -16,16 +16,11 @@ use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::calls::Shared;
 use crate::mapping;
-use crate::memory::{ProcessMemory, word};
+use crate::memory::{MOVED_MAX, ProcessMemory, iovecs};
 use crate::others::Other;
 use crate::selves::Opening;
 use crate::stream::StreamError;
 use crate::worker::{Halt, Outcome, Thread};
-
-/// What one call transfers at most, to the kernel.
-const COUNT_MAX: u64 = 0x7fff_f000;
-const IOVECS_MAX: u64 = 1024;
-const IOVEC_BYTES: usize = 16;
 
 /// Whether the guest may have such a file open. It is asked of its descriptors one by one then:
 /// copies of one, as dup and sockets make them, are not followed.
@@ -151,28 +146,16 @@ fn seek(thread: &mut Thread, fd: u64, to: u64, whence: i32) -> Result<i64, Strea
 fn ranges(shared: &Shared, notif: &Notification, vectored: bool) -> Result<Vec<(u64, u64)>, Errno> {
     let [_, at, count, ..] = notif.args;
     if !vectored {
-        return Ok(vec![(at, count.min(COUNT_MAX))]);
+        return Ok(vec![(at, count.min(MOVED_MAX))]);
     }
-    if count > IOVECS_MAX {
-        return Err(EINVAL);
+    let mut mem = ProcessMemory { pid: notif.tid, writable: &shared.writable };
+    let mut left = MOVED_MAX;
+    let mut buffers = iovecs(&mut mem, at, count)?;
+    for (_, len) in &mut buffers {
+        *len = (*len).min(left);
+        left -= *len;
     }
-    let mut iovecs = vec![0; count as usize * IOVEC_BYTES];
-    ProcessMemory { pid: notif.tid, writable: &shared.writable }
-        .read(at, &mut iovecs)
-        .map_err(|_| EFAULT)?;
-    let mut left = COUNT_MAX;
-    iovecs
-        .chunks_exact(IOVEC_BYTES)
-        .map(|iovec| {
-            let (at, length) = (word(iovec, 0), word(iovec, 8));
-            if i64::try_from(length).is_err() {
-                return Err(EINVAL);
-            }
-            let taken = length.min(left);
-            left -= taken;
-            Ok((at, taken))
-        })
-        .collect()
+    Ok(buffers)
 }
 
 enum Memory<'a> {

@@ -9,14 +9,10 @@ use tcmi_ckpt::reach::{Access, Found, PIECE_BYTES_MAX};
 use tcmi_sys::seccomp::{Answer, Notification};
 
 use crate::calls::Shared;
-use crate::memory::{ProcessMemory, word};
+use crate::memory::{MOVED_MAX, ProcessMemory, iovecs};
 use crate::stream::StreamError;
 use crate::worker::{Halt, OWN_BASE, Outcome, Thread, returned};
 
-const IOVEC_BYTES: u64 = 16;
-const IOVECS_MAX: u64 = 1024;
-/// The kernel's MAX_RW_COUNT: more is not moved by one call.
-const MOVED_MAX: u64 = i32::MAX as u64 & !0xfff;
 /// Nobody has memory there.
 const NOWHERE: u64 = 16;
 
@@ -85,18 +81,7 @@ struct Spans {
 
 impl Spans {
     fn read(mem: &mut ProcessMemory<'_>, addr: u64, count: u64) -> Result<Self, Halt> {
-        if count > IOVECS_MAX {
-            return Err(Halt::Errno(EINVAL));
-        }
-        let mut bytes = vec![0; (count * IOVEC_BYTES) as usize];
-        mem.read(addr, &mut bytes).map_err(|_| Halt::Errno(EFAULT))?;
-        let ranges: Vec<_> = bytes
-            .chunks_exact(IOVEC_BYTES as usize)
-            .map(|iovec| (word(iovec, 0), word(iovec, 8)))
-            .collect();
-        if ranges.iter().any(|(_, len)| (*len as i64) < 0) {
-            return Err(Halt::Errno(EINVAL));
-        }
+        let ranges = iovecs(mem, addr, count).map_err(Halt::Errno)?;
         let left = ranges.iter().fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
         Ok(Self { ranges, next: 0, left })
     }

@@ -124,16 +124,17 @@ pub enum Broken {
     Closed,
     Record,
     Protocol,
-    Io,
+    Io(i32),
 }
 
 impl Broken {
     fn of(word: u32) -> Option<Self> {
-        match word {
+        let errno = (word >> broken::ERRNO_SHIFT) as i32;
+        match word & ((1 << broken::ERRNO_SHIFT) - 1) {
             broken::CLOSED => Some(Self::Closed),
             broken::RECORD => Some(Self::Record),
             broken::PROTOCOL => Some(Self::Protocol),
-            broken::IO => Some(Self::Io),
+            broken::IO => Some(Self::Io(errno)),
             _ => None,
         }
     }
@@ -145,7 +146,10 @@ impl fmt::Display for Broken {
             Self::Closed => "the node closed a stream of calls",
             Self::Record => "a forged or damaged record on a stream of calls",
             Self::Protocol => "a call that breaks the protocol",
-            Self::Io => "a stream of calls cannot be read or written",
+            Self::Io(errno) => {
+                let error = std::io::Error::from_raw_os_error(*errno);
+                return write!(f, "a stream of calls cannot be read or written: {error}");
+            }
         })
     }
 }

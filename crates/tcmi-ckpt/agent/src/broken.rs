@@ -12,7 +12,8 @@ pub enum Broken {
     Closed,
     Record,
     Protocol,
-    Io,
+    /// Of this negative errno.
+    Io(i64),
 }
 
 impl From<RecordError> for Broken {
@@ -33,7 +34,7 @@ impl Broken {
             Self::Closed => broken::CLOSED,
             Self::Record => broken::RECORD,
             Self::Protocol => broken::PROTOCOL,
-            Self::Io => broken::IO,
+            Self::Io(errno) => broken::IO | (-errno as u32) << broken::ERRNO_SHIFT,
         }
     }
 }

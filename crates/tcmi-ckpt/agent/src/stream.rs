@@ -110,7 +110,7 @@ impl<'a> Incoming<'a> {
             match got {
                 0 => return Err(Broken::Closed),
                 1.. => self.raw.end += got as usize,
-                _ => return Err(Broken::Io),
+                errno => return Err(Broken::Io(errno)),
             }
         }
         Ok(())
@@ -168,6 +168,6 @@ impl<'a> Outgoing<'a> {
     fn send_record(&mut self) -> Result<(), Broken> {
         let n = seal(&mut self.stream.tx, self.room, self.filled)?;
         self.filled = 0;
-        sys::send_all(self.stream.fd, &self.room[..n]).map_err(|_| Broken::Io)
+        sys::send_all(self.stream.fd, &self.room[..n]).map_err(Broken::Io)
     }
 }

@@ -12,10 +12,10 @@ use super::content::{Content, STAT_BYTES, identity};
 use super::{Entry, Kind, OWN_BASE, ask, is_odd, memory};
 use crate::calls::Shared;
 use crate::mapping;
+use crate::memory::iovecs;
 use crate::stream::StreamError;
 use crate::worker::Thread;
 
-const IOVEC_BYTES: u64 = 16;
 /// `struct iovec`s that are looked at at once.
 const PARTS_MAX: u64 = 64;
 
@@ -104,11 +104,7 @@ fn name(shared: &Shared, thread: &mut Thread, fd: u64) -> Result<String, StreamE
 
 /// None: for home, as is all that is odd.
 fn parts(shared: &Shared, notif: &Notification, at: u64, count: u64) -> Option<Vec<(u64, u64)>> {
-    let mut bytes = vec![0; (count * IOVEC_BYTES) as usize];
-    memory(shared, notif).read(at, &mut bytes).ok()?;
-    let word = |b: &[u8]| b.first_chunk().map_or(0, |w| u64::from_le_bytes(*w));
-    let parts: Vec<(u64, u64)> =
-        bytes.chunks(IOVEC_BYTES as usize).map(|part| (word(part), word(&part[8..]))).collect();
+    let parts = iovecs(&mut memory(shared, notif), at, count).ok()?;
     let mut total = 0_u64;
     for (addr, len) in &parts {
         total = total.saturating_add(*len);

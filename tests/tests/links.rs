@@ -1,8 +1,11 @@
 //! Who may not connect: a stranger, a wrong key, plain text, garbage, silence, a
 //! flood. Each is refused and logged once, and the linked pair does not notice.
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -56,6 +59,65 @@ fn undisturbed_by(disturb: impl FnOnce(&Pair) -> Result<()>) -> Result<()> {
     victim.check()?;
     victim.end(7)?;
     pair.expect_no_leak(&before)?;
+    pair.stop()
+}
+
+/// The connections that a process holds, as copies.
+fn connections(pid: u32) -> Result<Vec<TcpStream>> {
+    // SAFETY: plain call; the descriptor it returns is nobody else's.
+    let process = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    ensure!(process >= 0, "pidfd_open of {pid}");
+    // SAFETY: as above.
+    let _process = unsafe { OwnedFd::from_raw_fd(process as i32) };
+    let mut all = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let entry = entry?;
+        if !fs::read_link(entry.path())?.to_string_lossy().starts_with("socket:") {
+            continue;
+        }
+        let number: i32 = entry.file_name().to_string_lossy().parse()?;
+        // SAFETY: as above.
+        let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, number, 0) };
+        ensure!(copy >= 0, "pidfd_getfd of {number} of {pid}");
+        // SAFETY: as above. Of one that is no connection no address is told.
+        let stream = unsafe { TcpStream::from_raw_fd(copy as i32) };
+        if stream.peer_addr().is_ok() {
+            all.push(stream);
+        }
+    }
+    Ok(all)
+}
+
+#[test]
+fn a_forged_call_stream_ends_its_process_and_says_so() -> Result<()> {
+    const END_MAX: Duration = Duration::from_secs(20);
+    let pair = Pair::new()?;
+    let mut victim = Victim::spawn(&VictimKind::plain("files"))?;
+    let pid = victim.pid();
+    pair.migrate(pid)?;
+    let (_, monitor) = pair.guest_and_monitor(pid)?;
+    let at_home = connections(pid)?;
+    let ends = |s: &TcpStream| Ok((s.local_addr()?, s.peer_addr()?));
+    let at_home = at_home.iter().map(ends).collect::<Result<Vec<_>>>()?;
+    let mut forged = 0;
+    for mut stream in connections(monitor)? {
+        if at_home.contains(&(stream.peer_addr()?, stream.local_addr()?)) {
+            stream
+                .write_all(&[0x17, 0x03, 0x03, 0, 40])
+                .and_then(|()| stream.write_all(&[7; 40]))?;
+            forged += 1;
+        }
+    }
+    ensure!(forged > 1, "{forged} connections of the monitor lead to the shadow");
+    let at = format!("ccn/mig/migproc/{pid}/last-error");
+    let why = wait_until("a reason", END_MAX, || {
+        Ok(Some(pair.home.read(&at)?).filter(|why| !why.trim().is_empty()))
+    });
+    let why = why.with_context(|| pair.logs())?;
+    ensure!(why.contains("forged or damaged record"), "last-error is {why:?}");
+    let status = victim.wait(END_MAX)?;
+    ensure!(status.signal() == Some(libc::SIGKILL), "it ended with {status}");
+    pair.wait_forgotten(pid)?;
     pair.stop()
 }
 

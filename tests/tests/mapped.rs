@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tcmi_tests::{Mapped, Pair, Scratch, Victim, VictimKind, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -155,6 +156,34 @@ fn what_home_s_disk_does_not_take_is_a_bus_error() -> Result<()> {
         }
         full.push(victim.ask("overfill", "FULL")?);
         victim.end(7)?;
+        fs::remove_file(file)?;
+    }
+    ensure!(full[0][0] > 0 && full[0] == full[1], "[page, code] unmoved and moved: {full:?}");
+    pair.stop()
+}
+
+/// Nobody else's view of it is another one then.
+#[test]
+fn what_home_s_disk_does_not_take_of_a_tree_s_file_is_a_bus_error() -> Result<()> {
+    let pair = Pair::new()?;
+    let small = Small::new()?;
+    let mut full = Vec::new();
+    for moved in [false, true] {
+        let file = small.0.join(format!("file-{moved}"));
+        let mut victim = mapping("full", &file)?;
+        let child = Pid::from_raw(victim.ask("fork", "FORKED")?[0] as i32);
+        if moved {
+            pair.try_migrate_tree(victim.pid())?;
+            ensure!(pair.is_guest(child.as_raw() as u32), "its child is at home");
+        }
+        full.push(victim.ask("overfill", "FULL").with_context(|| pair.logs())?);
+        victim.end(7).with_context(|| pair.logs())?;
+        kill(child, Signal::SIGKILL)?;
+        wait_until(
+            "the end of its child",
+            SOON,
+            || Ok((kill(child, None).is_err()).then_some(())),
+        )?;
         fs::remove_file(file)?;
     }
     ensure!(full[0][0] > 0 && full[0] == full[1], "[page, code] unmoved and moved: {full:?}");

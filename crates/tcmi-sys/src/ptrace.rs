@@ -311,3 +311,53 @@ pub fn robust_list(tid: pid_t) -> Result<(u64, u64)> {
     check("get_robust_list", r)?;
     Ok((head, len))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::proc;
+
+    struct Sleeper(Child);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            // It may have ended.
+            self.0.kill().ok();
+        }
+    }
+
+    fn wait_for_state(pid: pid_t, state: char) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while proc::status(pid).expect("status").state != state {
+            assert!(Instant::now() < until, "never in state {state}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_stop_that_nobody_took_is_no_end() {
+        let mut child = Sleeper(Command::new("sleep").arg("1000").spawn().expect("sleep"));
+        let pid = child.0.id() as pid_t;
+        let running = Running::seize(pid, 0).expect("seize");
+        assert!(!has_ended(pid).expect("looked"), "it runs");
+        running.interrupt().expect("interrupt");
+        wait_for_state(pid, 't');
+        assert!(!has_ended(pid).expect("looked"), "it has stopped");
+        let told = try_wait_any_but_end_of(pid).expect("looked");
+        let Some((_, Waited::Stopped(stopped, Stop::Interrupt))) = told else {
+            panic!("told {told:?}");
+        };
+        let running = stopped.cont(0).expect("goes on");
+        child.0.kill().expect("kill");
+        wait_for_state(pid, 'Z');
+        assert!(has_ended(pid).expect("looked"), "it has ended");
+        assert!(try_wait_any_but_end_of(pid).expect("looked").is_none(), "its end is taken");
+        assert!(matches!(running.wait().expect("waited"), Waited::Ended(9)));
+        assert!(!has_ended(pid).expect("looked"), "it is waited for");
+        // Its tracer's wait was its parent's.
+        assert!(child.0.wait().is_err());
+    }
+}

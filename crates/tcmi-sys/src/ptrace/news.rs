@@ -108,19 +108,21 @@ pub(super) fn has_ended(pid: pid_t) -> Result<bool> {
     if KEPT.with_borrow(|kept| kept.iter().any(|one| is_end_of(pid, one))) {
         return Ok(true);
     }
-    Ok(look(libc::P_PID, pid, libc::WEXITED)?.is_some())
+    Ok(look(libc::P_PID, pid)?.is_some_and(|(_, ends)| ends))
 }
 
 /// Who has news for this OS thread, and whether they are of its end.
 fn peek() -> Result<Option<(pid_t, bool)>> {
-    look(libc::P_ALL, 0, libc::WEXITED | libc::WSTOPPED)
+    look(libc::P_ALL, 0)
 }
 
-fn look(of: libc::idtype_t, id: pid_t, what: c_int) -> Result<Option<(pid_t, bool)>> {
+/// Stops of who is traced are told whether they are asked for or not.
+fn look(of: libc::idtype_t, id: pid_t) -> Result<Option<(pid_t, bool)>> {
     const ENDS: [c_int; 3] = [libc::CLD_EXITED, libc::CLD_KILLED, libc::CLD_DUMPED];
     // SAFETY: plain integers.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let flags = what | libc::WNOHANG | libc::WNOWAIT | libc::__WALL | libc::__WNOTHREAD;
+    let what = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+    let flags = what | libc::__WALL | libc::__WNOTHREAD;
     // SAFETY: `info` is a live siginfo_t.
     if unsafe { libc::waitid(of, id as libc::id_t, &mut info, flags) } < 0 {
         let e = Errno::last("waitid");

@@ -298,7 +298,7 @@ impl Keeper<'_> {
                 }
                 // What the node says of it is on its way, or its link's end is.
                 Fate::Broken(why @ Broken::Closed) => {
-                    tracing::warn!(pid = %self.task.pid, %why, "shadow");
+                    tracing::debug!(pid = %self.task.pid, %why, "shadow");
                     continue;
                 }
                 Fate::Broken(why) => {

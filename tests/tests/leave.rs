@@ -63,14 +63,33 @@ fn waits(pid: u32) -> Result<u64> {
 /// Its threads wait at home and for each other; nobody looks after it in vain.
 #[test]
 fn an_idle_guest_costs_neither_node_anything() -> Result<()> {
+    costs_nothing(
+        "import threading; threading.Thread(target=threading.Lock().acquire).start()\n\
+         l = threading.Lock(); l.acquire(); threading.Thread(target=l.acquire).start()\n",
+        "",
+    )
+}
+
+/// Nor after the files that it has mapped shared, large or small, while all it has waits at home.
+#[test]
+fn an_idle_guest_with_live_files_costs_neither_node_anything() -> Result<()> {
+    costs_nothing(
+        "import mmap, tempfile\n\
+         def live(size):\n f = tempfile.TemporaryFile(); f.truncate(size)\n \
+         return mmap.mmap(f.fileno(), size)\n\
+         a, b = live(4096), live(4 << 20)\n",
+        "a[0] = 7; b[0] = 7; a[1]; b[1]\n",
+    )
+}
+
+/// A python program that does `first`, waits for a line, and ends after `then`.
+fn costs_nothing(first: &str, then: &str) -> Result<()> {
     const A_WHILE: Duration = Duration::from_secs(3);
     const WAKES_MAX: u64 = 9;
     let pair = Pair::new()?;
     let mut command = Command::new("python3");
-    let script = "import threading; threading.Thread(target=threading.Lock().acquire).start()\n\
-                  l = threading.Lock(); l.acquire(); threading.Thread(target=l.acquire).start()\n\
-                  input()\nimport os; os._exit(3)";
-    command.args(["-c", script]).stdin(Stdio::piped());
+    let script = format!("{first}input()\n{then}import os; os._exit(3)");
+    command.args(["-c", &script]).stdin(Stdio::piped());
     let mut idle = Started::by(&mut command)?;
     let pid = idle.pid();
     wait_until("it waits for a line", SOON, || {

@@ -21,6 +21,7 @@ use tcmi_shadow::{Begun, CallStats, Calls, Denied, Events, Hooks, StreamError, T
 use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
 use tcmi_sys::ptrace;
+use tcmi_sys::waker::Waker;
 
 use crate::ipc::{self, ToDaemon, ToMonitor};
 use crate::limits::Limits;
@@ -106,7 +107,7 @@ struct Tidings {
     children: Inquiry<i32, Usage>,
     /// Another process: its id, when it began, and what is to be done there.
     others: Inquiry<(i32, u64, Access), Found>,
-    bell: OwnedFd,
+    bell: Waker,
     /// It serves. Until then the process may go on at home.
     serving: AtomicBool,
     /// It cannot be reached any more.
@@ -119,7 +120,7 @@ impl Tidings {
     fn new(births: Births) -> Result<Self> {
         let [serving, lost, stirred] = [false; 3].map(AtomicBool::new);
         let (children, others) = Default::default();
-        Ok(Self { births, children, others, bell: eventfd()?, serving, lost, stirred })
+        Ok(Self { births, children, others, bell: Waker::new()?, serving, lost, stirred })
     }
     /// The guest is on its way home.
     fn close(&self) {
@@ -141,22 +142,22 @@ impl Tidings {
     }
     fn set(&self, what: &AtomicBool) {
         what.store(true, Ordering::Release);
-        ring(&self.bell);
+        self.bell.wake();
     }
 }
 
 impl Hooks for Tidings {
     fn begin_thread(&self, by: i32) -> std::result::Result<Begun, Denied> {
-        self.births.ask(by, || ring(&self.bell))
+        self.births.ask(by, || self.bell.wake())
     }
     fn visit_home(&self, by: i32) -> Denied {
-        self.births.ask_visit(by, || ring(&self.bell))
+        self.births.ask_visit(by, || self.bell.wake())
     }
     fn child_used(&self, pid: i32) -> Usage {
-        self.children.ask(pid, || ring(&self.bell)).unwrap_or_default()
+        self.children.ask(pid, || self.bell.wake()).unwrap_or_default()
     }
     fn reach(&self, pid: i32, began: u64, access: Access) -> Found {
-        let found = self.others.ask((pid, began, access), || ring(&self.bell));
+        let found = self.others.ask((pid, began, access), || self.bell.wake());
         if found == Some(Found::Moves) {
             self.others.pause(REACH_AGAIN);
         }
@@ -176,13 +177,6 @@ impl Hooks for Tidings {
         tracing::warn!(tid, %error, "the shadow is not reached any more");
         self.set(&self.lost);
     }
-}
-
-fn ring(bell: &OwnedFd) {
-    let one = 1u64.to_ne_bytes();
-    // SAFETY: eight bytes to an eventfd; it can only fail when the counter is full, and
-    // then the loop is awake already.
-    unsafe { libc::write(bell.as_raw_fd(), one.as_ptr().cast(), 8) };
 }
 
 /// A guest that runs, and everything that keeps it running.
@@ -211,7 +205,7 @@ struct Life {
     /// What home was told last.
     told: Vec<msg::CallCount>,
     /// Rung for each signal that the guest got.
-    signalled: Arc<OwnedFd>,
+    signalled: Arc<Waker>,
     looks: Looks,
     report_at: Instant,
 }
@@ -235,12 +229,12 @@ impl Life {
             match self.wait(daemon, daemon_lives)? {
                 Next::Ended => return self.ended(None),
                 Next::Signalled => {
-                    quiet(&self.signalled);
+                    self.signalled.clear();
                     self.looks.signalled();
                 }
                 Next::Shadow => {
                     // First: who rings behind the looks is to be heard again.
-                    quiet(&self.shadow.bell);
+                    self.shadow.bell.clear();
                     if self.shadow.stirred.swap(false, Ordering::AcqRel) {
                         self.looks.stirred();
                     }
@@ -379,7 +373,7 @@ impl Life {
         }
         let bulk = if self.keeper { self.r.as_fd().as_raw_fd() } else { -1 };
         let daemon = if daemon_lives { daemon.as_raw_fd() } else { -1 };
-        let bells = [&self.shadow.bell, &*self.signalled].map(AsRawFd::as_raw_fd);
+        let bells = [&self.shadow.bell, &*self.signalled].map(|bell| bell.as_fd().as_raw_fd());
         let tracer = self.tracer.as_fd().as_raw_fd();
         let mut fds = [self.pidfd.as_raw_fd(), tracer, bells[0], bulk, daemon, bells[1]]
             .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
@@ -562,15 +556,4 @@ fn owned(what: &'static str, fd: i64) -> Result<OwnedFd> {
     }
     // SAFETY: a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
-fn quiet(bell: &OwnedFd) {
-    let mut count = [0; 8];
-    // SAFETY: room for the counter; EAGAIN if nobody rang.
-    unsafe { libc::read(bell.as_raw_fd(), count.as_mut_ptr().cast(), 8) };
-}
-
-fn eventfd() -> Result<OwnedFd> {
-    // SAFETY: plain call.
-    owned("eventfd", i64::from(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }))
 }

@@ -16,6 +16,7 @@ use tcmi_ckpt::reach::{Access, Found};
 use tcmi_ckpt::texts::About;
 use tcmi_ckpt::usage::Usage;
 use tcmi_sys::seccomp::Listener;
+use tcmi_sys::waker::Waker;
 
 use crate::callers::Callers;
 use crate::devices::Devices;
@@ -169,6 +170,8 @@ struct Gate {
     workers: Vec<JoinHandle<()>>,
     /// Writes files back.
     flusher: Option<JoinHandle<()>>,
+    /// The same is to be woken by the next change.
+    flusher_rests: bool,
     tids: Vec<i32>,
 }
 
@@ -194,8 +197,8 @@ pub(crate) struct Shared {
     threads: Mutex<HashMap<i32, Entry>>,
     gate: Mutex<Gate>,
     changed: Condvar,
-    /// Told of the end only.
-    quit: Condvar,
+    /// Wakes who writes files back.
+    flush: Waker,
 }
 
 impl Shared {
@@ -291,7 +294,7 @@ impl Calls {
             threads: Mutex::default(),
             gate: Mutex::default(),
             changed: Condvar::new(),
-            quit: Condvar::new(),
+            flush: Waker::new().map_err(io::Error::other)?,
         }));
         for thread in threads {
             calls.add_thread(thread)?;
@@ -480,7 +483,7 @@ impl Drop for Calls {
             (std::mem::take(&mut gate.workers), gate.flusher.take())
         };
         self.0.changed.notify_all();
-        self.0.quit.notify_all();
+        self.0.flush.wake();
         for worker in workers.into_iter().chain(flusher) {
             if worker.join().is_err() {
                 tracing::error!("a call worker panicked");
@@ -535,6 +538,9 @@ fn work(shared: &Arc<Shared>) {
 fn stir(shared: &Shared, mut gate: MutexGuard<'_, Gate>) {
     gate.calls += 1;
     let was_at_rest = std::mem::take(&mut gate.at_rest);
+    if std::mem::take(&mut gate.flusher_rests) {
+        shared.flush.wake();
+    }
     drop(gate);
     if was_at_rest {
         shared.hooks.stirs();
@@ -585,30 +591,36 @@ fn by_a_thread(shared: &Shared, patience: Duration, what: Work) -> Result<bool, 
 
 /// Who looks at a live file at home sees it a little later, whatever the guest calls or not.
 fn keep_written(shared: &Shared) {
-    let mut pause = WRITE_BACK_INTERVAL;
-    loop {
-        let until = Instant::now() + pause;
-        loop {
-            let gate = &mut shared.gate.lock();
-            let left = until.saturating_duration_since(Instant::now());
-            if gate.ended {
-                return;
-            }
-            if left.is_zero() && !gate.closed {
-                break;
-            }
-            let step = left.clamp(Duration::from_millis(1), WRITE_BACK_INTERVAL);
-            let waited = MutexGuard::unlocked(gate, || shared.live.wait_for_moves(step));
-            if !waited && !gate.ended {
-                shared.quit.wait_for(gate, step);
-            }
-        }
+    let mut due = Instant::now() + WRITE_BACK_INTERVAL;
+    while wait_until_due(shared, due) {
         let begun = Instant::now();
         if let Err(error) = by_a_thread(shared, Duration::ZERO, write_back) {
             tracing::debug!(%error, "nothing is written back any more");
             return;
         }
-        pause = WRITE_BACK_INTERVAL.max(begun.elapsed() * WRITE_BACK_SHARE);
+        let took = begun.elapsed();
+        due = Instant::now() + WRITE_BACK_INTERVAL.max(took * WRITE_BACK_SHARE);
+    }
+}
+
+/// Until files are to be written back: not while every thread has a call in flight, before which
+/// all was written back that it wrote. False: the guest is at its end.
+fn wait_until_due(shared: &Shared, due: Instant) -> bool {
+    const STEP: Duration = Duration::from_millis(1);
+    loop {
+        let mut gate = shared.gate.lock();
+        if gate.ended {
+            return false;
+        }
+        let left = due.saturating_duration_since(Instant::now());
+        let rests = gate.in_flight >= shared.threads.lock().len();
+        if left.is_zero() && !gate.closed && !rests {
+            return true;
+        }
+        gate.flusher_rests = rests;
+        drop(gate);
+        shared.live.wait(&shared.flush, (!rests).then_some(left.max(STEP)));
+        shared.flush.clear();
     }
 }
 

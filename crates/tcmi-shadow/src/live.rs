@@ -19,6 +19,7 @@ use tcmi_call::table::{Alters, Arg, Row};
 use tcmi_ckpt::live::{LiveFile, Window};
 use tcmi_sys::maps::Mapping;
 use tcmi_sys::seccomp::Notification;
+use tcmi_sys::waker::Waker;
 
 use crate::calls::Shared;
 use crate::mapping;
@@ -104,23 +105,29 @@ impl Live {
         Ok(Live { files, any, any_shared, watch })
     }
 
-    /// Waits for mappings of the guest that go or move, at most so long. Only who calls this takes
-    /// note of them, and the guest waits for it. False, at once: there is nothing to wait for.
-    pub(crate) fn wait_for_moves(&self, timeout: Duration) -> bool {
-        let Some(watch) = &self.watch else { return false };
-        let Some(is_event) = watch.wait(timeout) else { return false };
-        if is_event {
-            let mut files = self.files.lock();
-            // With the files held: who looks at them next knows.
-            if watch.take_events() {
-                for f in &mut files.all {
-                    if let Sight::Parts(_) = f.sight {
-                        f.sight = Sight::Lost;
-                    }
+    /// Waits until woken, or for mappings of the guest that go or move, at most so long. Only who
+    /// calls this takes note of those, and the guest waits for it.
+    pub(crate) fn wait(&self, waker: &Waker, timeout: Option<Duration>) {
+        let happened =
+            self.watch.as_ref().and_then(|watch| Some((watch, watch.wait(waker, timeout)?)));
+        let Some((watch, is_event)) = happened else {
+            if let Err(e) = waker.wait(timeout) {
+                tracing::debug!(%e, "not waited");
+            }
+            return;
+        };
+        if !is_event {
+            return;
+        }
+        let mut files = self.files.lock();
+        // With the files held: who looks at them next knows.
+        if watch.take_events() {
+            for f in &mut files.all {
+                if let Sight::Parts(_) = f.sight {
+                    f.sight = Sight::Lost;
                 }
             }
         }
-        true
     }
 
     pub(crate) fn is_empty(&self) -> bool {

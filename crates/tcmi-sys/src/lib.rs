@@ -17,5 +17,6 @@ pub mod ptrace;
 pub mod seccomp;
 pub mod signal;
 pub mod userfault;
+pub mod waker;
 
 pub use errno::{Errno, Result};

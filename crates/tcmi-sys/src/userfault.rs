@@ -1,8 +1,10 @@
 //! userfaultfd(2) of another process, to learn which pages of its shared mappings it has written.
 
 use crate::errno::{Errno, Result, check};
+use crate::waker::{Waker, poll_in};
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 /// userfaultfd(2)'s flags by which a process makes one for us: O_CLOEXEC, O_NONBLOCK, and
 /// UFFD_USER_MODE_ONLY, which needs no privilege.
@@ -41,18 +43,15 @@ impl Userfault {
         check("UFFDIO_REGISTER", ret.into()).map(drop)
     }
 
-    /// Waits for an event, at most so many milliseconds. It is there until it is taken, and who
-    /// caused it waits for that.
-    pub fn wait(&self, timeout_ms: i32) -> Result<bool> {
-        let mut fd = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid pollfd.
-        match unsafe { libc::poll(&mut fd, 1, timeout_ms) } {
-            -1 if Errno::last("poll").code == libc::EINTR => Ok(false),
-            -1 => Err(Errno::last("poll")),
-            n if n > 0 && fd.revents & libc::POLLIN == 0 => {
+    /// Waits for an event, or until woken, at most so long. Ok(true): one is there until it is taken,
+    /// and who caused it waits for that.
+    pub fn wait(&self, waker: &Waker, timeout: Option<Duration>) -> Result<bool> {
+        match poll_in([self.0.as_fd(), waker.as_fd()], timeout)? {
+            [0, _] => Ok(false),
+            [ready, _] if ready & libc::POLLIN == 0 => {
                 Err(Errno::new("a userfaultfd of nobody", libc::ESRCH))
             }
-            n => Ok(n > 0),
+            _ => Ok(true),
         }
     }
 

@@ -21,11 +21,12 @@ use tcmi_shadow::{
 };
 use tcmi_sys::Errno;
 use tcmi_sys::kmod::Session;
+use tcmi_sys::waker::Waker;
 
 use super::births::Births;
 use super::daemon::{claim, shared, tell, until_listed};
 use super::looks::Looks;
-use super::{Life, STATS_INTERVAL, Tidings, eventfd, owned, ring};
+use super::{Life, STATS_INTERVAL, Tidings, owned};
 use crate::ipc::ToDaemon;
 use crate::limits::Limits;
 use crate::rooms::{self, NextId};
@@ -76,7 +77,7 @@ struct Parts {
     events: Arc<Events>,
     shadow: Arc<Tidings>,
     pidfd: OwnedFd,
-    signalled: Arc<OwnedFd>,
+    signalled: Arc<Waker>,
 }
 
 impl Life {
@@ -166,11 +167,11 @@ impl Life {
         let (fd, _, rx) = take(&mut built.events)?.into_parts();
         let signals = SignalStream::new(fd, &rx);
         let pid = built.image.pid;
-        let signalled = Arc::new(eventfd()?);
+        let signalled = Arc::new(Waker::new()?);
         let shadow = Arc::new(Tidings::new(Births::new(names.clone(), next_id, tid))?);
         let (bell, told) = (signalled.clone(), shadow.clone());
         let tell = move |news| match news {
-            News::Signal => ring(&bell),
+            News::Signal => bell.wake(),
             News::Serving => told.set(&told.serving),
             News::Ended => told.set(&told.lost),
         };

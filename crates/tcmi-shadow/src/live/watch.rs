@@ -8,6 +8,7 @@ use std::time::Duration;
 use tcmi_sys::maps;
 use tcmi_sys::pages::Pagemap;
 use tcmi_sys::userfault::Userfault;
+use tcmi_sys::waker::Waker;
 
 /// Less is compared in a few microseconds.
 const WATCHED_BYTES: u64 = 128 * 1024;
@@ -86,8 +87,8 @@ impl Watch {
 
     /// True: an event is there, whose cause waits until it is taken. None, at once: there will be
     /// no more, as the guest is gone.
-    pub(super) fn wait(&self, timeout: Duration) -> Option<bool> {
-        let waited = self.userfault.wait(timeout.as_millis() as i32);
+    pub(super) fn wait(&self, waker: &Waker, timeout: Option<Duration>) -> Option<bool> {
+        let waited = self.userfault.wait(waker, timeout);
         waited.inspect_err(|e| tracing::debug!(%e, "no more events")).ok()
     }
 

@@ -1,10 +1,15 @@
 //! What one thread of a process that is away does to all of them (victims/sleepers.c), while the
 //! others wait at home.
 
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tcmi_tests::{Pair, Victim, VictimKind, wait_until};
+use nix::sys::signal::{Signal, kill};
+use tcmi_tests::{Launch, Pair, Root, Started, Victim, VictimKind, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -49,5 +54,50 @@ fn execve_by_another_thread_than_the_first() -> Result<()> {
     victim.check().context("home again")?;
     victim.end(7)?;
     pair.expect_no_leak(&before)?;
+    pair.stop()
+}
+
+/// For as many no stream was there when the move began.
+#[test]
+fn threads_that_begin_while_it_is_made_ready_go_along() -> Result<()> {
+    const SCRIPT: &str = "import os, threading\n\
+        go = threading.Event()\n\
+        all = [threading.Thread(target=go.wait) for _ in range(30)]\n\
+        input()\n\
+        for t in all: t.start()\n\
+        print('BEGUN', flush=True)\n\
+        input()\n\
+        go.set()\n\
+        for t in all: t.join()\n\
+        os._exit(3)\n";
+    let home = Launch::new("home", Root::Normal).env("TCMI_FAULT", "HomeFilesSent:stop");
+    let pair = Pair::launch(home, Launch::new("desk", Root::Bare))?;
+    let mut command = Command::new("python3");
+    command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut started = Started::by(&mut command)?;
+    let pid = started.pid();
+    let mut input = started.0.stdin.take().context("stdin")?;
+    let mut output = BufReader::new(started.0.stdout.take().context("stdout")?);
+    wait_until("it waits for a line", SOON, || {
+        Ok(fs::read_to_string(format!("/proc/{pid}/syscall"))?.starts_with("0 0x0 ").then_some(()))
+    })?;
+    thread::scope(|scope| {
+        let move_out = scope.spawn(|| pair.try_migrate(pid));
+        let halted = wait_until("home halts", SOON, || pair.home.halted());
+        let begun = halted.and_then(|halted| {
+            input.write_all(b"\n")?;
+            let mut line = String::new();
+            output.read_line(&mut line)?;
+            kill(halted, Signal::SIGCONT)?;
+            ensure!(line == "BEGUN\n", "it says {line:?}");
+            Ok(())
+        });
+        let moved = move_out.join().expect("no panic");
+        begun.and_then(|()| moved.with_context(|| pair.logs()))
+    })?;
+    ensure!(pair.is_guest(pid), "it is at home");
+    input.write_all(b"\n")?;
+    ensure!(started.end(SOON)?.code() == Some(3), "another status");
+    pair.wait_forgotten(pid)?;
     pair.stop()
 }

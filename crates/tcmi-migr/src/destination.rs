@@ -324,11 +324,9 @@ fn construct(
     let userfault = if has_live { n.userfault()? } else { None };
     let (listener, listener_there) =
         n.restore(&image, Some(&shut_in))?.ok_or(tcmi_ckpt::Error::Ended)?;
-    let calls = calls
-        .into_iter()
-        .map(|(tid, id)| parked.remove(&id).map(|s| (tid, s)))
-        .collect::<Option<Vec<_>>>()
-        .ok_or(tcmi_ckpt::Error::Image("a stream that was not announced"))?;
+    // Of threads that it began since, they were not announced.
+    let claim = |(tid, id)| Ok((tid, parked.remove(&id).map_or_else(|| (site.claim)(id), Ok)?));
+    let calls = calls.into_iter().map(claim).collect::<Result<Vec<_>>>()?;
     fault::pass(Point::NodeRestored)?;
     msg::send(w, &msg::Ready {})?;
     fault::pass(Point::NodeReadySent)?;

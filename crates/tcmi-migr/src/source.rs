@@ -143,11 +143,10 @@ fn move_out(pid: i32, which: (u64, u32), c: &mut Channel, watch: &dyn Watch) -> 
     let attached = Attached::attach(pid, by)?;
     let held = fault::pass(Point::HomeAttached)
         .and_then(|()| prepare(&attached, which, c, watch))
-        .and_then(|prepared| {
+        .and_then(|mut prepared| {
             watch.enter(State::Freezing);
             let started = Instant::now();
-            let frozen =
-                freeze_with_room(&attached, by, attached.room.min(prepared.streams.len() - 1))?;
+            let frozen = freeze_with_room(&attached, by, &mut prepared.streams, c)?;
             Ok((prepared, frozen, micros(started)))
         });
     match held {
@@ -368,17 +367,37 @@ fn address_space(a: &Attached, s: &Space) -> Result<tcmi_ckpt::image::AddressSpa
     })
 }
 
-fn freeze_with_room(a: &Attached, by: &dyn Freezer, threads: usize) -> Result<Frozen> {
-    for _ in 0..ATTEMPTS_MAX {
+/// Held, with a stream for each of its threads. It is tried to find it with no more than there are
+/// streams for: any other is taken while it stands still.
+fn freeze_with_room(
+    a: &Attached,
+    by: &dyn Freezer,
+    streams: &mut Vec<Stream>,
+    c: &mut Channel,
+) -> Result<Frozen> {
+    for attempt in 1..=ATTEMPTS_MAX {
         let f = by.freeze(a.pid)?.trace()?;
-        let is_the_same = a.is_in(f.pid);
-        if is_the_same && f.threads.len() <= threads {
+        if !a.is_in(f.pid) {
+            f.thaw()?;
+            return Err(Error::Unsteady("it executes another program"));
+        }
+        let wanted = 1 + f.threads.len();
+        if wanted <= streams.len() {
+            return Ok(f);
+        }
+        if attempt == ATTEMPTS_MAX && f.threads.len() <= a.room {
+            while streams.len() < wanted {
+                match (c.take_stream)() {
+                    Ok(stream) => streams.push(stream),
+                    Err(e) => {
+                        f.thaw()?;
+                        return Err(e);
+                    }
+                }
+            }
             return Ok(f);
         }
         f.thaw()?;
-        if !is_the_same {
-            return Err(Error::Unsteady("it executes another program"));
-        }
     }
     Err(Error::Unsteady("it keeps creating threads"))
 }

@@ -93,3 +93,17 @@ fn a_guest_makes_one_more_and_reads_from_it() -> Result<()> {
     victim.end(7)?;
     pair.stop()
 }
+
+#[test]
+fn what_one_thread_lets_in_no_other_takes_home_from_before_it() -> Result<()> {
+    // As victims/signalfd.c sends.
+    const SENT: i64 = 300;
+    let pair = Pair::new()?;
+    let mut victim = spawn()?;
+    pair.migrate(victim.pid())?;
+    let handled = victim.ask("unblock", "HANDLED ")?;
+    ensure!(handled == [SENT], "{handled:?} of {SENT} handled in time");
+    victim.check()?;
+    victim.end(7)?;
+    pair.stop()
+}

@@ -4,6 +4,7 @@
  *
  *   read    what waits: "READ <number> <sender>" for each, then "END"
  *   wait    waits for one by epoll: "WAITING", then "READ <number> <sender>"
+ *   unblock lets signals in, one by one, while another thread makes calls: "HANDLED <count>"
  *   ready   whether poll says that there is one: "READY <0 or 1>"
  */
 #define VICTIM_COMMAND
@@ -166,8 +167,42 @@ static void check(void)
 	expect_equal("a later descriptor", SIGTERM, next("a later descriptor", late).ssi_signo);
 }
 
+#define LET_IN 300
+static int is_over;
+
+static void *calls(void *arg)
+{
+	struct signalfd_siginfo info;
+	int none = *(int *)arg;
+	while (!__atomic_load_n(&is_over, __ATOMIC_ACQUIRE))
+		expect_equal("nothing there", -1, read(none, &info, sizeof info));
+	return NULL;
+}
+
+/* Each is handled before the call that lets it in returns. */
+static void unblock(void)
+{
+	sigset_t usr1 = only(SIGUSR1), usr2 = only(SIGUSR2);
+	int none = signalfd(-1, &usr2, SFD_NONBLOCK), count = 0;
+	pthread_t thread;
+	must(none >= 0 && pthread_create(&thread, NULL, calls, &none) == 0, "thread");
+	for (int i = 0; i < LET_IN; i++) {
+		int before = handled;
+		kill(getpid(), SIGUSR1);
+		sigprocmask(SIG_UNBLOCK, &usr1, NULL);
+		count += handled - before;
+		sigprocmask(SIG_BLOCK, &usr1, NULL);
+	}
+	__atomic_store_n(&is_over, 1, __ATOMIC_RELEASE);
+	pthread_join(thread, NULL);
+	close(none);
+	say("HANDLED %d\n", count);
+}
+
 static void command(const char *line)
 {
+	if (!strcmp(line, "unblock"))
+		return unblock();
 	struct signalfd_siginfo info;
 	if (!strcmp(line, "late")) {
 		sigset_t term = only(SIGTERM);

@@ -189,6 +189,7 @@ pub(crate) struct Shared {
     pub(crate) devices: Devices,
     pub(crate) memory_files: memory_files::IsOpen,
     pub(crate) files: Opened,
+    pub(crate) let_in: signalfds::LetIn,
     /// Held while home is asked for a thread, whose ids are given out one after the other, or for
     /// a visit.
     pub(crate) births: Mutex<()>,
@@ -249,6 +250,7 @@ impl Shared {
     /// Returns how many threads are left.
     pub(crate) fn forget(&self, tid: i32) -> usize {
         self.guest.callers.called(tid);
+        self.let_in.close(tid);
         let mut threads = self.threads.lock();
         threads.remove(&tid);
         threads.len()
@@ -289,6 +291,7 @@ impl Calls {
             devices,
             memory_files,
             files,
+            let_in: signalfds::LetIn::default(),
             births: Mutex::default(),
             near,
             threads: Mutex::default(),

@@ -2,9 +2,11 @@
 //! pending for the shadow thread that makes it. So a shadow thread blocks of these signals what its
 //! guest thread does, and what all of them block is not sent on.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 
+use parking_lot::Mutex;
 use tcmi_call::abi::BatchOp;
 use tcmi_call::engine::GuestMemory;
 use tcmi_call::table::errno::EFAULT;
@@ -58,6 +60,43 @@ impl Waiting {
     }
 }
 
+/// What threads are about to take themselves, in calls that let it in, until they have run: it is not
+/// to be taken home from before them.
+#[derive(Debug, Default)]
+pub(crate) struct LetIn(Mutex<HashMap<i32, Window>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    set: u64,
+    /// How often the thread had run.
+    runs: u64,
+}
+
+impl LetIn {
+    fn open(&self, tid: i32, set: u64) {
+        self.0.lock().insert(tid, Window { set, runs: runs(tid) });
+    }
+
+    pub(crate) fn close(&self, tid: i32) {
+        self.0.lock().remove(&tid);
+    }
+
+    /// By any thread.
+    fn set(&self) -> u64 {
+        let is_open = |(tid, window): &(&i32, &Window)| {
+            // Where it is not counted there is no telling.
+            window.runs != 0 && runs(**tid) == window.runs
+        };
+        self.0.lock().iter().filter(is_open).fold(0, |all, (_, window)| all | window.set)
+    }
+}
+
+/// How often a thread has been given a processor; 0 where the kernel does not count it.
+fn runs(tid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{tid}/schedstat")).unwrap_or_default();
+    text.split_whitespace().nth(2).and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
 /// Whether a call is one of those that [`serve`] has a part in.
 pub(crate) fn concerns(shared: &Shared, nr: u32) -> bool {
     let calls = [
@@ -80,20 +119,24 @@ pub(crate) fn settle(shared: &Shared, thread: &mut Thread, tid: i32) -> Result<(
     }
     // Of one that has ended nobody sees the answer.
     let Ok(waiting) = Waiting::read(tid) else { return Ok(()) };
-    mirror(shared, thread, waiting.blocked)?;
+    shared.let_in.close(tid);
+    mirror(shared, thread, tid, waiting.blocked)?;
     (thread.mirror.is_loose, thread.mirror.seen) = (false, injected);
     take_home(shared, thread, tid, &waiting)
 }
 
 /// Has the shadow thread block these, of the signals that are read from descriptors. What that lets
 /// in there is in the guest then.
-fn mirror(shared: &Shared, thread: &mut Thread, blocked: u64) -> Result<(), StreamError> {
+fn mirror(shared: &Shared, thread: &mut Thread, tid: i32, blocked: u64) -> Result<(), StreamError> {
     let want = blocked & shared.guest.signals;
     let let_in = shared.guest.signals & !want;
     let (block, unblock) = match thread.mirror.blocked {
         Some(have) => (want & !have, let_in & have),
         None => (want, let_in),
     };
+    if unblock != 0 {
+        shared.let_in.open(tid, unblock);
+    }
     for (how, set) in [(libc::SIG_BLOCK, block), (libc::SIG_UNBLOCK, unblock)] {
         if set != 0 {
             thread.own(|call, seq| call.block(how, set, seq), &mut [])?;
@@ -119,7 +162,7 @@ pub(crate) fn let_in(
     }
     let Ok(waiting) = Waiting::read(tid) else { return Ok(()) };
     thread.mirror.is_loose = true;
-    mirror(shared, thread, waiting.blocked & mask)
+    mirror(shared, thread, tid, waiting.blocked & mask)
 }
 
 /// What waits in the guest, and is blocked there, goes to where it is read: signals of timers, and
@@ -142,6 +185,10 @@ fn take_home(
     waiting: &Waiting,
 ) -> Result<(), StreamError> {
     let set = waiting.of_process & waiting.blocked & shared.guest.signals;
+    if set == 0 {
+        return Ok(());
+    }
+    let set = set & !shared.let_in.set();
     if set == 0 {
         return Ok(());
     }
@@ -177,7 +224,8 @@ fn dequeue(shared: &Shared, set: u64) -> Option<(u64, [u8; SIGINFO_BYTES])> {
 
 /// Whether a signal that some call may wait for is in the guest.
 pub(crate) fn is_held_up(shared: &Shared) -> bool {
-    let waiting = |w: Waiting| w.of_process & w.blocked & shared.guest.signals != 0;
+    let waiting =
+        |w: Waiting| w.of_process & w.blocked & shared.guest.signals & !shared.let_in.set() != 0;
     shared.guest.signals != 0 && Waiting::read(shared.guest.pid).is_ok_and(waiting)
 }
 
@@ -219,7 +267,7 @@ pub(crate) fn serve(
                 libc::SIG_SETMASK => set,
                 _ => return Ok(here),
             };
-            mirror(shared, thread, blocked)?;
+            mirror(shared, thread, notif.tid, blocked)?;
         }
     }
     Ok(here)

@@ -381,12 +381,10 @@ fn freeze_with_room(
             f.thaw()?;
             return Err(Error::Unsteady("it executes another program"));
         }
-        let wanted = 1 + f.threads.len();
-        if wanted <= streams.len() {
-            return Ok(f);
-        }
-        if attempt == ATTEMPTS_MAX && f.threads.len() <= a.room {
-            while streams.len() < wanted {
+        let threads = f.threads.len();
+        let fits = threads <= a.room;
+        if fits && attempt == ATTEMPTS_MAX {
+            while streams.len() <= threads {
                 match (c.take_stream)() {
                     Ok(stream) => streams.push(stream),
                     Err(e) => {
@@ -395,6 +393,8 @@ fn freeze_with_room(
                     }
                 }
             }
+        }
+        if fits && threads < streams.len() {
             return Ok(f);
         }
         f.thaw()?;

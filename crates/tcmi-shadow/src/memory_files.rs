@@ -121,7 +121,7 @@ fn moved(
     let ranges = ranges(shared, notif, transfer.vectored).map_err(Halt::Errno)?;
     let memory = match birth::inner_tid(shared.guest.pid, shared.guest.pid) == Some(pid) {
         true => Memory::Own(own(shared, file, transfer.writes)?),
-        false => Memory::Others(Other::find(shared, thread, pid)?, file, fd),
+        false => Memory::Others(Other::find(shared, thread, pid)?, fd),
     };
     let buffers = ProcessMemory { pid: notif.tid, writable: &shared.writable };
     let mut mover = Mover { memory, file, writes: transfer.writes, buffers };
@@ -161,15 +161,15 @@ fn ranges(shared: &Shared, notif: &Notification, vectored: bool) -> Result<Vec<(
 enum Memory<'a> {
     Own(File),
     /// As which the shadow has it open.
-    Others(Other<'a>, MemoryFile, u64),
+    Others(Other<'a>, u64),
 }
 
 impl Memory<'_> {
     /// Returns how much there was.
-    fn read(&mut self, at: u64, into: &mut [u8]) -> Result<usize, Halt> {
+    fn read(&mut self, file: MemoryFile, at: u64, into: &mut [u8]) -> Result<usize, Halt> {
         match self {
-            Self::Own(file) => file.read_at(into, at).map_err(|e| Halt::Errno(errno(&e))),
-            Self::Others(other, file, fd) => {
+            Self::Own(own) => own.read_at(into, at).map_err(|e| Halt::Errno(errno(&e))),
+            Self::Others(other, fd) => {
                 let bytes = match file {
                     MemoryFile::Mem => other.read(at, into.len() as u64)?,
                     MemoryFile::Pagemap => other.read_map(*fd, at, into.len() as u64)?,
@@ -241,7 +241,7 @@ impl Mover<'_> {
                     self.buffers.read(at, part).map_err(|_| Halt::Errno(EFAULT))?;
                     self.memory.write(from, part)
                 }
-                false => self.memory.read(from, part),
+                false => self.memory.read(self.file, from, part),
             };
             let n = match moved {
                 Ok(0) => break,

@@ -91,7 +91,8 @@ impl LetIn {
     }
 }
 
-/// How often a thread has been given a processor; 0 where the kernel does not count it.
+/// How often a thread has been given a processor; 0 of one that has ended, or where the kernel does
+/// not count it.
 fn runs(tid: i32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{tid}/schedstat")).unwrap_or_default();
     text.split_whitespace().nth(2).and_then(|count| count.parse().ok()).unwrap_or(0)
@@ -184,11 +185,7 @@ fn take_home(
     tid: i32,
     waiting: &Waiting,
 ) -> Result<(), StreamError> {
-    let set = waiting.of_process & waiting.blocked & shared.guest.signals;
-    if set == 0 {
-        return Ok(());
-    }
-    let set = set & !shared.let_in.set();
+    let set = to_be_read(shared, waiting);
     if set == 0 {
         return Ok(());
     }
@@ -202,6 +199,14 @@ fn take_home(
         }
     }
     Ok(())
+}
+
+/// What waits in the guest, and is for a read at home.
+fn to_be_read(shared: &Shared, waiting: &Waiting) -> u64 {
+    match waiting.of_process & waiting.blocked & shared.guest.signals {
+        0 => 0,
+        set => set & !shared.let_in.set(),
+    }
 }
 
 /// One signal of `set` that waits for the guest's process.

@@ -24,4 +24,4 @@ pub use scratch::Scratch;
 pub use started::Started;
 pub use terminal::Terminal;
 pub use victim::{Victim, VictimKind, Wake};
-pub use wait::wait_until;
+pub use wait::{wait_until, wait_until_it_reads};

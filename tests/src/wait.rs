@@ -23,3 +23,11 @@ pub fn wait_until<T>(
         thread::sleep(LOOK_EVERY);
     }
 }
+
+/// Until the first thread of a process is in a read of its standard input.
+pub fn wait_until_it_reads(pid: u32, timeout: Duration) -> Result<()> {
+    wait_until("in a read of its input", timeout, || {
+        let call = std::fs::read_to_string(format!("/proc/{pid}/syscall"))?;
+        Ok(call.starts_with("0 0x0 ").then_some(()))
+    })
+}

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tcmi_tests::{Pair, Started, Victim, VictimKind, wait_until};
+use tcmi_tests::{Pair, Started, Victim, VictimKind, wait_until, wait_until_it_reads};
 
 const SOON: Duration = Duration::from_secs(30);
 const GUESTS: usize = 6;
@@ -93,9 +93,7 @@ fn costs_nothing(first: &str, then: &str) -> Result<()> {
     command.args(["-c", &script]).stdin(Stdio::piped());
     let mut idle = Started::by(&mut command)?;
     let pid = idle.pid();
-    wait_until("it waits for a line", SOON, || {
-        Ok(fs::read_to_string(format!("/proc/{pid}/syscall"))?.starts_with("0 0x0 ").then_some(()))
-    })?;
+    wait_until_it_reads(pid, SOON)?;
     pair.migrate(pid)?;
     let (here, monitor) = pair.guest_and_monitor(pid)?;
     let count = || -> Result<u64> { Ok(waits(pid)? + waits(here)? + waits(monitor)?) };

@@ -143,49 +143,46 @@ impl Drop for Small {
     }
 }
 
-#[test]
-fn what_home_s_disk_does_not_take_is_a_bus_error() -> Result<()> {
+/// Unmoved and moved, alone or with a child that has the file mapped, too.
+fn overfills_alike(with_a_child: bool) -> Result<()> {
     let pair = Pair::new()?;
     let small = Small::new()?;
     let mut full = Vec::new();
     for moved in [false, true] {
         let file = small.0.join(format!("file-{moved}"));
         let mut victim = mapping("full", &file)?;
-        if moved {
-            pair.migrate(victim.pid())?;
+        let mut child = None;
+        if with_a_child {
+            child = Some(victim.ask("fork", "FORKED")?[0] as u32);
         }
-        full.push(victim.ask("overfill", "FULL")?);
-        victim.end(7)?;
+        match child {
+            _ if !moved => {}
+            None => pair.migrate(victim.pid())?,
+            Some(child) => {
+                pair.try_migrate_tree(victim.pid())?;
+                ensure!(pair.is_guest(child), "its child is at home");
+            }
+        }
+        full.push(victim.ask("overfill", "FULL").with_context(|| pair.logs())?);
+        victim.end(7).with_context(|| pair.logs())?;
+        if let Some(child) = child {
+            let child = Pid::from_raw(child as i32);
+            kill(child, Signal::SIGKILL)?;
+            let has_ended = || Ok(kill(child, None).is_err().then_some(()));
+            wait_until("the end of its child", SOON, has_ended)?;
+        }
         fs::remove_file(file)?;
     }
     ensure!(full[0][0] > 0 && full[0] == full[1], "[page, code] unmoved and moved: {full:?}");
     pair.stop()
 }
 
-/// Nobody else's view of it is another one then.
+#[test]
+fn what_home_s_disk_does_not_take_is_a_bus_error() -> Result<()> {
+    overfills_alike(false)
+}
+
 #[test]
 fn what_home_s_disk_does_not_take_of_a_tree_s_file_is_a_bus_error() -> Result<()> {
-    let pair = Pair::new()?;
-    let small = Small::new()?;
-    let mut full = Vec::new();
-    for moved in [false, true] {
-        let file = small.0.join(format!("file-{moved}"));
-        let mut victim = mapping("full", &file)?;
-        let child = Pid::from_raw(victim.ask("fork", "FORKED")?[0] as i32);
-        if moved {
-            pair.try_migrate_tree(victim.pid())?;
-            ensure!(pair.is_guest(child.as_raw() as u32), "its child is at home");
-        }
-        full.push(victim.ask("overfill", "FULL").with_context(|| pair.logs())?);
-        victim.end(7).with_context(|| pair.logs())?;
-        kill(child, Signal::SIGKILL)?;
-        wait_until(
-            "the end of its child",
-            SOON,
-            || Ok((kill(child, None).is_err()).then_some(())),
-        )?;
-        fs::remove_file(file)?;
-    }
-    ensure!(full[0][0] > 0 && full[0] == full[1], "[page, code] unmoved and moved: {full:?}");
-    pair.stop()
+    overfills_alike(true)
 }

@@ -11,7 +11,7 @@ use nix::pty::openpty;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, setsid, write};
-use tcmi_tests::{Pair, Scratch, Victim, VictimKind, account, wait_until};
+use tcmi_tests::{Pair, Scratch, Victim, VictimKind, account, wait_until, wait_until_it_reads};
 
 const SOON: Duration = Duration::from_secs(10);
 const EACH: usize = 200;
@@ -49,11 +49,8 @@ fn send_to_thread(pid: u32, tid: u32, signal: i32) -> Result<()> {
 }
 
 /// Its handler answers before it is back in read(2), which a signal in between would not end.
-fn wait_until_it_reads(pid: u32) -> Result<()> {
-    wait_until("in a read of its input", SOON, || {
-        let call = fs::read_to_string(format!("/proc/{pid}/syscall"))?;
-        Ok(call.starts_with("0 0x0 ").then_some(()))
-    })
+fn until_it_reads(pid: u32) -> Result<()> {
+    wait_until_it_reads(pid, SOON)
 }
 
 #[test]
@@ -351,10 +348,10 @@ fn a_blocking_read_restarts_or_ends_as_sa_restart_says() -> Result<()> {
     let mut victim = Victim::spawn(&VictimKind::plain("restart"))?;
     pair.migrate(victim.pid())?;
     for _ in 0..20 {
-        wait_until_it_reads(victim.pid())?;
+        until_it_reads(victim.pid())?;
         victim.signal(Signal::SIGUSR1)?;
         victim.expect("handled 10", SOON)?;
-        wait_until_it_reads(victim.pid())?;
+        until_it_reads(victim.pid())?;
         victim.signal(Signal::SIGUSR2)?;
         victim.expect("handled 12", SOON)?;
         victim.expect("interrupted", SOON)?;

@@ -1,7 +1,6 @@
 //! What one thread of a process that is away does to all of them (victims/sleepers.c), while the
 //! others wait at home.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -9,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
-use tcmi_tests::{Launch, Pair, Root, Started, Victim, VictimKind, wait_until};
+use tcmi_tests::{
+    Launch, Pair, Root, Started, Victim, VictimKind, wait_until, wait_until_it_reads,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -78,17 +79,16 @@ fn threads_that_begin_while_it_is_made_ready_go_along() -> Result<()> {
     let pid = started.pid();
     let mut input = started.0.stdin.take().context("stdin")?;
     let mut output = BufReader::new(started.0.stdout.take().context("stdout")?);
-    wait_until("it waits for a line", SOON, || {
-        Ok(fs::read_to_string(format!("/proc/{pid}/syscall"))?.starts_with("0 0x0 ").then_some(()))
-    })?;
+    wait_until_it_reads(pid, SOON)?;
     thread::scope(|scope| {
         let move_out = scope.spawn(|| pair.try_migrate(pid));
         let halted = wait_until("home halts", SOON, || pair.home.halted());
         let begun = halted.and_then(|halted| {
-            input.write_all(b"\n")?;
             let mut line = String::new();
-            output.read_line(&mut line)?;
+            let said = input.write_all(b"\n").and_then(|()| output.read_line(&mut line));
+            // Whatever came of it, or its move waits for ever.
             kill(halted, Signal::SIGCONT)?;
+            said?;
             ensure!(line == "BEGUN\n", "it says {line:?}");
             Ok(())
         });
